@@ -1,0 +1,29 @@
+# make test   makes the environment, installs, lints, type-checks and tests
+# make demo   makes the environment and compares three attention structures on real text
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: test demo lint clean
+
+# torch goes first and alone: whatever pulls it later must find it there, or it brings its largest build.
+$(VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+demo: $(VENV)/installed
+	$(BIN)/structattn compare language --attentions standard mlr swa:64 --data stdlib --preset demo --out runs/demo
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

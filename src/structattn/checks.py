@@ -1,0 +1,55 @@
+"""Checks of arguments, shared by every floor: each raises with what was expected, what came, and where."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Iterable
+from types import ModuleType
+
+
+def positive_int(name: str, value: object) -> int:
+    """`value` as an int of at least 1; TypeError or ValueError naming `name` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a positive integer, got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value}")
+    return value
+
+
+def finite(name: str, value: object) -> float:
+    """`value` as a finite float; TypeError or ValueError naming `name` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def probability(name: str, value: object) -> float:
+    """`value` as a float in [0, 1); TypeError or ValueError naming `name` otherwise."""
+    number = finite(name, value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {number}")
+    return number
+
+
+def one_of(name: str, value: str, options: Iterable[str]) -> str:
+    """`value` if it is among `options`; otherwise ValueError with the nearest option and the whole list."""
+    known = list(options)
+    if value in known:
+        return value
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency; ImportError naming the extra that brings it where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise ImportError(f"this needs {error.name}: pip install 'structattn[{extra}]'") from error
