@@ -1,0 +1,104 @@
+"""Text as characters of a vocabulary of 96: newline and the 95 printable characters of ASCII.
+
+What is done with every other character:
+
+- line ends (`\\r\\n`, `\\r`, and the Unicode line and paragraph separators) become newlines; a tab becomes four
+  spaces; every other space (no-break, thin, ideographic, …) becomes one space;
+- curly, low and angle quotes become `"` or `'`; primes and accents standing alone become `'`, `"` or `` ` ``;
+  hyphens and the short dash become `-`, the long dash `--`; bullets become `*`; `…` becomes `...`;
+- letters with marks lose the marks and ligatures come apart, by Unicode's compatibility decomposition (`é` is
+  `e`, `ﬁ` is `fi`, `½` is `1/2`); a few letters that have none are spelt out (`æ` is `ae`, `ß` is `ss`);
+- whatever is left (other scripts, symbols, control characters) is dropped.
+
+Tokens are numbered in the order of the code points: newline is 0, space is 1, … `~` is 95.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
+"""Every character a model of this task knows, at its token's index."""
+
+NEWLINE = 0
+"""The token of a newline."""
+
+_OUTSIDE = re.compile(r"[^\n -~]")
+_TO_TOKEN = bytes(max(VOCABULARY.find(chr(code)), 0) for code in range(256))
+_SPELLINGS = {
+    "\t": "    ",
+    **dict.fromkeys("\r\x85\u2028\u2029", "\n"),
+    **dict.fromkeys("‘’‚‛‹›′´ʹʻʼ", "'"),
+    **dict.fromkeys("“”„‟«»″", '"'),
+    **dict.fromkeys("‐‑‒–−", "-"),
+    **dict.fromkeys("—―", "--"),
+    **dict.fromkeys("•‣·●", "*"),
+    "⁄": "/",
+    "×": "x",
+    "Æ": "AE",
+    "æ": "ae",
+    "Œ": "OE",
+    "œ": "oe",
+    "ß": "ss",
+    "ẞ": "SS",
+    "Ø": "O",
+    "ø": "o",
+    "ı": "i",
+    "Ł": "L",
+    "ł": "l",
+    "Đ": "D",
+    "đ": "d",
+    "Ð": "D",
+    "ð": "d",
+    "Þ": "Th",
+    "þ": "th",
+}
+
+
+def encode(text: str) -> NDArray[np.uint8]:
+    """The tokens of `text`, characters outside the vocabulary mapped or dropped as the module says.
+
+    Args:
+        text: any string.
+
+    Returns:
+        A new array of uint8, one token per character that is left.
+    """
+    plain = _OUTSIDE.sub(lambda match: _spell(match[0]), text.replace("\r\n", "\n"))
+    # bytes.translate is the table lookup; a bytearray keeps the result writable, as torch wants it.
+    return np.frombuffer(bytearray(plain.encode("ascii").translate(_TO_TOKEN)), dtype=np.uint8)
+
+
+def decode(tokens: ArrayLike) -> str:
+    """The text of `tokens`, the inverse of `encode` on text of the vocabulary.
+
+    Args:
+        tokens: integers in [0, 96): an array, a list or a CPU tensor, of one dimension.
+
+    Raises:
+        ValueError: `tokens` has another number of dimensions, or a value is not a token.
+    """
+    array = np.asarray(tokens)
+    if array.ndim != 1:
+        raise ValueError(f"tokens must have one dimension, got shape {array.shape}")
+    if array.size and not (array.min() >= 0 and array.max() < len(VOCABULARY)):
+        raise ValueError(f"tokens must be at least 0 and below {len(VOCABULARY)}, got {array.min()} to {array.max()}")
+    return "".join(map(VOCABULARY.__getitem__, array.tolist()))
+
+
+@functools.cache
+def _spell(character: str) -> str:
+    """One character outside the vocabulary, spelt with characters of it; empty where there is no spelling."""
+    if character in _SPELLINGS:
+        return _SPELLINGS[character]
+    if unicodedata.category(character) == "Zs":
+        return " "
+    parts = unicodedata.normalize("NFKD", character)
+    if parts == character:
+        return ""
+    return "".join(part if part in VOCABULARY else _spell(part) for part in parts)

@@ -1,0 +1,161 @@
+"""In-context linear regression: from `x_1, y_1, …, x_i` predict `y_i = wᵀ x_i`, for every `i` at once.
+
+Shapes: `B` prompts, `N = 2d` points of `d` dimensions, `2N` tokens: a point's `x` and then its `y`.
+
+A model that solves it recovers the least-squares solution of the points before `i`: zero error from point
+`d + 1` on. To do so it must compare `d`-dimensional inputs, which a score of rank below `d` cannot.
+
+Source: Garg, Tsipras, Liang, Valiant, *What Can Transformers Learn In-Context?*, 2022; sizes and curriculum
+as in arXiv 2509.07963, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structattn import checks
+from structattn.tasks.base import Batch, Stream, Task, Totals, generator
+
+FIRST_DIMENSION = 4
+"""Dimensions the curriculum begins with; it begins with twice as many points."""
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """In-context linear regression of `input_dim` dimensions from twice as many points.
+
+    Raises:
+        TypeError, ValueError: a field is not of the kind or not in the range it states.
+    """
+
+    input_dim: int = 16
+    """Dimensions d of the inputs. A prompt has 2d points, so a sequence has 4d tokens."""
+
+    curriculum: float = 0.06
+    """Share of the training steps over which prompts grow from 4 dimensions and 8 points to the full size; 0 for
+    the full size from the start."""
+
+    evaluation_prompts: int = 2048
+    """Prompts of the held-out set, the same for every seed."""
+
+    def __post_init__(self) -> None:
+        checks.positive_int("input_dim", self.input_dim)
+        checks.probability("curriculum", self.curriculum)
+        checks.positive_int("evaluation_prompts", self.evaluation_prompts)
+
+    @property
+    def num_points(self) -> int:
+        """Points `N = 2d` of a full prompt."""
+        return 2 * self.input_dim
+
+
+class RegressionTask(Task):
+    """Prompts with `x_i, w ~ N(0, I_d)`, squared error over `d`, as `Task` describes.
+
+    A batch has `inputs (B, 2N, d)` float32, rows `x_1, y_1, x_2, y_2, …` with `y_i` in coordinate 0 and zeros in
+    the others, and `targets (B, N)` float32, the `y_i`. A model returns one number per token, `(B, 2N)`: the
+    number at `x_i`'s token is its prediction of `y_i`, which it must make without seeing later tokens; the numbers at
+    the `y_i` are not used.
+
+    *Curriculum.* For the first `curriculum * total_steps` steps a prompt has `c` dimensions and `2c` points: the
+    coordinates of `x` from `c` on are zero and the prompt ends after `2c` points. `c` climbs from 4 to `d` by one
+    at a time, at equal intervals (by more where there are fewer steps than dimensions to climb), and is `d` from
+    then on. For `d` of 4 or less there is none.
+
+    *Loss.* The mean of `(prediction - y)²` over all points and prompts, divided by `d` at every step. At full size a
+    model that answers 0 has loss 1, since `y` has variance `d`; and a bound on the gradient's norm means the same
+    at every `d`.
+
+    Args:
+        config: sizes.
+        seed: names the training prompts.
+        total_steps: training steps of the run, which `config.curriculum` is a share of.
+
+    Raises:
+        ValueError: `seed` is negative or `total_steps` is not positive.
+    """
+
+    name: ClassVar[str] = "regression"
+    units: ClassVar[Mapping[str, str]] = {
+        "last_error": "squared error / d at the last point",
+        "mean_error": "squared error / d, mean over all points",
+        "error_by_position": "squared error / d at each point",
+    }
+
+    def __init__(self, config: RegressionConfig, *, seed: int = 0, total_steps: int) -> None:
+        super().__init__(seed)
+        self.config = config
+        self.curriculum_steps = math.ceil(config.curriculum * checks.positive_int("total_steps", total_steps))
+
+    @property
+    def context_length(self) -> int:
+        """Tokens `2N = 4d` of a full prompt."""
+        return 2 * self.config.num_points
+
+    @property
+    def evaluation_size(self) -> int:
+        """Prompts of the held-out set."""
+        return self.config.evaluation_prompts
+
+    def sequence_length(self, step: int) -> int:
+        """Tokens of a prompt at `step`: four per dimension that the curriculum has reached."""
+        return 4 * self.dimension(step)
+
+    def dimension(self, step: int) -> int:
+        """Dimensions that are not zero at `step`: the curriculum."""
+        target = self.config.input_dim
+        if step >= self.curriculum_steps or target <= FIRST_DIMENSION:
+            return target
+        return FIRST_DIMENSION + (target - FIRST_DIMENSION) * step // self.curriculum_steps
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean over prompts and points of `(prediction - y)² / d`; see the class."""
+        return self._squared_errors(outputs, batch).mean() / self.config.input_dim
+
+    @torch.no_grad()
+    def totals(self, outputs: Tensor, batch: Batch) -> Totals:
+        """`squared_error (N,)`, summed over prompts, and `prompts ()`, their number."""
+        errors = self._squared_errors(outputs, batch).double().sum(dim=0)
+        return {"squared_error": errors, "prompts": errors.new_tensor(len(batch["targets"]))}
+
+    def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
+        """Error over `d` at the last point, over all points, and at each point."""
+        errors = totals["squared_error"] / totals["prompts"] / self.config.input_dim
+        return {
+            "last_error": errors[-1].item(),
+            "mean_error": errors.mean().item(),
+            "error_by_position": errors.tolist(),
+        }
+
+    def _squared_errors(self, outputs: Tensor, batch: Batch) -> Tensor:
+        expected = batch["inputs"].shape[:2]
+        if outputs.shape != expected:
+            raise ValueError(f"outputs must have one number per token, {tuple(expected)}, got {tuple(outputs.shape)}")
+        return (outputs[:, 0::2].float() - batch["targets"]).square()
+
+    def _training_rows(self, step: int, batch_size: int, rows: range) -> Batch:
+        return self._prompts(self.seed, Stream.TRAINING_PROMPT, step, rows, self.dimension(step))
+
+    def _evaluation_rows(self, rows: range) -> Batch:
+        return self._prompts(0, Stream.EVALUATION_PROMPT, 0, rows, self.config.input_dim)
+
+    def _prompts(self, seed: int, stream: Stream, step: int, rows: range, dimension: int) -> Batch:
+        """Prompts of `dimension` active dimensions and twice as many points, one generator per row."""
+        width, points = self.config.input_dim, 2 * dimension
+        tokens = np.zeros((len(rows), points, 2, width), dtype=np.float32)
+        targets = np.empty((len(rows), points), dtype=np.float32)
+        for index, row in enumerate(rows):
+            draws = generator(seed, stream, step, row).standard_normal((points + 1, dimension), dtype=np.float32)
+            weight, points_x = draws[0], draws[1:]
+            targets[index] = points_x @ weight
+            tokens[index, :, 0, :dimension] = points_x
+            tokens[index, :, 1, 0] = targets[index]
+        inputs = torch.from_numpy(tokens.reshape(len(rows), 2 * points, width))
+        return {"inputs": inputs, "targets": torch.from_numpy(targets)}
