@@ -1,0 +1,48 @@
+"""The registry of backends, best first, and the choice among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from structattn import checks
+from structattn.ops import reference, tiled
+from structattn.ops.call import Backend, Call, as_backend
+
+# In order of preference: "auto" takes the first one that serves a call.
+REGISTRY: dict[str, Backend] = {"tiled": as_backend(tiled), "reference": as_backend(reference)}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can serve on this machine (or a given call), and if not, why."""
+
+    name: str
+    reason: str | None
+
+    @property
+    def eligible(self) -> bool:
+        """True where nothing stands against it."""
+        return self.reason is None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'eligible' if self.eligible else self.reason}"
+
+
+def backends(call: Call | None = None) -> list[BackendStatus]:
+    """Every backend in order of preference, with the reason where it cannot serve this machine (or `call`)."""
+    return [BackendStatus(name, backend.ineligible(call)) for name, backend in REGISTRY.items()]
+
+
+def check_name(name: str) -> str:
+    """`name` if it is `"auto"` or a backend's; ValueError with the list and the nearest otherwise."""
+    return checks.one_of("backend", name, ["auto", *REGISTRY])
+
+
+def choose(name: str, call: Call) -> Backend:
+    """The backend of that name, or for `"auto"` the first that serves; ValueError with its reason if it cannot."""
+    if name == "auto":
+        return next(backend for backend in REGISTRY.values() if backend.ineligible(call) is None)
+    reason = REGISTRY[check_name(name)].ineligible(call)
+    if reason is not None:
+        raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
+    return REGISTRY[name]
