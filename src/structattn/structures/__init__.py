@@ -1,1 +1,8 @@
-"""Structured matrices with one face: dense, product, bilinear form, feature maps, costs, projection."""
+"""Structured matrices: one face (`Structure`), many families."""
+
+from structattn.structures.base import Structure
+from structattn.structures.contraction import Level
+from structattn.structures.families import BTT, MLR, LowRank, Monarch
+from structattn.structures.mlbtc import MLBTC
+
+__all__ = ["BTT", "MLBTC", "MLR", "Level", "LowRank", "Monarch", "Structure"]

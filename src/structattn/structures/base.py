@@ -1,0 +1,271 @@
+"""The face every structured matrix shares.
+
+Shape legend: `...` any batch axes, `H` heads (absent when `heads=None`), `F` = `feature_dim`.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from structattn.checks import one_of, positive_int
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from structattn.structures.mlbtc import MLBTC
+
+Operation = Literal["forward", "adjoint", "left", "right"]
+Fans = tuple[int, int]
+
+
+class Structure(nn.Module, abc.ABC):
+    r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of `heads` of them.
+
+    Every family is a product `M = Φ_Lᵀ Φ_R` of two linear maps onto a common feature space of width
+    `feature_dim`: `left(x) = Φ_L x` and `right(y) = Φ_R y`, so that `⟨left(x), right(y)⟩ = xᵀ M y`.
+    Queries and keys of an attention layer are exactly these two maps (arXiv 2509.07963, section 3).
+
+    With `normalize=True` each factor `W` is used as `W / max(1, rms(W) / rms₀)`,
+    `rms₀ = sqrt(min(fan_in, fan_out)) / fan_in` (:meth:`factor`). The root mean square runs over all
+    blocks of a factor of one head: each head is a matrix of its own, so a stack of heads equals the
+    same matrices held apart.
+
+    Factors start normal with deviation `1/sqrt(fan_in)`, `fan_in` being that of one block
+    (:meth:`factor_fans`). Where each factor feeds the next (BTT, Monarch, Kronecker, Butterfly), an input
+    of unit variance gives entries of `M y` of order 1, under both values of `normalize`. Where both factors
+    face an input (LowRank, MLR), it is the entries of `left(x)` and `right(y)` that are of order 1, as with
+    the query and key projections of standard attention.
+
+    Attributes:
+        dim_out: Rows of each matrix, the width of `x`.
+        dim_in: Columns of each matrix, the width of `y`.
+        heads: Number of matrices in the stack; None means a single matrix without a head axis.
+        normalize: Whether factors are used normalised.
+    """
+
+    def __init__(self, dim_out: int, dim_in: int, *, heads: int | None, normalize: bool) -> None:
+        super().__init__()
+        self.dim_out = positive_int("dim_out", dim_out)
+        self.dim_in = positive_int("dim_in", dim_in)
+        self.heads = None if heads is None else positive_int("heads", heads)
+        if not isinstance(normalize, bool):
+            raise TypeError(f"normalize must be True or False, got {normalize!r} ({type(normalize).__name__})")
+        self.normalize = normalize
+        self._fans: dict[str, Fans] = {}
+
+    # ---- factors
+
+    def _create_factors(
+        self,
+        shapes_and_fans: Mapping[str, tuple[tuple[int, ...], Fans]],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Register one parameter `([H,] *shape)` for each name, and draw it."""
+        lead = () if self.heads is None else (self.heads,)
+        for name, (shape, fans) in shapes_and_fans.items():
+            parameter = nn.Parameter(torch.empty(*lead, *shape, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
+            self._fans[name] = fans
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw every factor anew, normal with deviation `1/sqrt(fan_in)`."""
+        for name, (fan_in, _) in self._fans.items():
+            parameter = getattr(self, name)
+            device = parameter.device if generator is None else generator.device
+            draw = torch.randn(parameter.shape, generator=generator, device=device, dtype=parameter.dtype)
+            parameter.copy_(draw / math.sqrt(fan_in))
+
+    def factor_fans(self) -> dict[str, Fans]:
+        """`(fan_in, fan_out)` of one block of each factor, by parameter name.
+
+        They set the initial deviation, the bound of the weight normalisation, and learning rates under muP.
+        """
+        return dict(self._fans)
+
+    def factor(self, name: str) -> Tensor:
+        """The factor `name` as it is used: `W / max(1, rms(W) / rms₀)`, or `W` with `normalize=False`.
+
+        The only place that normalises. `rms` is taken per head, over all blocks of the factor.
+        """
+        weight: Tensor = getattr(self, name)
+        if not self.normalize:
+            return weight
+        fan_in, fan_out = self._fans[name]
+        bound = math.sqrt(min(fan_in, fan_out)) / fan_in
+        lead = 0 if self.heads is None else 1
+        size = math.prod(weight.shape[lead:])
+        # A norm has a zero gradient at zero weights, where sqrt(mean(W²)) would give NaN.
+        rms = torch.linalg.vector_norm(weight, dim=tuple(range(lead, weight.dim())), keepdim=True)
+        return weight / (rms / (math.sqrt(size) * bound)).clamp(min=1.0)
+
+    def _stacked_factor(self, name: str) -> Tensor:
+        """:meth:`factor` with a head axis in front, of size 1 where `heads` is None."""
+        weight = self.factor(name)
+        return weight.unsqueeze(0) if self.heads is None else weight
+
+    # ---- the matrix
+
+    @abc.abstractmethod
+    def dense(self) -> Tensor:
+        """The matrix itself, `([H,] dim_out, dim_in)`: the oracle of the tests, not a way to compute."""
+
+    @abc.abstractmethod
+    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+        """`Φ_L` or `Φ_R` of rows `(N, dim)`: `(N, H, F)`."""
+
+    @abc.abstractmethod
+    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+        """`Φ_Lᵀ` or `Φ_Rᵀ` of features `(N, H, F)`: `(N, H, dim)`."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """`M y` for `y (..., dim_in)`: `(..., [H,] dim_out)`. All heads share the one input.
+
+        Raises:
+            TypeError: `y` is no tensor, or its dtype differs from the factors' (outside autocast).
+            ValueError: the last axis of `y` is not `dim_in`, or `y` is on another device.
+        """
+        rows = self._rows("y", y, self.dim_in)
+        return self._unflatten(y, self._lift("left", self._features("right", rows)))
+
+    def adjoint(self, x: Tensor) -> Tensor:
+        """`Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`. Errors as :meth:`forward`."""
+        rows = self._rows("x", x, self.dim_out)
+        return self._unflatten(x, self._lift("right", self._features("left", rows)))
+
+    def left(self, x: Tensor) -> Tensor:
+        """Features of `x (..., dim_out)`: `(..., [H,] feature_dim)`, what attention takes as queries."""
+        return self._unflatten(x, self._features("left", self._rows("x", x, self.dim_out)))
+
+    def right(self, y: Tensor) -> Tensor:
+        """Features of `y (..., dim_in)`: `(..., [H,] feature_dim)`, what attention takes as keys."""
+        return self._unflatten(y, self._features("right", self._rows("y", y, self.dim_in)))
+
+    def bilinear(self, x: Tensor, y: Tensor) -> Tensor:
+        """`xᵀ M y` for `x (..., dim_out)`, `y (..., dim_in)` with broadcastable batch axes: `(..., [H])`."""
+        return (self.left(x) * self.right(y)).sum(-1)
+
+    def project_(self, target: Tensor) -> Self:
+        """Become the member nearest to `target` in Frobenius norm, in place; returns `self`.
+
+        Each family says how near: the global optimum where there is a closed form, otherwise a fit whose
+        error only falls. A member of the family is recovered. Computed in float64.
+
+        Args:
+            target: `([H,] dim_out, dim_in)`, floating.
+
+        Raises:
+            ValueError: the shape differs, an entry is not finite, or `normalize` is True.
+            TypeError: `target` is no floating tensor.
+        """
+        if self.normalize:
+            raise ValueError(
+                "project_ needs normalize=False: weight normalisation bounds the factors, so a target may lie "
+                f"outside their reach; make {type(self).__name__}(..., normalize=False) and project that"
+            )
+        shape = self._dense_shape()
+        if not isinstance(target, Tensor) or not target.is_floating_point():
+            came = target.dtype if isinstance(target, Tensor) else type(target).__name__
+            raise TypeError(f"target must be a floating tensor of shape {shape}, got {came}")
+        if tuple(target.shape) != shape:
+            raise ValueError(f"target must have shape {shape}, got {tuple(target.shape)}")
+        if not bool(target.isfinite().all()):
+            raise ValueError("target must be finite, got NaN or infinite entries")
+        with torch.no_grad():
+            stacked = target.detach().double().reshape(-1, self.dim_out, self.dim_in)
+            for name, value in self._nearest(stacked).items():
+                parameter = getattr(self, name)
+                parameter.copy_(value.reshape(parameter.shape))
+        return self
+
+    @abc.abstractmethod
+    def _nearest(self, target: Tensor) -> dict[str, Tensor]:
+        """Factors `(H, *shape)`, by parameter name, of the member near `target (H, dim_out, dim_in)`."""
+
+    @abc.abstractmethod
+    def as_mlbtc(self) -> MLBTC:
+        """The same matrix (equal :meth:`dense`) as an `MLBTC` with `normalize=False` and factors of its own."""
+
+    # ---- what it costs
+
+    @property
+    @abc.abstractmethod
+    def feature_dim(self) -> int:
+        """Width of `left(x)` and `right(y)`: the inner product that attention pays for."""
+
+    @property
+    def level_features(self) -> tuple[int, ...]:
+        """Widths of the consecutive slices of the features that belong to each level; they sum to `feature_dim`."""
+        return (self.feature_dim,)
+
+    @property
+    @abc.abstractmethod
+    def num_parameters(self) -> int:
+        """Number of parameters of all heads: that of one matrix times `heads`."""
+
+    @property
+    @abc.abstractmethod
+    def rank_bound(self) -> int:
+        """Largest rank of one matrix of the family, which almost every member has."""
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of `M y` for one vector and all heads; a multiply-add is 2."""
+        return self.flops_of("forward")
+
+    def flops_of(self, operation: Operation) -> int:
+        """FLOPs of one call for one vector and all heads; a multiply-add is 2.
+
+        Args:
+            operation: `"left"`, `"right"`, `"forward"` or `"adjoint"`. The last two both pass through both
+                factors, so each costs what `left` and `right` cost together.
+        """
+        one_of("operation", operation, get_args(Operation))
+        if operation == "left" or operation == "right":
+            return self._feature_flops(operation)
+        return self._feature_flops("left") + self._feature_flops("right")
+
+    @abc.abstractmethod
+    def _feature_flops(self, side: Literal["left", "right"]) -> int:
+        """FLOPs of the features of one side, for one vector and all heads."""
+
+    # ---- helpers
+
+    def _dense_shape(self) -> tuple[int, ...]:
+        return (*(() if self.heads is None else (self.heads,)), self.dim_out, self.dim_in)
+
+    def _rows(self, name: str, value: Tensor, dim: int) -> Tensor:
+        """`value (..., dim)` as `(N, dim)`, checked."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.dim() == 0 or value.shape[-1] != dim:
+            raise ValueError(f"{name} must have shape (..., {dim}), got {tuple(value.shape)}")
+        weight: Tensor = getattr(self, next(iter(self._fans)))
+        if value.device != weight.device:
+            raise ValueError(f"{name} must be on {weight.device} as the factors are, got {value.device}")
+        if value.dtype != weight.dtype and not torch.is_autocast_enabled(value.device.type):
+            raise TypeError(f"{name} must be {weight.dtype} as the factors are, got {value.dtype}")
+        return value.reshape(-1, dim)
+
+    def _unflatten(self, like: Tensor, result: Tensor) -> Tensor:
+        """`(N, H, width)` with the batch axes of `like` back in place of `N`; no head axis where `heads` is None."""
+        heads = () if self.heads is None else (self.heads,)
+        return result.reshape(*like.shape[:-1], *heads, result.shape[-1])
+
+    def _shape_repr(self) -> str:
+        """The arguments that give this member its shape, as in its constructor."""
+        return f"{self.dim_out}, {self.dim_in}"
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        heads = "" if self.heads is None else f", heads={self.heads}"
+        return f"{self._shape_repr()}{heads}, normalize={self.normalize}"

@@ -1,0 +1,145 @@
+"""MLBTC: a sum of levels, each a block diagonal of Block Tensor Trains. The family that holds all the others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from structattn.structures import contraction
+from structattn.structures.base import Structure
+from structattn.structures.contraction import Level
+from structattn.structures.projection import nearest_levels
+
+
+class MLBTC(Structure):
+    r"""`M = Σ_l α_l P_L (⊕_{k'} L_{l,k'}) P_R (⊕_k R_{l,k}ᵀ)`: Multi-Level Block Tensor Contraction.
+
+    Parameters per matrix: `Σ_l p·c·d·b·s + p·b·a·c·s`; rank bound `min(D_out, D_in, Σ_l p·b·c·s)`, which almost
+    every member attains (see :class:`Level` for the letters). `LowRank`, `MLR`, `BTT` and `Monarch` are this class
+    with their levels filled in; `Kronecker` and `Butterfly` convert with `as_mlbtc`. Source: arXiv 2509.07963,
+    section 3.3.
+
+    The factors are the parameters `left_1, right_1, left_2, …`, numbered by level:
+    `left_l ([H,] p·b, a, c·s)`, `right_l ([H,] p·c, d, b·s)`.
+
+    Args:
+        levels: The shape of each level; all must have the same `dim_out` and `dim_in`.
+        heads: Number of matrices in the stack; None for one matrix without a head axis.
+        normalize: Use the factors normalised, see :class:`Structure`.
+        device: Where the factors live.
+        dtype: Their dtype.
+        generator: Source of the initial factors.
+
+    Raises:
+        TypeError, ValueError: `levels` is empty, holds something else, or its shapes differ.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        *,
+        heads: int | None = None,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._check_levels(levels)
+        super().__init__(levels[0].dim_out, levels[0].dim_in, heads=heads, normalize=normalize)
+        self.levels = tuple(levels)
+        factors = {}
+        for number, level in enumerate(self.levels, start=1):
+            factors[f"left_{number}"] = (level.left_shape, level.left_fans)
+            factors[f"right_{number}"] = (level.right_shape, level.right_fans)
+        self._create_factors(factors, device, dtype, generator)
+
+    @staticmethod
+    def _check_levels(levels: Sequence[Level]) -> None:
+        if not isinstance(levels, Sequence):
+            raise TypeError(f"levels must be a sequence of Level, got {type(levels).__name__}")
+        if not levels:
+            raise ValueError("levels must hold at least one Level, got none")
+        for number, level in enumerate(levels, start=1):
+            if not isinstance(level, Level):
+                raise TypeError(f"levels must hold Level objects, got {level!r} at level {number}")
+        shapes = [(level.dim_out, level.dim_in) for level in levels]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"levels must all have the same dim_out x dim_in, got {shapes}")
+
+    def _factors(self, side: Literal["left", "right"]) -> list[Tensor]:
+        """The factors of one side with a head axis, level by level; the right ones carry the levels' weights."""
+        factors = [self._stacked_factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)]
+        if side == "left":
+            return factors
+        return [
+            right if level.weight == 1.0 else level.weight * right
+            for right, level in zip(factors, self.levels, strict=True)
+        ]
+
+    def dense(self) -> Tensor:
+        """The matrix itself, `([H,] dim_out, dim_in)`."""
+        levels = zip(self._factors("left"), self._factors("right"), self.levels, strict=True)
+        stacked = sum_of(contraction.dense_level(left, right, level) for left, right, level in levels)
+        return stacked.reshape(self._dense_shape())
+
+    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+        features = contraction.left_features if side == "left" else contraction.right_features
+        parts = [features(rows, w, level) for w, level in zip(self._factors(side), self.levels, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+        lift = contraction.lift_left if side == "left" else contraction.lift_right
+        parts = features.split(self.level_features, dim=-1)
+        levels = zip(parts, self._factors(side), self.levels, strict=True)
+        return sum_of(lift(part, factor, level) for part, factor, level in levels)
+
+    def _nearest(self, target: Tensor) -> dict[str, Tensor]:
+        factors: dict[str, Tensor] = {}
+        for number, (left, right) in enumerate(nearest_levels(target, self.levels).factors, start=1):
+            factors |= {f"left_{number}": left, f"right_{number}": right}
+        return factors
+
+    @torch.no_grad()
+    def as_mlbtc(self) -> MLBTC:
+        """The same matrix as a plain `MLBTC` with `normalize=False` and factors of its own."""
+        weight = next(self.parameters())
+        twin = MLBTC(self.levels, heads=self.heads, normalize=False, device=weight.device, dtype=weight.dtype)
+        for name in self.factor_fans():
+            getattr(twin, name).copy_(self.factor(name))
+        return twin
+
+    @property
+    def feature_dim(self) -> int:
+        """`Σ_l p·b·c·s`."""
+        return sum(self.level_features)
+
+    @property
+    def level_features(self) -> tuple[int, ...]:
+        """`p·b·c·s` of each level."""
+        return tuple(level.features for level in self.levels)
+
+    @property
+    def num_parameters(self) -> int:
+        """`Σ_l (p·c·d·b·s + p·b·a·c·s)`, times the heads."""
+        return (self.heads or 1) * sum(level.features * (level.a + level.d) for level in self.levels)
+
+    @property
+    def rank_bound(self) -> int:
+        """`min(D_out, D_in, Σ_l p·b·c·s)`, attained by almost every member."""
+        return min(self.dim_out, self.dim_in, self.feature_dim)
+
+    def _feature_flops(self, side: Literal["left", "right"]) -> int:
+        rows = [level.a if side == "left" else level.d for level in self.levels]
+        return 2 * (self.heads or 1) * sum(f * n for f, n in zip(self.level_features, rows, strict=True))
+
+    def _shape_repr(self) -> str:
+        return f"{self.levels}"
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more tensors of equal shape."""
+    return functools.reduce(torch.add, terms)
