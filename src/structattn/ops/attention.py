@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from structattn import checks
-from structattn.ops import backends
+from structattn.ops import registry
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
 
@@ -71,7 +71,7 @@ def mlr_attention(
         TypeError, ValueError: naming the argument, what was expected and what came; also where a named backend cannot
             serve the call.
     """
-    backends.check_name(backend)
+    registry.check_name(backend)
     _check_tensors(query, key, value, hierarchy, enable_gqa)
     query_length, rank = query.shape[2:]
     key_length = key.shape[2]
@@ -207,7 +207,7 @@ def _call(tensors: tuple[Any, ...], choices: tuple[Any, ...]) -> tuple[Call, str
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     call, backend = _call(args[:7], args[7:])
     _check_range_values(call.key_start, call.key_end, call.key.shape[2])
-    return backends.choose(backend, call).forward(call)
+    return registry.choose(backend, call).forward(call)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(grad_out: Tensor, out: Tensor, lse: Tensor, needs_bias_grad: bool, *args: Any) -> list[Tensor]:
     call, backend = _call(args[:7], args[7:])
-    chosen = backends.choose(backend, call)
+    chosen = registry.choose(backend, call)
     grads = chosen.backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
     return [grad for grad in grads if grad is not None]
 

@@ -20,7 +20,7 @@ from structattn.ops.call import Call
 from structattn.ops.dropout import keep_mask
 from structattn.ops.hierarchy import Hierarchy
 
-_QUERY_TILE = 256
+_QUERY_TILE = 128
 _KEY_TILE = 1024
 # Scores in flight, over all rows of a part. Larger tiles leave the cache, smaller ones are ruled by call overhead.
 _SCORES = 2**21
