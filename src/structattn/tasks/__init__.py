@@ -3,6 +3,34 @@
 from __future__ import annotations
 
 from structattn.tasks.base import Batch, Task, Totals
+from structattn.tasks.language import LanguageConfig, LanguageTask
 from structattn.tasks.regression import RegressionConfig, RegressionTask
 
-__all__ = ["Batch", "RegressionConfig", "RegressionTask", "Task", "Totals"]
+TaskConfig = LanguageConfig | RegressionConfig
+"""The config of any task."""
+
+__all__ = [
+    "Batch",
+    "LanguageConfig",
+    "LanguageTask",
+    "RegressionConfig",
+    "RegressionTask",
+    "Task",
+    "TaskConfig",
+    "Totals",
+    "build_task",
+]
+
+
+def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
+    """The task that `config` describes, for a run of `total_steps` training steps.
+
+    Raises:
+        TypeError: `config` is no task's config.
+        ValueError: what the task raises.
+    """
+    if isinstance(config, LanguageConfig):
+        return LanguageTask(config, seed=seed)
+    if isinstance(config, RegressionConfig):
+        return RegressionTask(config, seed=seed, total_steps=total_steps)
+    raise TypeError(f"config must be a LanguageConfig or a RegressionConfig, got {type(config).__name__}")

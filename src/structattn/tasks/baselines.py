@@ -12,7 +12,7 @@ from torch import Tensor
 from structattn import checks
 from structattn.tasks.regression import RegressionTask
 
-_BATCH = 256
+_BATCH = 32  # So that the projectors of a batch stay in the cache of one core.
 _RELATIVE_TOLERANCE = 1e-10
 
 
@@ -92,11 +92,11 @@ def _recursive_squared_error(x: Tensor, y: Tensor, penalty: float) -> Tensor:
     for i in range(points):
         residual = y[:, i] - (weight * x[:, i]).sum(dim=-1)
         errors[:, i] = residual.square()
-        direction = torch.einsum("bij,bj->bi", spread, x[:, i])
+        direction = torch.bmm(spread, x[:, i, :, None]).squeeze(-1)
         denominator = penalty + (direction * x[:, i]).sum(dim=-1)
         # A point within the span of those before it teaches nothing: rounding must not be amplified into a step.
         fresh = denominator > _RELATIVE_TOLERANCE * x[:, i].square().sum(dim=-1)
         inverse = torch.where(fresh, 1.0 / denominator.where(fresh, denominator.new_ones(())), 0.0)
         weight += direction * (residual * inverse)[:, None]
-        spread -= torch.einsum("bi,bj,b->bij", direction, direction, inverse)
+        spread.baddbmm_(direction[:, :, None], (direction * inverse[:, None])[:, None, :], alpha=-1.0)
     return errors

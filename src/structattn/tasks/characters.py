@@ -4,7 +4,7 @@ What is done with every other character:
 
 - line ends (`\\r\\n`, `\\r`, and the Unicode line and paragraph separators) become newlines; a tab becomes four
   spaces; every other space (no-break, thin, ideographic, …) becomes one space;
-- curly, low and angle quotes become `"` or `'`; primes and accents standing alone become `'`, `"` or `` ` ``;
+- curly, low and angle quotes become `"` or `'`; primes and the lone acute accent likewise;
   hyphens and the short dash become `-`, the long dash `--`; bullets become `*`; `…` becomes `...`;
 - letters with marks lose the marks and ligatures come apart, by Unicode's compatibility decomposition (`é` is
   `e`, `ﬁ` is `fi`, `½` is `1/2`); a few letters that have none are spelt out (`æ` is `ae`, `ß` is `ss`);
@@ -40,23 +40,8 @@ _SPELLINGS = {
     **dict.fromkeys("•‣·●", "*"),
     "⁄": "/",
     "×": "x",
-    "Æ": "AE",
-    "æ": "ae",
-    "Œ": "OE",
-    "œ": "oe",
-    "ß": "ss",
-    "ẞ": "SS",
-    "Ø": "O",
-    "ø": "o",
-    "ı": "i",
-    "Ł": "L",
-    "ł": "l",
-    "Đ": "D",
-    "đ": "d",
-    "Ð": "D",
-    "ð": "d",
-    "Þ": "Th",
-    "þ": "th",
+    **dict(zip("ØøŁłĐđÐðı", "OoLlDdDdi", strict=True)),
+    **dict(zip("ÆæŒœßẞÞþ", ["AE", "ae", "OE", "oe", "ss", "SS", "Th", "th"], strict=True)),
 }
 
 

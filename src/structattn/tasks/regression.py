@@ -11,7 +11,6 @@ as in arXiv 2509.07963, section 4.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,8 +38,7 @@ class RegressionConfig:
     """Dimensions d of the inputs. A prompt has 2d points, so a sequence has 4d tokens."""
 
     curriculum: float = 0.06
-    """Share of the training steps over which prompts grow from 4 dimensions and 8 points to the full size; 0 for
-    the full size from the start."""
+    """Share of the steps over which prompts grow from 4 dimensions and 8 points to all; 0 for no growth."""
 
     evaluation_prompts: int = 2048
     """Prompts of the held-out set, the same for every seed."""
@@ -92,7 +90,7 @@ class RegressionTask(Task):
     def __init__(self, config: RegressionConfig, *, seed: int = 0, total_steps: int) -> None:
         super().__init__(seed)
         self.config = config
-        self.curriculum_steps = math.ceil(config.curriculum * checks.positive_int("total_steps", total_steps))
+        self.curriculum_steps = round(config.curriculum * checks.positive_int("total_steps", total_steps))
 
     @property
     def context_length(self) -> int:
@@ -149,13 +147,13 @@ class RegressionTask(Task):
     def _prompts(self, seed: int, stream: Stream, step: int, rows: range, dimension: int) -> Batch:
         """Prompts of `dimension` active dimensions and twice as many points, one generator per row."""
         width, points = self.config.input_dim, 2 * dimension
-        tokens = np.zeros((len(rows), points, 2, width), dtype=np.float32)
-        targets = np.empty((len(rows), points), dtype=np.float32)
+        draws = np.empty((len(rows), points + 1, dimension), dtype=np.float32)
         for index, row in enumerate(rows):
-            draws = generator(seed, stream, step, row).standard_normal((points + 1, dimension), dtype=np.float32)
-            weight, points_x = draws[0], draws[1:]
-            targets[index] = points_x @ weight
-            tokens[index, :, 0, :dimension] = points_x
-            tokens[index, :, 1, 0] = targets[index]
+            generator(seed, stream, step, row).standard_normal(dtype=np.float32, out=draws[index])
+        weights, x = draws[:, 0, :, None], draws[:, 1:]
+        targets = (x @ weights)[..., 0]
+        tokens = np.zeros((len(rows), points, 2, width), dtype=np.float32)
+        tokens[:, :, 0, :dimension] = x
+        tokens[:, :, 1, 0] = targets
         inputs = torch.from_numpy(tokens.reshape(len(rows), 2 * points, width))
         return {"inputs": inputs, "targets": torch.from_numpy(targets)}

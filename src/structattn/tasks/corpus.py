@@ -1,0 +1,152 @@
+"""A source as two arrays of tokens, training and validation, memory-mapped from a cache.
+
+*Split.* The last 5% of the characters of every file are validation (rounded down), so both parts hold every book
+or module; of OpenWebText, whose documents are short, every twentieth document is. Newlines at either end of a
+document are removed first, and the parts of successive documents are joined with one blank line.
+
+*Cache.* `<digest>.train.u8` and `<digest>.validation.u8`, raw uint8 tokens, under the folder of
+`cache_folder`. The digest is of the contents, so an edited file is read anew and a moved one is not. Each file
+is written under another name and renamed when it is complete: whoever is killed or runs out of disk leaves no
+half-written corpus, and processes that build the same one at once write the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structattn.tasks.characters import NEWLINE, encode
+from structattn.tasks.sources import Source, open_source
+
+_logger = logging.getLogger(__name__)
+
+_FORMAT = 1  # Goes up when the characters' mapping or the split changes, so that old caches are not read.
+_HELD_OUT = 20  # One character, or one document, in so many is validation.
+_BLANK_LINE = bytes([NEWLINE, NEWLINE])
+_FEW = 0.8
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of a text, `uint8` in [0, 96)."""
+
+    name: str
+    """What was asked for, such as `stdlib`."""
+
+    digest: str
+    """Digest of the text, the split and the mapping: equal where the tokens are equal."""
+
+    train: NDArray[np.uint8]
+    """Tokens to train on, `(characters,)`."""
+
+    validation: NDArray[np.uint8]
+    """Tokens to evaluate on, `(characters,)`."""
+
+
+def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpus:
+    """The tokens of the text that `data` names, from the cache where it holds them.
+
+    Processes that call this at once each build what the cache lacks, safely; where that costs much (OpenWebText),
+    let one of them call first.
+
+    Args:
+        data: `stdlib`, `openwebtext`, `openwebtext:N`, or a file, folder or pattern; see `open_source`.
+        cache: folder of token files; `cache_folder()` for None.
+
+    Returns:
+        The corpus, memory-mapped read-only.
+
+    Raises:
+        ValueError: `data` names nothing, or a file that is empty, cannot be read, is not UTF-8 text or holds no
+            character of the vocabulary; or the cache folder cannot be written. One line, naming the file.
+        ImportError: `data` is `openwebtext`, is not cached, and `datasets` is not installed.
+    """
+    source = open_source(data)
+    digest = hashlib.sha256(f"{_FORMAT} {source.digest()}".encode()).hexdigest()[:32]
+    folder = cache_folder() if cache is None else Path(cache)
+    train, validation = (folder / f"{digest}.{part}.u8" for part in ("train", "validation"))
+    if not (train.is_file() and validation.is_file()):
+        _build(source, train, validation)
+    return Corpus(data, digest, _memory_map(train), _memory_map(validation))
+
+
+def cache_folder() -> Path:
+    """`$STRUCTATTN_CACHE`, or `~/.cache/structattn` where it is not set."""
+    named = os.environ.get("STRUCTATTN_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "structattn"
+
+
+def _build(source: Source, train_path: Path, validation_path: Path) -> None:
+    """Write both parts; what is at the paths afterwards is complete, or nothing is."""
+    read = kept = 0
+    with _replacing(train_path) as train, _replacing(validation_path) as validation:
+        for index, document in enumerate(source.documents()):
+            characters, tokens = _tokens(document)
+            read, kept = read + characters, kept + len(tokens)
+            if source.holds_out_documents:
+                _append(validation if index % _HELD_OUT == _HELD_OUT - 1 else train, tokens)
+            else:
+                end = len(tokens) - len(tokens) // _HELD_OUT
+                _append(train, tokens[:end])
+                _append(validation, tokens[end:])
+        if not kept:
+            raise ValueError(f"data: {source.name} holds no character of the vocabulary")
+    if kept < _FEW * read:
+        _logger.warning(
+            "data: of the %d characters of %s only %d are left after mapping to printable ASCII",
+            read, source.name, kept,
+        )  # fmt: skip
+
+
+def _tokens(document: Iterable[str]) -> tuple[int, NDArray[np.uint8]]:
+    """Characters of `document`, and its tokens without newlines at either end."""
+    characters, pieces = 0, [np.empty(0, dtype=np.uint8)]
+    for text in document:
+        characters += len(text)
+        pieces.append(encode(text))
+    tokens = np.concatenate(pieces)
+    inner = np.flatnonzero(tokens != NEWLINE)
+    return characters, tokens[inner[0] : inner[-1] + 1] if inner.size else tokens[:0]
+
+
+def _append(file: BinaryIO, tokens: NDArray[np.uint8]) -> None:
+    if tokens.size:
+        file.write((_BLANK_LINE if file.tell() else b"") + tokens.tobytes())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` when the block ends, and vanishes when the block raises."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("xb")
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {path.parent} cannot be written: {error.strerror}; set STRUCTATTN_CACHE to another"
+        ) from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _memory_map(path: Path) -> NDArray[np.uint8]:
+    if path.stat().st_size == 0:  # An empty file cannot be mapped.
+        return np.empty(0, dtype=np.uint8)
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))

@@ -1,0 +1,175 @@
+"""Language, character by character: predict every character of a window from those before it.
+
+Shapes: `B` windows of `T` characters, vocabulary of 96 (`structattn.tasks.characters`).
+Source of the setting: arXiv 2509.07963, section 5.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from structattn import checks
+from structattn.tasks.base import Batch, Stream, Task, Totals, generator
+from structattn.tasks.characters import VOCABULARY
+from structattn.tasks.corpus import Corpus, load_corpus
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Character-level language: a text and the length of the windows it is read in.
+
+    Raises:
+        TypeError, ValueError: a field is not of the kind or not in the range it states.
+    """
+
+    data: str = "stdlib"
+    """Text: `stdlib` (Python's own source), a file, a folder (its .txt files), a pattern, or `openwebtext[:N]`."""
+
+    context_length: int = 256
+    """Characters of a window: how far back a prediction can look, at most."""
+
+    evaluation_tokens: int = 131_072
+    """Characters to evaluate on, in windows spread evenly over the validation part, or all of it if shorter."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, str):
+            raise TypeError(f"data must be a string, got {self.data!r} ({type(self.data).__name__})")
+        if not self.data:
+            raise ValueError("data must name a text, got an empty string")
+        checks.positive_int("context_length", self.context_length)
+        if checks.positive_int("evaluation_tokens", self.evaluation_tokens) < self.context_length:
+            raise ValueError(
+                f"evaluation_tokens must be at least context_length {self.context_length}, got {self.evaluation_tokens}"
+            )
+
+
+class LanguageTask(Task):
+    """Windows of a corpus and the cross-entropy of the next character, as `Task` describes.
+
+    A batch has `inputs (B, T)` and `targets (B, T)`, int64; `targets[b, t]` is the character after
+    `inputs[b, t]`. A model returns logits `(B, T, 96)`.
+
+    *Training order.* The training part is cut into windows at a random phase and every window is read once, in a
+    random order; then it is cut and shuffled again. Row `n` of step `s` is window `s · batch_size + n` of that
+    endless sequence, so the sequence is the same for every batch size, number of processes and structure.
+
+    *Evaluation.* Windows that do not overlap, spread evenly over the validation part.
+
+    *Loss.* Mean cross-entropy in nats per character.
+
+    Args:
+        config: text and window length.
+        seed: names the training order.
+        corpus: tokens to use in place of those `config.data` names.
+        cache: folder of token files, see `load_corpus`.
+
+    Raises:
+        ValueError: what `load_corpus` raises, or a part of the corpus is shorter than a window and the character
+            after it.
+    """
+
+    name: ClassVar[str] = "language"
+    units: ClassVar[Mapping[str, str]] = {
+        "nats_per_character": "nats per character",
+        "bits_per_character": "bits per character",
+    }
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        *,
+        seed: int = 0,
+        corpus: Corpus | None = None,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(seed)
+        self.config = config
+        self.corpus = load_corpus(config.data, cache) if corpus is None else corpus
+        length = config.context_length
+        for part, tokens in (("training", self.corpus.train), ("validation", self.corpus.validation)):
+            if len(tokens) < length + 1:
+                raise ValueError(
+                    f"data: the {part} part of {self.corpus.name} has {len(tokens)} characters; "
+                    f"context_length {length} needs at least {length + 1}"
+                )
+        self.windows_per_epoch = max(1, len(self.corpus.train) // length - 1)
+        self._evaluation_starts = _spread(len(self.corpus.validation), length, config.evaluation_tokens // length)
+        self._last_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    @property
+    def context_length(self) -> int:
+        """Characters `T` of a window."""
+        return self.config.context_length
+
+    @property
+    def evaluation_size(self) -> int:
+        """Windows of the held-out set."""
+        return len(self._evaluation_starts)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy of logits `(B, T, 96)`, in nats per character."""
+        return self._cross_entropy(outputs, batch).mean()
+
+    @torch.no_grad()
+    def totals(self, outputs: Tensor, batch: Batch) -> Totals:
+        """`nats ()`, the summed cross-entropy, and `characters ()`, their number."""
+        nats = self._cross_entropy(outputs, batch).double().sum()
+        return {"nats": nats, "characters": nats.new_tensor(batch["targets"].numel())}
+
+    def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
+        """Nats per character, and bits: nats over ln 2."""
+        nats = (totals["nats"] / totals["characters"]).item()
+        return {"nats_per_character": nats, "bits_per_character": nats / math.log(2)}
+
+    def _cross_entropy(self, outputs: Tensor, batch: Batch) -> Tensor:
+        expected = (*batch["targets"].shape, len(VOCABULARY))
+        if outputs.shape != expected:
+            raise ValueError(f"outputs must be logits of shape {expected}, got {tuple(outputs.shape)}")
+        return F.cross_entropy(outputs.flatten(0, 1).float(), batch["targets"].flatten(), reduction="none")
+
+    def _training_rows(self, step: int, batch_size: int, rows: range) -> Batch:
+        first = step * batch_size
+        epochs, places = np.divmod(np.arange(first + rows.start, first + rows.stop), self.windows_per_epoch)
+        starts = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            starts[chosen] = self._order(epoch)[places[chosen]]
+        return self._windows(self.corpus.train, starts)
+
+    def _evaluation_rows(self, rows: range) -> Batch:
+        return self._windows(self.corpus.validation, self._evaluation_starts[rows.start : rows.stop])
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Where each window of `epoch` starts, in the order of reading."""
+        known, starts = self._last_order
+        if known != epoch:
+            draws = generator(self.seed, Stream.WINDOW_ORDER, epoch)
+            used = self.windows_per_epoch * self.context_length + 1
+            phase = draws.integers(min(self.context_length, len(self.corpus.train) - used + 1))
+            starts = phase + self.context_length * draws.permutation(self.windows_per_epoch)
+            self._last_order = (epoch, starts)
+        return starts
+
+    def _windows(self, tokens: NDArray[np.uint8], starts: NDArray[np.int64]) -> Batch:
+        windows = tokens[starts[:, None] + np.arange(self.context_length + 1)]
+        characters = torch.from_numpy(windows).long()
+        return {"inputs": characters[:, :-1].contiguous(), "targets": characters[:, 1:].contiguous()}
+
+
+def _spread(tokens: int, length: int, wanted: int) -> NDArray[np.int64]:
+    """Starts of at most `wanted` windows of `length + 1` in `tokens`, even from end to end.
+
+    Windows share no target: a start is at least `length` after the one before it.
+    """
+    count = min(wanted, (tokens - 1) // length)
+    return np.arange(count, dtype=np.int64) * (tokens - 1 - length) // max(count - 1, 1)
