@@ -96,7 +96,7 @@ def _recursive_squared_error(x: Tensor, y: Tensor, penalty: float) -> Tensor:
         denominator = penalty + (direction * x[:, i]).sum(dim=-1)
         # A point within the span of those before it teaches nothing: rounding must not be amplified into a step.
         fresh = denominator > _RELATIVE_TOLERANCE * x[:, i].square().sum(dim=-1)
-        inverse = torch.where(fresh, 1.0 / denominator.where(fresh, denominator.new_ones(())), 0.0)
+        inverse = torch.where(fresh, 1.0 / denominator, 0.0)
         weight += direction * (residual * inverse)[:, None]
         spread.baddbmm_(direction[:, :, None], (direction * inverse[:, None])[:, None, :], alpha=-1.0)
     return errors

@@ -4,8 +4,8 @@ What is done with every other character:
 
 - line ends (`\\r\\n`, `\\r`, and the Unicode line and paragraph separators) become newlines; a tab becomes four
   spaces; every other space (no-break, thin, ideographic, …) becomes one space;
-- curly, low and angle quotes become `"` or `'`; primes and the lone acute accent likewise;
-  hyphens and the short dash become `-`, the long dash `--`; bullets become `*`; `…` becomes `...`;
+- curly, low and angle quotes become `"` or `'`, and so do primes and the lone acute accent; hyphens and the short
+  dash become `-`, the long dash `--`; bullets become `*`; `…` becomes `...`;
 - letters with marks lose the marks and ligatures come apart, by Unicode's compatibility decomposition (`é` is
   `e`, `ﬁ` is `fi`, `½` is `1/2`); a few letters that have none are spelt out (`æ` is `ae`, `ß` is `ss`);
 - whatever is left (other scripts, symbols, control characters) is dropped.
