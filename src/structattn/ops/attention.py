@@ -72,7 +72,8 @@ def mlr_attention(
             serve the call.
     """
     registry.check_name(backend)
-    _check_tensors(query, key, value, hierarchy, enable_gqa)
+    check_tensors(query, key, value, enable_gqa=enable_gqa)
+    _check_hierarchy(hierarchy, query)
     query_length, rank = query.shape[2:]
     key_length = key.shape[2]
     if not 0 <= query_offset <= max(key_length - query_length, 0):
@@ -81,7 +82,7 @@ def mlr_attention(
             f"stands past the keys; got {query_offset} with Tq = {query_length}, Tk = {key_length}"
         )
     bias = None if attn_bias is None else _four_axes(attn_bias, query, key_length)
-    start, end = _check_range("key_start", key_start, query), _check_range("key_end", key_end, query)
+    start, end = check_key_bound("key_start", key_start, query), check_key_bound("key_end", key_end, query)
     seed = None
     if checks.probability("dropout_p", dropout_p) > 0:
         seed = torch.randint(2**62, (), device=query.device)
@@ -104,7 +105,8 @@ def mlr_attention(
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor, hierarchy: Hierarchy, enable_gqa: bool) -> None:
+def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool) -> None:
+    """Four axes, floating, one dtype and device, shapes that fit; TypeError or ValueError naming the argument."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -117,14 +119,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, hierarchy: Hierarc
         # Under autocast the operator brings all three to one dtype.
         if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
             raise TypeError(f"{name} must have the query's dtype {query.dtype}, got {tensor.dtype}")
-    if not isinstance(hierarchy, Hierarchy):
-        raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
     (batch, heads, _, rank), (_, key_heads, _, _) = query.shape, key.shape
-    if hierarchy.rank != rank:
-        raise ValueError(
-            f"hierarchy's ranks must sum to the query's width {rank}, got {'|'.join(map(str, hierarchy.ranks))} "
-            f"= {hierarchy.rank}"
-        )
     if key.shape[0] != batch or key.shape[3] != rank:
         raise ValueError(
             f"key must have the query's batch and width: expected (B, Hkv, Tk, r) = ({batch}, Hkv, Tk, {rank}), "
@@ -136,6 +131,16 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, hierarchy: Hierarc
         raise ValueError(f"key must have the query's {heads} heads unless enable_gqa=True, got {key_heads}")
     if key_heads == 0 or heads % key_heads:
         raise ValueError(f"key heads must divide the query's {heads} heads, got {key_heads}")
+
+
+def _check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
+    if not isinstance(hierarchy, Hierarchy):
+        raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
+    if hierarchy.rank != query.shape[3]:
+        raise ValueError(
+            f"hierarchy's ranks must sum to the query's width {query.shape[3]}, "
+            f"got {'|'.join(map(str, hierarchy.ranks))} = {hierarchy.rank}"
+        )
 
 
 def _four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
@@ -154,7 +159,8 @@ def _four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
     return wide
 
 
-def _check_range(name: str, bound: Tensor | None, query: Tensor) -> Tensor | None:
+def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | None:
+    """`bound` as int64 `(B,)` for a query (or any tensor that leads with B), shape, dtype and device checked."""
     if bound is None:
         return None
     if not isinstance(bound, Tensor) or bound.dtype not in (torch.int32, torch.int64):
@@ -166,7 +172,7 @@ def _check_range(name: str, bound: Tensor | None, query: Tensor) -> Tensor | Non
     return bound.to(torch.int64)
 
 
-def _check_range_values(start: Tensor | None, end: Tensor | None, key_length: int) -> None:
+def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) -> None:
     """0 <= key_start <= key_end <= Tk in every row: inside the operator, since it reads the numbers.
 
     An accelerator checks by itself, later, with a device-side assertion: to wait for its numbers would stall it.
@@ -206,7 +212,7 @@ def _call(tensors: tuple[Any, ...], choices: tuple[Any, ...]) -> tuple[Call, str
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     call, backend = _call(args[:7], args[7:])
-    _check_range_values(call.key_start, call.key_end, call.key.shape[2])
+    check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
     return registry.choose(backend, call).forward(call)
 
 
