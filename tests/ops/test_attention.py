@@ -79,8 +79,8 @@ def test_backend_on_drawn_cases(backend):
 
 def test_battery_fails_a_corrupted_backend(monkeypatch):
     """A tile edge that is off by one position, and a gradient that forgets a gain: both must be seen."""
-    whole_runs = tiled._key_runs
-    monkeypatch.setattr(tiled, "_key_runs", lambda *args: list(whole_runs(*args))[1:] or list(whole_runs(*args)))
+    whole_runs = tiled.key_runs
+    monkeypatch.setattr(tiled, "key_runs", lambda *args: list(whole_runs(*args))[1:] or list(whole_runs(*args)))
     with pytest.raises(AssertionError, match="output"):
         check(CASES["deep-257-causal"], "tiled")
     monkeypatch.undo()
