@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 
@@ -16,6 +16,15 @@ def positive_int(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value}")
     return value
+
+
+def positive_ints(name: str, values: object) -> tuple[int, ...]:
+    """`values` as a tuple of one or more ints of at least 1; TypeError or ValueError naming `name` otherwise."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of positive integers, got {values!r} ({type(values).__name__})")
+    if not values:
+        raise ValueError(f"{name} must hold at least one positive integer, got none")
+    return tuple(positive_int(f"{name}[{index}]", value) for index, value in enumerate(values))
 
 
 def finite(name: str, value: object) -> float:

@@ -1,8 +1,22 @@
-"""Structured matrices: one face (`Structure`), many families."""
+"""Structured matrices: one face (`Structure`), seven families, and a table of what each costs."""
 
 from structattn.structures.base import Structure
+from structattn.structures.butterfly import Butterfly
 from structattn.structures.contraction import Level
 from structattn.structures.families import BTT, MLR, LowRank, Monarch
+from structattn.structures.kronecker import Kronecker
 from structattn.structures.mlbtc import MLBTC
+from structattn.structures.table import summary
 
-__all__ = ["BTT", "MLBTC", "MLR", "Level", "LowRank", "Monarch", "Structure"]
+__all__ = [
+    "BTT",
+    "MLBTC",
+    "MLR",
+    "Butterfly",
+    "Kronecker",
+    "Level",
+    "LowRank",
+    "Monarch",
+    "Structure",
+    "summary",
+]

@@ -265,7 +265,12 @@ class Structure(nn.Module, abc.ABC):
         """The arguments that give this member its shape, as in its constructor."""
         return f"{self.dim_out}, {self.dim_in}"
 
+    def describe(self) -> str:
+        """The call that makes this member, without where it lives: `BTT(256, 256, rank=1, heads=8)`."""
+        heads = "" if self.heads is None else f", heads={self.heads}"
+        return f"{type(self).__name__}({self._shape_repr()}{heads})"
+
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
+        """The constructor's arguments, as PyTorch prints them within the class name's brackets."""
         heads = "" if self.heads is None else f", heads={self.heads}"
         return f"{self._shape_repr()}{heads}, normalize={self.normalize}"

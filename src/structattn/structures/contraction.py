@@ -76,6 +76,11 @@ class Level:
         return self.blocks * self.b * self.c * self.s
 
     @property
+    def num_parameters(self) -> int:
+        """Entries of both factors: `p·c·d·b·s + p·b·a·c·s`."""
+        return self.features * (self.a + self.d)
+
+    @property
     def left_shape(self) -> tuple[int, int, int]:
         """`(blocks·b, a, c·s)`."""
         return (self.blocks * self.b, self.a, self.c * self.s)
@@ -152,8 +157,20 @@ def dense_level(left: Tensor, right: Tensor, level: Level) -> Tensor:
     tiles_left = left.reshape(-1, p, b, a, c, s)
     tiles_right = right.reshape(-1, p, c, d, b, s)
     block = torch.einsum("hpbacs,hpcdbs->hpabcd", tiles_left, tiles_right).reshape(-1, p, a * b, c * d)
-    on_diagonal = torch.eye(p, dtype=block.dtype, device=block.device)[:, None, :, None]
-    return (block[:, :, :, None, :] * on_diagonal).reshape(-1, level.dim_out, level.dim_in)
+    return block_diagonal(block)
+
+
+def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
+    """The `blocks` diagonal blocks of `matrix (H, m, n)`: `(H, blocks, m/blocks, n/blocks)`."""
+    grid = matrix.unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1))
+    return grid.diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
+
+
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """The matrix `(H, p·m, p·n)` with the diagonal blocks `(H, p, m, n)` and zeros elsewhere."""
+    on_diagonal = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+    grid = blocks[:, :, :, None, :] * on_diagonal[:, None, :, None]
+    return grid.flatten(3, 4).flatten(1, 2)
 
 
 def level_tiles(matrix: Tensor, level: Level) -> Tensor:
@@ -162,9 +179,8 @@ def level_tiles(matrix: Tensor, level: Level) -> Tensor:
     Tile `(i_b, i_c)` of a member of the level is `L[i_b][:, i_c, :] R[i_c][:, i_b, :]ᵀ`, of rank `s`, and no two
     tiles share a number: the best level is the best tiles.
     """
-    p, a, b, c, d = level.blocks, level.a, level.b, level.c, level.d
-    blocks = matrix.reshape(-1, p, a * b, p, c * d).diagonal(dim1=1, dim2=3)  # (H, a·b, c·d, p)
-    return blocks.reshape(-1, a, b, c, d, p).permute(0, 5, 2, 3, 1, 4)
+    blocks = diagonal_blocks(matrix, level.blocks)
+    return blocks.unflatten(-1, (level.c, level.d)).unflatten(-3, (level.a, level.b)).permute(0, 1, 3, 4, 2, 5)
 
 
 def factors_from_tiles(tiles_left: Tensor, tiles_right: Tensor, level: Level) -> tuple[Tensor, Tensor]:

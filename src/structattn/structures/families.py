@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from structattn.checks import positive_int
+from structattn.checks import positive_int, positive_ints
 from structattn.structures.contraction import Level
 from structattn.structures.mlbtc import MLBTC
 
@@ -269,12 +269,3 @@ class Monarch(MLBTC):
 def root_divisor(n: int) -> int:
     """The smallest divisor of `n` that is not below `√n`."""
     return n // next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
-
-
-def positive_ints(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """`values` as a tuple of one or more positive integers; TypeError or ValueError naming `name` otherwise."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of positive integers, got {values!r} ({type(values).__name__})")
-    if not values:
-        raise ValueError(f"{name} must hold at least one positive integer, got none")
-    return tuple(positive_int(f"{name}[{index}]", value) for index, value in enumerate(values))

@@ -98,19 +98,50 @@ class MLBTC(Structure):
         return sum_of(lift(part, factor, level) for part, factor, level in levels)
 
     def _nearest(self, target: Tensor) -> dict[str, Tensor]:
+        fits = [nearest_levels(matrix, self.levels) for matrix in target]
         factors: dict[str, Tensor] = {}
-        for number, (left, right) in enumerate(nearest_levels(target, self.levels).factors, start=1):
-            factors |= {f"left_{number}": left, f"right_{number}": right}
+        for number, of_heads in enumerate(zip(*(fit.factors for fit in fits), strict=True), start=1):
+            lefts, rights = zip(*of_heads, strict=True)
+            factors |= {f"left_{number}": torch.stack(lefts), f"right_{number}": torch.stack(rights)}
         return factors
+
+    @staticmethod
+    @torch.no_grad()
+    def from_factors(
+        levels: Sequence[Level], lefts: Sequence[Tensor], rights: Sequence[Tensor], *, heads: int | None = None
+    ) -> MLBTC:
+        """The member with copies of the given factors, used as they are (`normalize=False`).
+
+        Args:
+            levels: The shape of each level.
+            lefts: Left factor of each level, any shape with the entries of `([H,] p·b, a, c·s)` in order.
+            rights: Right factor of each level, `([H,] p·c, d, b·s)`.
+            heads: Number of matrices in the stack; None for one matrix without a head axis.
+
+        Raises:
+            ValueError: a factor has another number of entries, or there are not as many factors as levels.
+        """
+        like = lefts[0]
+        twin = MLBTC(levels, heads=heads, normalize=False, device="meta", dtype=like.dtype)
+        twin.to_empty(device=like.device)  # not drawn: a conversion leaves the random state alone
+        for side, factors in (("left", lefts), ("right", rights)):
+            if len(factors) != len(levels):
+                raise ValueError(f"{side}s must hold one factor for each of {len(levels)} levels, got {len(factors)}")
+            for number, factor in enumerate(factors, start=1):
+                parameter = twin.get_parameter(f"{side}_{number}")
+                if factor.numel() != parameter.numel():
+                    shapes = f"{tuple(parameter.shape)}, got {tuple(factor.shape)}"
+                    raise ValueError(f"{side}s[{number - 1}] must have shape {shapes}")
+                parameter.copy_(factor.reshape(parameter.shape))
+        return twin
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
         """The same matrix as a plain `MLBTC` with `normalize=False` and factors of its own."""
-        weight = next(self.parameters())
-        twin = MLBTC(self.levels, heads=self.heads, normalize=False, device=weight.device, dtype=weight.dtype)
-        for name in self.factor_fans():
-            getattr(twin, name).copy_(self.factor(name))
-        return twin
+        lefts, rights = (
+            [self.factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)] for side in ("left", "right")
+        )
+        return MLBTC.from_factors(self.levels, lefts, rights, heads=self.heads)
 
     @property
     def feature_dim(self) -> int:
@@ -125,7 +156,7 @@ class MLBTC(Structure):
     @property
     def num_parameters(self) -> int:
         """`Σ_l (p·c·d·b·s + p·b·a·c·s)`, times the heads."""
-        return (self.heads or 1) * sum(level.features * (level.a + level.d) for level in self.levels)
+        return (self.heads or 1) * sum(level.num_parameters for level in self.levels)
 
     @property
     def rank_bound(self) -> int:

@@ -1,66 +1,137 @@
-"""The nearest sum of levels to a dense matrix, in Frobenius norm."""
+"""The sum of levels nearest to a dense matrix, in Frobenius norm.
+
+One level has a closed form. Several are fitted by block-coordinate descent over the levels: each step gives one
+level the optimum for what the others leave over, so the error cannot rise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from structattn.structures.contraction import Level, dense_level, factors_from_tiles, level_tiles
+from structattn.structures.peeling import peel, truncated_svd
 
 Factors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class LevelsFit:
-    """What a fit found.
+    """What :func:`nearest_levels` found.
 
     Attributes:
-        factors: `(left, right)` of each level, `left (H, p·b, a, c·s)` and `right (H, p·c, d, b·s)`.
-        errors: Relative error `‖target - fit‖ / ‖target‖` of each head after each sweep, `(sweeps, H)`.
+        factors: `(left, right)` of each level, `left (p·b, a, c·s)` and `right (p·c, d, b·s)`.
+        errors: Relative error `‖target - fit‖ / ‖target‖` after each sweep; never rises.
     """
 
     factors: tuple[Factors, ...]
-    errors: Tensor
-
-
-def truncated_svd(matrices: Tensor, rank: int) -> Factors:
-    """`U, V` with `U Vᵀ` the nearest matrix of rank `rank` to each of `matrices (..., m, n)` (Eckart and Young).
-
-    The singular values are split evenly between the two. Columns past `min(m, n)` are zero.
-    """
-    u, sigma, vh = torch.linalg.svd(matrices, full_matrices=False)
-    root = sigma[..., None, :rank].sqrt()
-    pad = (0, max(0, rank - sigma.shape[-1]))
-    left, right = u[..., :rank] * root, vh[..., :rank, :].transpose(-1, -2) * root
-    return torch.nn.functional.pad(left, pad), torch.nn.functional.pad(right, pad)
+    errors: tuple[float, ...]
 
 
 def nearest_level(target: Tensor, level: Level) -> Factors:
-    """Factors of the one level nearest to `target (H, dim_out, dim_in)`: the optimum.
+    """Factors of the one level nearest to each `target (H, dim_out, dim_in)`: the optimum.
 
-    Frobenius error splits over the tiles of the level and what lies outside its diagonal blocks, and no two
-    tiles share a number, so the optimum is the truncated SVD of every tile.
+    Frobenius error splits over the tiles of the level and what lies outside its diagonal blocks, and no two tiles
+    share a number, so the optimum is the truncated SVD of every tile.
     """
     left, right = factors_from_tiles(*truncated_svd(level_tiles(target, level), level.s), level)
     return left, right / level.weight
 
 
-def nearest_levels(target: Tensor, levels: Sequence[Level], max_sweeps: int = 200) -> LevelsFit:
-    """A sum of levels near `target (H, dim_out, dim_in)`, by block-coordinate descent over the levels."""
-    parts = [torch.zeros_like(target) for _ in levels]
-    factors: list[Factors] = []
-    errors = []
-    for _ in range(1 if len(levels) == 1 else max_sweeps):
-        residual = target - torch.stack(parts).sum(0)
-        factors = []
-        for index, level in enumerate(levels):
-            left, right = nearest_level(residual + parts[index], level)
-            part = level.weight * dense_level(left, right, level)
-            residual = residual + parts[index] - part
-            parts[index] = part
-            factors.append((left, right))
-        errors.append(torch.linalg.matrix_norm(residual) / torch.linalg.matrix_norm(target))
-    return LevelsFit(tuple(factors), torch.stack(errors))
+def nearest_levels(
+    target: Tensor, levels: Sequence[Level], *, max_sweeps: int = 300, tolerance: float = 1e-8
+) -> LevelsFit:
+    """A sum of levels near `target (dim_out, dim_in)`.
+
+    For one level this is the optimum. For several the problem is not convex: from each of a few starts, sweeps of
+    block-coordinate descent with extrapolation between them (undone where it does not lower the error), and the
+    best end is kept. Nested block-diagonal levels (MLR) start from the algebraic :func:`peel`, which recovers
+    almost every member with room in its blocks, and from the coarsest level fitted alone; other sums of levels
+    start from each level fitted alone.
+
+    Args:
+        target: The matrix, float64 for the stated accuracy.
+        levels: Shapes of the levels.
+        max_sweeps: Most sweeps from each start.
+        tolerance: A start is left when its relative error is at most this, or a sweep lowers it by no more.
+
+    Returns:
+        The fit; `errors` are those of the start that was kept.
+    """
+    if len(levels) == 1:
+        max_sweeps = 1
+    fits: list[LevelsFit] = []
+    for start in _starts(target, levels):
+        fits.append(_descend(target, start, levels, max_sweeps, tolerance))
+        if fits[-1].errors[-1] <= tolerance:
+            break
+    return min(fits, key=lambda fit: fit.errors[-1])
+
+
+def _starts(target: Tensor, levels: Sequence[Level]) -> Iterator[list[Tensor]]:
+    """Values of the levels, as matrices, to descend from."""
+    nested = _are_nested_blocks(levels)
+    if nested and len(levels) > 1:
+        yield peel(target, levels)
+    for first in range(1 if nested else len(levels)):
+        start = [torch.zeros_like(target) for _ in levels]
+        if first > 0:  # a sweep begins with the first level, so that one fits itself
+            start[first] = _fitted(target, levels[first])[0]
+        yield start
+
+
+def _are_nested_blocks(levels: Sequence[Level]) -> bool:
+    """Whether the levels are those of an MLR matrix, coarse to fine."""
+    return all(level.b == level.c == 1 for level in levels) and all(
+        fine.blocks > coarse.blocks and fine.blocks % coarse.blocks == 0 for coarse, fine in itertools.pairwise(levels)
+    )
+
+
+def _descend(
+    target: Tensor, parts: list[Tensor], levels: Sequence[Level], max_sweeps: int, tolerance: float
+) -> LevelsFit:
+    """Sweeps from the levels `parts`, extrapolated as in Nesterov's method with restarts."""
+    norm = max(torch.linalg.matrix_norm(target).item(), torch.finfo(target.dtype).tiny)
+    before, momentum = parts, 0
+    factors: tuple[Factors, ...] = ()
+    errors: list[float] = []
+    while len(errors) < max_sweeps:
+        step = momentum / (momentum + 3)
+        ahead = [new + step * (new - old) for new, old in zip(parts, before, strict=True)]
+        swept, found, error = _sweep(target, ahead, levels)
+        if errors and error > errors[-1] * norm and momentum > 0:
+            momentum = 0
+            continue
+        if errors and error > errors[-1] * norm:  # rounding: there is nothing left to gain
+            break
+        before, parts, factors = parts, swept, found
+        errors.append(error / norm)
+        momentum += 1
+        if errors[-1] <= tolerance or (len(errors) > 1 and errors[-2] - errors[-1] <= tolerance):
+            break
+    return LevelsFit(factors, tuple(errors))
+
+
+def _sweep(
+    target: Tensor, parts: Sequence[Tensor], levels: Sequence[Level]
+) -> tuple[list[Tensor], tuple[Factors, ...], float]:
+    """Each level in turn made optimal for what the others leave over: the levels, their factors, the error."""
+    residual = target - torch.stack(tuple(parts)).sum(0)
+    swept, factors = [], []
+    for part, level in zip(parts, levels, strict=True):
+        residual = residual + part
+        fitted, pair = _fitted(residual, level)
+        residual = residual - fitted
+        swept.append(fitted)
+        factors.append(pair)
+    return swept, tuple(factors), torch.linalg.matrix_norm(residual).item()
+
+
+def _fitted(target: Tensor, level: Level) -> tuple[Tensor, Factors]:
+    """The one level nearest to `target (dim_out, dim_in)`, as a matrix and as factors."""
+    left, right = nearest_level(target[None], level)
+    return level.weight * dense_level(left, right, level)[0], (left[0], right[0])

@@ -1,0 +1,176 @@
+"""Butterfly matrices: products of log2(D) sparse factors, the pattern of the fast Fourier transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from structattn.checks import positive_int
+from structattn.structures.base import Structure
+from structattn.structures.contraction import Level, diagonal_blocks, multiply_per_head, multiply_shared
+from structattn.structures.mlbtc import MLBTC
+from structattn.structures.projection import nearest_level
+
+
+class Butterfly(Structure):
+    r"""`M = B_q … B_2 B_1`, `q = log2(dim)`: `B_i` mixes the pairs of entries whose indices differ in bit `i - 1`.
+
+    Parameters per matrix: `2 D log2 D`; rank bound and feature width `D`. The right features pass through the first
+    half of the factors, the left ones through the second half, transposed. Factor `i` is the parameter
+    `factor_i ([H,] D/2, 2, 2)`, one `(out, in)` matrix for each pair. Counting entries as
+    `(high, bit, low)` with `low < 2^{i-1}`, the matrix of pair `(high, low)` is number `low · D/2^i + high`: then each
+    factor is block diagonal once the index bits are rotated, and so are the products of a run of factors.
+
+    `project_` factors hierarchically: a member is a BTT of rank one whose blocks are butterflies again, so rank-one
+    SVDs halve the problem until pairs are left (Zheng, Riccietti and Gribonval 2023). Members are recovered; for
+    other targets each split is optimal, the whole is near so.
+
+    Args:
+        dim: Rows and columns, a power of two and at least 2.
+        heads: Number of matrices in the stack; None for one matrix without a head axis.
+        normalize: Use the factors normalised, see :class:`Structure`.
+        device: Where the factors live.
+        dtype: Their dtype.
+        generator: Source of the initial factors.
+
+    Raises:
+        TypeError, ValueError: `dim` is not a power of two of at least 2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if positive_int("dim", dim) < 2 or dim & (dim - 1):
+            raise ValueError(f"dim must be a power of two of at least 2, got {dim}")
+        super().__init__(dim, dim, heads=heads, normalize=normalize)
+        self.depth = dim.bit_length() - 1
+        self._right_depth = (self.depth + 1) // 2
+        factors = {f"factor_{i}": ((dim // 2, 2, 2), (2, 2)) for i in range(1, self.depth + 1)}
+        self._create_factors(factors, device, dtype, generator)
+
+    def _right_stages(self) -> range:
+        return range(1, self._right_depth + 1)
+
+    def _left_stages(self) -> range:
+        return range(self._right_depth + 1, self.depth + 1)
+
+    def dense(self) -> Tensor:
+        """The matrix itself, `([H,] dim, dim)`."""
+        return self._product(range(1, self.depth + 1)).reshape(self._dense_shape())
+
+    def _product(self, stages: Sequence[int]) -> Tensor:
+        """The product of some of the factors as matrices, first stage rightmost: `(H, dim, dim)`."""
+        like = self._stacked_factor("factor_1")
+        product = torch.eye(self.dim_in, dtype=like.dtype, device=like.device)[None]
+        for stage in stages:
+            pairs = self._stacked_factor(f"factor_{stage}").unflatten(1, (2 ** (stage - 1), -1))
+            low = torch.eye(pairs.shape[1], dtype=like.dtype, device=like.device)
+            high = torch.eye(pairs.shape[2], dtype=like.dtype, device=like.device)
+            sparse = torch.einsum("hlgij,lm,gk->hgilkjm", pairs, low, high)
+            product = sparse.reshape(-1, self.dim_out, self.dim_in) @ product
+        return product.expand(self.heads or 1, -1, -1)
+
+    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+        state = rows.mT[None]  # (1, D, N)
+        if side == "right":
+            for stage in self._right_stages():
+                state = self._ascend(state, stage)
+        else:
+            for stage in reversed(self._left_stages()):
+                state = self._descend(state, stage)
+        return state.expand(self.heads or 1, -1, -1).permute(2, 0, 1)
+
+    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+        state = features.permute(1, 2, 0)
+        if side == "left":
+            for stage in self._left_stages():
+                state = self._ascend(state, stage)
+        else:
+            for stage in reversed(self._right_stages()):
+                state = self._descend(state, stage)
+        return state.permute(2, 0, 1)
+
+    def _ascend(self, state: Tensor, stage: int) -> Tensor:
+        """Factor `stage` on `state (H or 1, D, N)`: it mixes the lowest index bit, which then goes to the top."""
+        pairs = state.unflatten(1, (-1, 2)).transpose(2, 3)  # (.., D/2, N, 2)
+        mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}").mT)
+        return mixed.movedim(3, 1).flatten(1, 2)
+
+    def _descend(self, state: Tensor, stage: int) -> Tensor:
+        """The transpose of :meth:`_ascend`: the top index bit comes down and is mixed by the transposed factor."""
+        pairs = state.unflatten(1, (2, -1)).movedim(1, 3)
+        mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}"))
+        return mixed.transpose(2, 3).flatten(1, 2)
+
+    @staticmethod
+    def _mix(pairs: Tensor, weight: Tensor) -> Tensor:
+        """`pairs (H or 1, D/2, N, 2)` times `weight (H, D/2, 2, 2)`: `(H, D/2, N, 2)`."""
+        if pairs.shape[0] == 1:
+            return multiply_shared(pairs[0], weight).permute(2, 0, 1, 3)
+        return multiply_per_head(pairs, weight)
+
+    def _nearest(self, target: Tensor) -> dict[str, Tensor]:
+        stages = nearest_butterfly(target)
+        return {f"factor_{i}": stage.flatten(1, 2) for i, stage in enumerate(stages, start=1)}
+
+    @torch.no_grad()
+    def as_mlbtc(self) -> MLBTC:
+        """The same matrix as an `MLBTC` with `normalize=False`: a BTT of rank one.
+
+        The first half of the factors mixes the low index bits alone and is block diagonal; the second half mixes
+        the high ones and is block diagonal once low and high bits change places.
+        """
+        low, high = 2**self._right_depth, 2 ** (self.depth - self._right_depth)
+        right = diagonal_blocks(self._product(self._right_stages()), high).mT  # (H, c, d, b)
+        left = (
+            self._product(self._left_stages()).reshape(-1, high, low, high, low).diagonal(dim1=2, dim2=4)
+        )  # (H, a, c, b)
+        return MLBTC.from_factors([Level(high, low, high, low)], [left.movedim(-1, 1)], [right], heads=self.heads)
+
+    @property
+    def feature_dim(self) -> int:
+        """`D`."""
+        return self.dim_in
+
+    @property
+    def num_parameters(self) -> int:
+        """`2 D log2 D`, times the heads."""
+        return (self.heads or 1) * 2 * self.dim_in * self.depth
+
+    @property
+    def rank_bound(self) -> int:
+        """`D`, attained by almost every member."""
+        return self.dim_in
+
+    def _feature_flops(self, side: Literal["left", "right"]) -> int:
+        stages = self._left_stages() if side == "left" else self._right_stages()
+        return (self.heads or 1) * 4 * self.dim_in * len(stages)
+
+    def _shape_repr(self) -> str:
+        return f"{self.dim_in}"
+
+
+def nearest_butterfly(target: Tensor) -> list[Tensor]:
+    """Factors of a butterfly near each `target (N, n, n)`: stage `i` as `(N, 2^{i-1}, n/2^i, 2, 2)`."""
+    count, n = target.shape[:2]
+    if n == 2:
+        return [target[:, None, None]]
+    low = 2 ** (n.bit_length() // 2)
+    high = n // low
+    left, right = nearest_level(target, Level(high, low, high, low))  # (N, b, a, c), (N, c, d, b)
+    stages = []
+    for stage in nearest_butterfly(right.mT.flatten(0, 1)):  # (N·high, low', high', 2, 2)
+        stages.append(stage.unflatten(0, (count, high)).transpose(1, 2).flatten(2, 3))
+    for stage in nearest_butterfly(left.flatten(0, 1)):  # (N·low, low', high', 2, 2)
+        stages.append(stage.unflatten(0, (count, low)).transpose(1, 2).flatten(1, 2))
+    return stages
