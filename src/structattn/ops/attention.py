@@ -5,6 +5,7 @@ Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv), outpu
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -197,14 +198,20 @@ def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) 
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_start, Tensor? key_end, Tensor? seed"
 _CHOICES = (
-    "int[] ranks, SymInt[] block_sizes, float[] gains, bool is_causal, float scale, SymInt query_offset, "
+    "int[] ranks, int[] block_sizes, float[] gains, bool is_causal, float scale, SymInt query_offset, "
     "float dropout_p, str backend"
 )
 
 
+@functools.lru_cache(maxsize=256)
+def _hierarchy(ranks: tuple[int, ...], sizes: tuple[int, ...], gains: tuple[float, ...]) -> Hierarchy:
+    """The hierarchy that an operator's plain numbers stand for (0: one block); kept, since every call asks for it."""
+    return Hierarchy(ranks, [size or None for size in sizes], gains)
+
+
 def _call(tensors: tuple[Any, ...], choices: tuple[Any, ...]) -> tuple[Call, str]:
     ranks, sizes, gains, is_causal, scale, query_offset, dropout_p, backend = choices
-    hierarchy = Hierarchy(ranks, [size or None for size in sizes], gains)
+    hierarchy = _hierarchy(tuple(ranks), tuple(sizes), tuple(gains))
     query, key, value, bias, start, end, seed = tensors
     call = Call(query, key, value, bias, start, end, seed, hierarchy, is_causal, scale, query_offset, dropout_p)
     return call, backend
@@ -255,7 +262,7 @@ def _flops(query: Any, key: Any, value: Any, choices: tuple[Any, ...], score_fac
     """Visible pairs times what each multiplies; padding is not seen, since the counter has shapes alone."""
     (batch, heads, query_length, _), (_, _, key_length, width) = query, value
     ranks, sizes, gains, is_causal, _, query_offset, *_ = choices
-    hierarchy = Hierarchy(ranks, [size or None for size in sizes], gains)
+    hierarchy = _hierarchy(tuple(ranks), tuple(sizes), tuple(gains))
     pairs = hierarchy.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
     scores = sum(rank * count for rank, count in zip(ranks, pairs, strict=True))
     return 2 * batch * heads * (score_factor * scores + value_factor * width * pairs[0])
