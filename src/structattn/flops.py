@@ -1,0 +1,186 @@
+"""What a structure, an op call and a layer cost: formulas, and a counter of real calls that agrees with them.
+
+A multiply-add is 2 FLOPs. Matrix products alone count: norms, softmax, rotations and scalings do not, here or in
+torch's counter. Attention counts the pairs a mask leaves visible, so that a causal call costs half a dense one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.window import block_calls
+
+if TYPE_CHECKING:
+    from structattn.structures.base import Operation, Structure
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a forward pass, and of the backward pass that gives gradients of all inputs and parameters."""
+
+    forward: int
+    backward: int
+
+    @property
+    def training(self) -> int:
+        """Forward and backward together."""
+        return self.forward + self.backward
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: int) -> Flops:
+        return Flops(self.forward * times, self.backward * times)
+
+    __rmul__ = __mul__
+
+
+def linear(dim_in: int, dim_out: int, tokens: int = 1) -> Flops:
+    """A dense matrix on `tokens` vectors: `2·N·D_in·D_out`, and twice that backward (input and weight)."""
+    forward = 2 * tokens * dim_in * dim_out
+    return Flops(forward, 2 * forward)
+
+
+def structure(matrix: Structure, operation: Operation = "forward", tokens: int = 1) -> Flops:
+    """A structured matrix on `tokens` vectors, all its heads; backward is twice forward, as for a dense one.
+
+    Args:
+        matrix: any structure.
+        operation: `"forward"` (`M y`), `"adjoint"` (`Mᵀ x`), `"left"` or `"right"`.
+        tokens: number of vectors.
+    """
+    forward = tokens * matrix.flops_of(operation)
+    return Flops(forward, 2 * forward)
+
+
+def attention(
+    hierarchy: Hierarchy,
+    value_dim: int,
+    query_length: int,
+    key_length: int | None = None,
+    *,
+    heads: int = 1,
+    batch: int = 1,
+    is_causal: bool = False,
+    query_offset: int = 0,
+) -> Flops:
+    """One call of `mlr_attention`; with `Hierarchy.flat(r)`, of `scaled_dot_product_attention`.
+
+    With `P_l` the visible pairs that share level `l`, `S = Σ_l r_l·P_l` and `V = dv·P_1`: forward `2(S + V)`, backward
+    `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
+
+    Args:
+        hierarchy: the levels.
+        value_dim: `dv`.
+        query_length: `Tq`.
+        key_length: `Tk`; `Tq` by default.
+        heads: query heads.
+        batch: rows.
+        is_causal: whether only pairs `j <= query_offset + i` count.
+        query_offset: index of the first query among the keys.
+    """
+    key_length = query_length if key_length is None else key_length
+    pairs = hierarchy.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
+    scores = sum(rank * count for rank, count in zip(hierarchy.ranks, pairs, strict=True))
+    return 2 * batch * heads * Flops(scores + value_dim * pairs[0], 3 * scores + 2 * value_dim * pairs[0])
+
+
+def window_attention(
+    window: int, rank: int, value_dim: int, length: int, *, heads: int = 1, batch: int = 1, is_causal: bool = True
+) -> Flops:
+    """One call of the sliding window op, without padding: the blocks it really multiplies.
+
+    The first `window` queries count their visible pairs; each later block of `window` queries counts all of its
+    `2·window` keys (`3·window` where not causal), about twice the pairs inside the window.
+
+    Args:
+        window: keys a query sees, see `structattn.ops.window_attention`.
+        rank: `r`, the width of query and key.
+        value_dim: `dv`.
+        length: tokens.
+        heads: query heads.
+        batch: rows.
+        is_causal: whether the window reaches back alone.
+    """
+    flat = Hierarchy.flat(rank)
+    total = Flops(0, 0)
+    for call in block_calls(length, window, is_causal):
+        one = attention(flat, value_dim, call.queries, call.keys, heads=heads, batch=batch, is_causal=call.is_causal)
+        total += call.blocks * one
+    return total
+
+
+class Layer(Protocol):
+    """What a layer tells of its cost; every layer of `structattn.layers` does."""
+
+    def flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
+        """FLOPs of one call on `batch` rows of `length` tokens; `dense` counts masked pairs too."""
+
+    def key_numbers(self, length: int) -> int:
+        """Numbers held by the key cache of one row when generating at `length` tokens."""
+
+
+def paper_multiply_adds(layer: Layer, length: int) -> int:
+    """Forward multiply-adds of a layer as the paper counts them: one each, every pair of the `T x T` scores.
+
+    MLR attention then scores in `T² Σ_l r_l/2^{l-1}`, standard attention in `T² r` (arXiv 2509.07963, section 4).
+    """
+    return layer.flops(length, dense=True).forward // 2
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters of a structure, a layer or a model."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def counter() -> FlopCounterMode:
+    """A context that counts the FLOPs of real calls, forward and backward, by the formulas of this module.
+
+    torch's own counter takes a causal `scaled_dot_product_attention` for a dense one and knows nothing of the CPU
+    kernel; this one counts visible pairs for all of its kernels::
+
+        with flops.counter() as count:
+            layer(x).sum().backward()
+        count.get_total_flops()
+
+    Count on the eager module: torch's counter raises around a compiled one. Its shapes do not show padding, so a padded
+    call counts as an unpadded one of its length.
+    """
+    names = [
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    ]
+    mapping = {}
+    for name in names:
+        for suffix in ("", "_backward"):
+            packet = getattr(torch.ops.aten, name + suffix)
+            mapping[packet] = _sdpa_formula(packet, backward=bool(suffix))
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+def _sdpa_formula(packet: Any, *, backward: bool) -> Any:
+    names = [argument.name for argument in packet.default._schema.arguments]
+
+    def formula(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        (batch, heads, query_length, rank), key_length, value_dim = given["query"], given["key"][2], given["value"][3]
+        cost = attention(
+            Hierarchy.flat(rank),
+            value_dim,
+            query_length,
+            key_length,
+            heads=heads,
+            batch=batch,
+            is_causal=given.get("is_causal", False),
+        )
+        return cost.backward if backward else cost.forward
+
+    return formula

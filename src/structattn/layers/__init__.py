@@ -1,0 +1,46 @@
+"""Attention layers behind one face, and the configs and grammar that name them."""
+
+from structattn.layers.base import Attention
+from structattn.layers.build import build_attention
+from structattn.layers.config import (
+    KINDS,
+    AttentionConfig,
+    BilinearConfig,
+    BilinearMLRConfig,
+    BTTConfig,
+    GlobalSlidingWindowConfig,
+    LowRankConfig,
+    MLRConfig,
+    MonarchConfig,
+    SlidingWindowConfig,
+    StandardConfig,
+    config_from_dict,
+    default_ranks,
+)
+from structattn.layers.grammar import as_config, parse_attention
+from structattn.layers.mlr import MLRAttention
+from structattn.layers.rotary import RotaryEmbedding
+from structattn.layers.standard import StandardAttention
+
+__all__ = [
+    "KINDS",
+    "Attention",
+    "AttentionConfig",
+    "BTTConfig",
+    "BilinearConfig",
+    "BilinearMLRConfig",
+    "GlobalSlidingWindowConfig",
+    "LowRankConfig",
+    "MLRAttention",
+    "MLRConfig",
+    "MonarchConfig",
+    "RotaryEmbedding",
+    "SlidingWindowConfig",
+    "StandardAttention",
+    "StandardConfig",
+    "as_config",
+    "build_attention",
+    "config_from_dict",
+    "default_ranks",
+    "parse_attention",
+]

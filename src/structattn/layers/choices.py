@@ -1,0 +1,62 @@
+"""The named choices of the layers, and what the scales among them are worth for a given head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from structattn import checks
+
+HeadScale = Literal["1/sqrt(r)", "8/r", "1/r", "1"]
+LevelWeight = Literal["1/r_l", "1/sqrt(r_l)", "1/r", "1/sqrt(r)", "1"]
+BilinearScale = Literal["1/sqrt(D)", "1/D", "1/sqrt(f_l)", "1/f_l", "1"]
+Gains = Literal["mean", "none"]
+Side = Literal["auto", "split", "key", "query"]
+Norm = Literal["features", "key", "none"]
+
+
+def head_scale(name: str, rank: int) -> float:
+    """The factor on the scores of a head of rank `r`.
+
+    `"1/sqrt(r)"` is usual; `"8/r"`, equal to it at `r = 64`, is the paper's for language; `"1/r"` is muP's; `"1"`
+    leaves the size of the logits to the projections, as T5 does.
+    """
+    checks.one_of("scale", name, get_args(HeadScale))
+    return {"1/sqrt(r)": 1 / math.sqrt(rank), "8/r": 8 / rank, "1/r": 1 / rank, "1": 1.0}[name]
+
+
+def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
+    """What each level's share of the dot product is multiplied by, in a head of levels `r_1 … r_L`, `r = Σ r_l`.
+
+    `"1/r_l"` is the paper's for MLR attention. `"1/sqrt(r)"` is the scale of standard attention: with it a pair that
+    shares all levels scores as it would there.
+    """
+    checks.one_of("level_weight", name, get_args(LevelWeight))
+    rank = sum(ranks)
+    formulas = {"1/r": 1 / rank, "1/sqrt(r)": 1 / math.sqrt(rank), "1": 1.0}
+    if name in formulas:
+        return (formulas[name],) * len(ranks)
+    return tuple(1 / r if name == "1/r_l" else 1 / math.sqrt(r) for r in ranks)
+
+
+def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple[float, ...]:
+    """The factor on each level's share of a bilinear score, `D` wide, with `f_l` features at level `l`.
+
+    `"1/sqrt(D)"` (option `"1/D"`) is the paper's for a Block Tensor Train; `"1/sqrt(f_l)"`, `f_l = p_l·r_l`, is the
+    paper's for MLR, and for a low-rank matrix it is that of standard attention.
+    """
+    checks.one_of("scale", name, get_args(BilinearScale))
+    fixed = {"1/sqrt(D)": 1 / math.sqrt(dim), "1/D": 1 / dim, "1": 1.0}
+    if name in fixed:
+        return (fixed[name],) * len(level_features)
+    return tuple(1 / f if name == "1/f_l" else 1 / math.sqrt(f) for f in level_features)
+
+
+def spread(weights: Sequence[float], widths: Sequence[int], like: Tensor) -> Tensor:
+    """`(sum(widths),)`: each weight repeated over its width, on the device and in the dtype of `like`."""
+    parts = zip(widths, weights, strict=True)
+    return torch.cat([torch.full((width,), weight, device=like.device, dtype=like.dtype) for width, weight in parts])

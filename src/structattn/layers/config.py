@@ -1,0 +1,333 @@
+"""Frozen configs of the attention kinds: every choice of a layer by name, and what it becomes for a given model.
+
+Each has a spelling, given by `str` and read by `structattn.layers.grammar`, and a dict form for JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_type_hints
+
+from structattn import checks
+from structattn.layers import fields
+from structattn.layers.choices import BilinearScale, Gains, HeadScale, LevelWeight, Norm, Side
+from structattn.ops.hierarchy import Hierarchy
+
+# The paper's ranks: for heads of 64 in a context of 1024 (language); bilinear, for heads of 32 (regression).
+_PAPER_RANKS = (32, 8, 6, 4, 4, 4, 4, 2)
+_PAPER_BILINEAR_RANKS = (16, 8, 4, 4)
+_SMALLEST_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What the configs of all kinds share. Fields are checked where a config is made."""
+
+    kind: ClassVar[str]
+    """Name in the grammar and in the dict form."""
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """Fields that follow the kind's name in the grammar, in order."""
+    example: ClassVar[str]
+    """A spelling, for error messages."""
+
+    def __post_init__(self) -> None:
+        for name, hint in self.field_types().items():
+            object.__setattr__(self, name, fields.checked(name, hint, getattr(self, name)))
+
+    @classmethod
+    def field_types(cls) -> dict[str, Any]:
+        """The type of every field, by name."""
+        hints = get_type_hints(cls)
+        return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
+
+    def __str__(self) -> str:
+        """The spelling that `parse_attention` reads back: kind, arguments, other fields where not default."""
+        arguments = [getattr(self, name) for name in self.arguments]
+        text = self.kind if None in arguments or self._is_default(self.arguments) else f"{self.kind}:{_join(arguments)}"
+        for name in self.field_types():
+            if name not in self.arguments and not self._is_default([name]):
+                text += f"+{name}={fields.to_text(getattr(self, name))}"
+        return text
+
+    def _is_default(self, names: Sequence[str]) -> bool:
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        return all(getattr(self, name) == defaults[name] for name in names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind and all fields, in values that JSON knows; `config_from_dict` reads it back."""
+        return {"kind": self.kind} | {name: fields.to_plain(getattr(self, name)) for name in self.field_types()}
+
+
+@dataclass(frozen=True)
+class StandardConfig(AttentionConfig):
+    """`standard`, `standard:1`: see `StandardAttention`.
+
+    Attributes:
+        heads: number of heads in place of the model's, at the same total width: `standard:1` is one head of full rank.
+        qk_norm: LayerNorm on queries and keys.
+        scale: factor on the scores.
+    """
+
+    kind: ClassVar[str] = "standard"
+    arguments: ClassVar[tuple[str, ...]] = ("heads",)
+    example: ClassVar[str] = "standard:1"
+
+    heads: int | None = None
+    qk_norm: bool = True
+    scale: HeadScale = "1/sqrt(r)"
+
+
+@dataclass(frozen=True)
+class SlidingWindowConfig(AttentionConfig):
+    """`swa:128`: see `SlidingWindowAttention`.
+
+    Attributes:
+        window: keys that a token sees.
+        qk_norm: LayerNorm on queries and keys.
+        scale: factor on the scores.
+    """
+
+    kind: ClassVar[str] = "swa"
+    arguments: ClassVar[tuple[str, ...]] = ("window",)
+    example: ClassVar[str] = "swa:128"
+
+    window: int
+    qk_norm: bool = True
+    scale: HeadScale = "1/sqrt(r)"
+
+
+@dataclass(frozen=True)
+class GlobalSlidingWindowConfig(AttentionConfig):
+    """`gswa:128|32`, window and global rank: see `GlobalSlidingWindowAttention`.
+
+    Attributes:
+        window: keys that a token sees with the rest of its head.
+        global_rank: dimensions of a head that see all keys.
+        qk_norm: LayerNorm on queries and keys.
+        scale: factor on the scores, of each part's own rank.
+    """
+
+    kind: ClassVar[str] = "gswa"
+    arguments: ClassVar[tuple[str, ...]] = ("window", "global_rank")
+    example: ClassVar[str] = "gswa:128|32"
+
+    window: int
+    global_rank: int
+    qk_norm: bool = True
+    scale: HeadScale = "1/sqrt(r)"
+
+
+@dataclass(frozen=True)
+class MLRConfig(AttentionConfig):
+    """`mlr`, `mlr:32|8|6|4|4|4|4|2`, `mlr:8x8` (eight levels of 8), `mlr+levels=4`: see `MLRAttention`.
+
+    Attributes:
+        ranks: level ranks; they must sum to the head width of the model, so that a single number is one level. By
+            default the paper's split of 64 scaled to the head width, see `default_ranks`.
+        levels: number of levels of the default split.
+        block_sizes: `None` (global), then nested sizes; by default the context halves with every level.
+        gains: `"mean"` is `c_m = 1/m`, `"none"` is 1.
+        level_weight: `w_l`, the factor on a level's share of the score.
+        qk_norm: LayerNorm on queries and keys.
+    """
+
+    kind: ClassVar[str] = "mlr"
+    arguments: ClassVar[tuple[str, ...]] = ("ranks",)
+    example: ClassVar[str] = "mlr:32|8|6|4|4|4|4|2"
+
+    ranks: tuple[int, ...] | None = None
+    levels: int | None = None
+    block_sizes: tuple[int | None, ...] | None = None
+    gains: Gains = "mean"
+    level_weight: LevelWeight = "1/r_l"
+    qk_norm: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranks is not None and self.levels is not None:
+            raise ValueError(f"levels must not be given with ranks, got levels = {self.levels}, ranks = {self.ranks}")
+        if self.block_sizes is not None:
+            if self.ranks is None:
+                raise ValueError(f"block_sizes need ranks, one for each level, got {self.block_sizes} alone")
+            Hierarchy(self.ranks, self.block_sizes)
+
+    def hierarchy(self, head_dim: int, context_length: int) -> Hierarchy:
+        """The levels for heads of `head_dim` in a context of `context_length` tokens.
+
+        Raises:
+            ValueError: the ranks do not sum to `head_dim`.
+        """
+        ranks = self.ranks or default_ranks(head_dim, context_length, self.levels)
+        if sum(ranks) != head_dim:
+            raise ValueError(
+                f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}"
+            )
+        gains: Literal["mean"] | None = "mean" if self.gains == "mean" else None
+        if self.block_sizes is not None:
+            return Hierarchy(ranks, self.block_sizes, gains)
+        return Hierarchy.dyadic(ranks, context_length, gains)
+
+
+@dataclass(frozen=True)
+class BilinearConfig(AttentionConfig):
+    """What the configs of bilinear attention share: see `BilinearAttention`.
+
+    Attributes:
+        side: where the matrix is contracted.
+        norm: where the LayerNorm sits.
+        scale: factor on the score, or on each level's share of it.
+        normalize: whether the factors of the matrix keep their scale in training.
+    """
+
+    side: Side = field(default="auto", kw_only=True)
+    norm: Norm = field(default="key", kw_only=True)
+    scale: BilinearScale = field(default="1/sqrt(D)", kw_only=True)
+    normalize: bool = field(default=True, kw_only=True)
+
+
+@dataclass(frozen=True)
+class LowRankConfig(BilinearConfig):
+    """`lowrank`, `lowrank:64`: standard attention as a bilinear layer.
+
+    Attributes:
+        rank: rank of each head's matrix; the head width by default.
+    """
+
+    kind: ClassVar[str] = "lowrank"
+    arguments: ClassVar[tuple[str, ...]] = ("rank",)
+    example: ClassVar[str] = "lowrank:64"
+
+    rank: int | None = None
+    norm: Norm = field(default="features", kw_only=True)
+    scale: BilinearScale = field(default="1/sqrt(f_l)", kw_only=True)
+
+
+@dataclass(frozen=True)
+class BilinearMLRConfig(BilinearConfig):
+    """`bmlr`, `bmlr:16|8|4|4`: a Multi-Level Low Rank matrix in each head's bilinear form.
+
+    Attributes:
+        ranks: rank of the blocks of each level; level `l` has `2^{l-1}` blocks. By default the paper's `16|8|4|4`
+            scaled to the head width.
+    """
+
+    kind: ClassVar[str] = "bmlr"
+    arguments: ClassVar[tuple[str, ...]] = ("ranks",)
+    example: ClassVar[str] = "bmlr:16|8|4|4"
+
+    ranks: tuple[int, ...] | None = None
+    norm: Norm = field(default="features", kw_only=True)
+    scale: BilinearScale = field(default="1/sqrt(f_l)", kw_only=True)
+
+    def ranks_for(self, head_dim: int) -> tuple[int, ...]:
+        """The ranks for a model whose heads are `head_dim` wide."""
+        return self.ranks or proportional_ranks(head_dim, _PAPER_BILINEAR_RANKS, len(_PAPER_BILINEAR_RANKS))
+
+
+@dataclass(frozen=True)
+class BTTConfig(BilinearConfig):
+    """`btt`, `btt:2`: a Block Tensor Train in each head's bilinear form.
+
+    Attributes:
+        rank: rank `s` of every tile.
+        factors: `((a, b), (c, d))` with `a·b = c·d = D`, spelt `16x32|16x32`; near `√D` by default.
+    """
+
+    kind: ClassVar[str] = "btt"
+    arguments: ClassVar[tuple[str, ...]] = ("rank",)
+    example: ClassVar[str] = "btt:2"
+
+    rank: int = 1
+    factors: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class MonarchConfig(BilinearConfig):
+    """`monarch`, `monarch:16`: a Monarch matrix in each head's bilinear form.
+
+    Attributes:
+        blocks: diagonal blocks of the right factor; the largest divisor of `D` not above `√D` by default.
+    """
+
+    kind: ClassVar[str] = "monarch"
+    arguments: ClassVar[tuple[str, ...]] = ("blocks",)
+    example: ClassVar[str] = "monarch:16"
+
+    blocks: int | None = None
+
+
+def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
+    """The paper's ranks `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens, carried over to other heads and contexts.
+
+    Prefix ranks keep their share of the head (even where the head is even), so that a pair at a given depth keeps its
+    share of the dot product; levels that get nothing are dropped. The number of levels is `levels`, or as many as leave
+    the smallest block 8 tokens; what deeper levels would own goes to the last one.
+
+    Args:
+        head_dim: `r`.
+        context_length: tokens.
+        levels: how many, instead.
+
+    Raises:
+        ValueError: `levels` is more than the split of this head has.
+    """
+    checks.positive_int("head_dim", head_dim)
+    fitting = max(1, (checks.positive_int("context_length", context_length) // _SMALLEST_BLOCK).bit_length())
+    ranks = proportional_ranks(head_dim, _PAPER_RANKS, levels or fitting)
+    if levels is not None and len(ranks) < levels:
+        raise ValueError(f"levels must be at most {len(ranks)} for heads of {head_dim}, got {levels}; or give ranks")
+    return ranks
+
+
+def proportional_ranks(rank: int, proportions: Sequence[int], levels: int) -> tuple[int, ...]:
+    """`rank` split into at most `levels` parts whose running sums are nearest to those of `proportions`."""
+    unit = 1 if rank % 2 else 2
+    total, count = sum(proportions), rank // unit
+    edges = [0, *((2 * count * prefix + total) // (2 * total) for prefix in itertools.accumulate(proportions))]
+    ranks = [unit * (stop - start) for start, stop in itertools.pairwise(edges) if stop > start]
+    return (*ranks[: levels - 1], sum(ranks[levels - 1 :])) if len(ranks) > levels else tuple(ranks)
+
+
+KINDS: dict[str, type[AttentionConfig]] = {
+    config.kind: config
+    for config in (
+        StandardConfig,
+        SlidingWindowConfig,
+        GlobalSlidingWindowConfig,
+        MLRConfig,
+        LowRankConfig,
+        BilinearMLRConfig,
+        BTTConfig,
+        MonarchConfig,
+    )
+}
+"""The config of every kind, by its name."""
+
+
+def config_from_dict(values: Mapping[str, Any]) -> AttentionConfig:
+    """The config that `to_dict` gave.
+
+    Raises:
+        ValueError: no kind, an unknown kind or an unknown field, with the nearest known one; or a bad value.
+    """
+    if "kind" not in values:
+        raise ValueError(f"an attention config must name its kind ({', '.join(KINDS)}), got {dict(values)}")
+    config = KINDS[checks.one_of("kind", values["kind"], KINDS)]
+    return make_config(config, {name: value for name, value in values.items() if name != "kind"})
+
+
+def make_config(config: type[AttentionConfig], values: Mapping[str, Any]) -> AttentionConfig:
+    """`config(**values)`, with an error that names an unknown or a missing field."""
+    for name in values:
+        checks.one_of(f"a field of {config.kind}", name, config.field_types())
+    for each in dataclasses.fields(config):
+        if each.default is dataclasses.MISSING and each.name not in values:
+            raise ValueError(f"{config.kind} needs {each.name}, as in {config.example!r}")
+    return config(**values)
+
+
+def _join(values: Sequence[Any]) -> str:
+    return "|".join(map(fields.to_text, values))

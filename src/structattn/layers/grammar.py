@@ -1,0 +1,71 @@
+"""The small grammar in which configs and command lines name an attention kind.
+
+    KIND[:ARGUMENT[|ARGUMENT…]][+FIELD=VALUE…]
+
+| spelling | attention |
+|---|---|
+| `standard`, `standard:1` | standard, with another number of heads: one is full rank |
+| `swa:128` | sliding window of 128 tokens |
+| `gswa:128\\|32` | the same beside global attention on the first 32 dimensions of a head |
+| `mlr` | MLR attention, the paper's ranks scaled to the head and the context |
+| `mlr:32\\|8\\|6\\|4\\|4\\|4\\|4\\|2`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
+| `mlr+levels=4` | the default split in four levels |
+| `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
+| `bmlr:16\\|8\\|4\\|4` | bilinear, Multi-Level Low Rank |
+| `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |
+| `monarch`, `monarch:16` | bilinear, Monarch |
+
+Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. A comma serves
+wherever a bar does, so that a shell needs no quotes: `mlr:32,8,6,4,4,4,4,2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from structattn import checks
+from structattn.layers import fields
+from structattn.layers.config import KINDS, AttentionConfig, config_from_dict, make_config
+
+
+def parse_attention(text: str) -> AttentionConfig:
+    """The config that `text` spells, the inverse of `str`.
+
+    Raises:
+        TypeError: `text` is no string.
+        ValueError: an unknown kind or field (with the nearest known one), or a value that does not fit.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"an attention kind must be spelt as a string, got {text!r} ({type(text).__name__})")
+    head, *options = text.strip().split("+")
+    kind, colon, argument_text = head.partition(":")
+    config = KINDS[checks.one_of("attention", kind, KINDS)]
+    types = config.field_types()
+    texts = _arguments(config, argument_text) if colon else {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"expected '+field=value' in {text!r}, got '+{option}'")
+        checks.one_of(f"a field of {kind}", name, types)
+        if name in texts:
+            raise ValueError(f"{name} is given twice in {text!r}")
+        texts[name] = value
+    return make_config(config, {name: fields.from_text(name, types[name], value) for name, value in texts.items()})
+
+
+def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> AttentionConfig:
+    """A config from itself, its spelling or its dict form."""
+    if isinstance(attention, AttentionConfig):
+        return attention
+    return config_from_dict(attention) if isinstance(attention, Mapping) else parse_attention(attention)
+
+
+def _arguments(config: type[AttentionConfig], text: str) -> dict[str, str]:
+    """The text of each argument; a kind with one argument gives it everything after the colon."""
+    names = config.arguments
+    parts = [text] if len(names) == 1 else text.replace(",", "|").split("|")
+    if len(parts) != len(names) or not all(parts):
+        wanted = "|".join(names) if names else "no argument"
+        raise ValueError(f"{config.kind} takes {wanted} after the colon, as in {config.example!r}; got {text!r}")
+    return dict(zip(names, parts, strict=True))

@@ -1,0 +1,97 @@
+"""MLR attention: near pairs get a rich dot product, far pairs a cheap one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from structattn.flops import Flops, attention
+from structattn.layers.base import QKV, LayerOptions, ProjectedAttention, width_per_head
+from structattn.layers.choices import LevelWeight, level_weights, spread
+from structattn.ops.attention import mlr_attention
+from structattn.ops.hierarchy import Hierarchy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class MLRAttention(ProjectedAttention):
+    """Multi-head attention whose score matrix is Multi-Level Low Rank (arXiv 2509.07963, section 4).
+
+    With the level weights `w_l`, and block sizes, ranks and gains `c_m` from the hierarchy::
+
+        score(i, j) = c_m · Σ_{l <= m} w_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
+
+    The paper's setting for language is the default with `Hierarchy.dyadic(ranks, context_length, gains="mean")`:
+    LayerNorm on each query and key head, `w_l = 1/r_l`, `c_m = 1/m`.
+
+    Args:
+        dim: `D`.
+        heads: query heads `H`.
+        hierarchy: the levels; the width of a query and key head is the sum of its ranks.
+        head_dim: the width of a value head; `D / H` by default.
+        level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
+        options: see `ProjectedAttention`. A rotary embedding needs even ranks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hierarchy: Hierarchy,
+        *,
+        head_dim: int | None = None,
+        level_weight: LevelWeight = "1/r_l",
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        if not isinstance(hierarchy, Hierarchy):
+            raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
+        weights = level_weights(level_weight, hierarchy.ranks)
+        super().__init__(dim, heads, hierarchy.ranks, width_per_head(dim, heads, head_dim), **options)
+        self.hierarchy = hierarchy
+        self.level_weights = weights
+
+    def project(self, x: Tensor, positions: Tensor) -> QKV:
+        """Queries, with the level weights on them, keys and values."""
+        query, key, value = super().project(x, positions)
+        return query * spread(self.level_weights, self.level_ranks, query), key, value
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_start: Tensor | None = None,
+        key_end: Tensor | None = None,
+        query_offset: int = 0,
+    ) -> Tensor:
+        """Mixed values `(B, H, Tq, dv)`."""
+        return mlr_attention(
+            query,
+            key,
+            value,
+            self.hierarchy,
+            is_causal=self.is_causal,
+            scale=1.0,
+            key_start=key_start,
+            key_end=key_end,
+            query_offset=query_offset,
+            enable_gqa=True,
+            dropout_p=self._dropout_p(),
+        )
+
+    def key_numbers(self, length: int) -> int:
+        """`T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` for each key head where causal, `T·r` where not."""
+        per_head = self.hierarchy.key_numbers(length) if self.is_causal else length * self.head_dim
+        return self.kv_heads * per_head
+
+    def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
+        """Scores over the visible pairs that share each level, and mixing of values over all visible pairs."""
+        causal = self.is_causal and not dense
+        return attention(self.hierarchy, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
+
+    def extra_repr(self) -> str:
+        """With the hierarchy."""
+        return f"hierarchy={self.hierarchy}, {super().extra_repr()}"
