@@ -91,7 +91,7 @@ def attention(
     return 2 * batch * heads * Flops(scores + value_dim * pairs[0], 3 * scores + 2 * value_dim * pairs[0])
 
 
-def window_attention(
+def sliding_window(
     window: int, rank: int, value_dim: int, length: int, *, heads: int = 1, batch: int = 1, is_causal: bool = True
 ) -> Flops:
     """One call of the sliding window op, without padding: the blocks it really multiplies.

@@ -1,6 +1,7 @@
 """Attention layers behind one face, and the configs and grammar that name them."""
 
 from structattn.layers.base import Attention
+from structattn.layers.bilinear import BilinearAttention
 from structattn.layers.build import build_attention
 from structattn.layers.config import (
     KINDS,
@@ -8,7 +9,9 @@ from structattn.layers.config import (
     BilinearConfig,
     BilinearMLRConfig,
     BTTConfig,
+    ButterflyConfig,
     GlobalSlidingWindowConfig,
+    KroneckerConfig,
     LowRankConfig,
     MLRConfig,
     MonarchConfig,
@@ -20,6 +23,7 @@ from structattn.layers.config import (
 from structattn.layers.grammar import as_config, parse_attention
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.rotary import RotaryEmbedding
+from structattn.layers.sliding import GlobalSlidingWindowAttention, SlidingWindowAttention
 from structattn.layers.standard import StandardAttention
 
 __all__ = [
@@ -27,14 +31,19 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "BTTConfig",
+    "BilinearAttention",
     "BilinearConfig",
     "BilinearMLRConfig",
+    "ButterflyConfig",
+    "GlobalSlidingWindowAttention",
     "GlobalSlidingWindowConfig",
+    "KroneckerConfig",
     "LowRankConfig",
     "MLRAttention",
     "MLRConfig",
     "MonarchConfig",
     "RotaryEmbedding",
+    "SlidingWindowAttention",
     "SlidingWindowConfig",
     "StandardAttention",
     "StandardConfig",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from structattn import checks
-from structattn.flops import Flops, linear
+from structattn import checks, flops
+from structattn.flops import Flops
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.attention import check_key_bound
@@ -128,7 +128,7 @@ class Attention(nn.Module, abc.ABC):
             dense: count masked pairs too, and a sliding window without its blocks: the paper's way.
         """
         linears = [module for module in self.children() if isinstance(module, nn.Linear)]
-        projections = [linear(each.in_features, each.out_features, batch * length) for each in linears]
+        projections = [flops.linear(each.in_features, each.out_features, batch * length) for each in linears]
         return sum(projections, self.mixing_flops(length, batch, dense=dense))
 
     @abc.abstractmethod
@@ -152,14 +152,9 @@ class Attention(nn.Module, abc.ABC):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw every matrix anew, normal with deviation `1/sqrt(fan_in)`; biases become 0, gains 1."""
+        draw_linears(self, generator)
         for module in self.children():
-            if isinstance(module, nn.Linear):
-                device = module.weight.device if generator is None else generator.device
-                draw = torch.randn(module.weight.shape, generator=generator, device=device, dtype=module.weight.dtype)
-                module.weight.copy_(draw / math.sqrt(module.in_features))
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, Structure):
+            if isinstance(module, Structure):
                 module.reset_parameters(generator)
             elif isinstance(module, LevelNorm):
                 module.reset_parameters()
@@ -258,7 +253,7 @@ class ProjectedAttention(Attention):
         self.k_proj = new_linear(dim, self.kv_heads * self.head_dim, bias, device, dtype)
         self.q_norm = LevelNorm((self.head_dim,), device=device, dtype=dtype) if qk_norm else None
         self.k_norm = LevelNorm((self.head_dim,), device=device, dtype=dtype) if qk_norm else None
-        self.reset_parameters(generator)
+        draw_linears(self, generator)
 
     def project(self, x: Tensor, positions: Tensor) -> QKV:
         """Queries `(B, H, T, r)`, keys and values of `kv_heads` heads."""
@@ -270,6 +265,19 @@ class ProjectedAttention(Attention):
             query = self.rotary(query, positions, self.level_ranks)
             key = self.rotary(key, positions, self.level_ranks)
         return query, key, split_heads(self.v_proj(x), self.kv_heads)
+
+
+@torch.no_grad()
+def draw_linears(layer: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw the projections of a layer, normal with deviation `1/sqrt(fan_in)`; their biases become 0."""
+    for module in layer.children():
+        if isinstance(module, nn.Linear):
+            weight = module.weight
+            device = weight.device if generator is None else generator.device
+            draw = torch.randn(weight.shape, generator=generator, device=device, dtype=weight.dtype)
+            weight.copy_(draw / math.sqrt(module.in_features))
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -9,14 +9,19 @@ import torch
 
 from structattn import checks
 from structattn.layers.base import Attention, width_per_head
+from structattn.layers.bilinear import BilinearAttention
 from structattn.layers.config import (
     AttentionConfig,
+    BilinearConfig,
+    GlobalSlidingWindowConfig,
     MLRConfig,
+    SlidingWindowConfig,
     StandardConfig,
 )
 from structattn.layers.grammar import as_config
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.rotary import RotaryEmbedding
+from structattn.layers.sliding import GlobalSlidingWindowAttention, SlidingWindowAttention
 from structattn.layers.standard import StandardAttention
 
 
@@ -78,4 +83,14 @@ def build_attention(
             hierarchy = config.hierarchy(head_dim, context_length)
             options |= {"level_weight": level_weight, "qk_norm": qk_norm}
             return MLRAttention(dim, heads, hierarchy, head_dim=head_dim, **options)
+        case SlidingWindowConfig(window=window, qk_norm=qk_norm, scale=scale):
+            options |= {"head_dim": head_dim, "qk_norm": qk_norm, "scale": scale}
+            return SlidingWindowAttention(dim, heads, window, **options)
+        case GlobalSlidingWindowConfig(window=window, global_rank=global_rank, qk_norm=qk_norm, scale=scale):
+            options |= {"head_dim": head_dim, "qk_norm": qk_norm, "scale": scale}
+            return GlobalSlidingWindowAttention(dim, heads, window, global_rank, **options)
+        case BilinearConfig(side=side, norm=norm, scale=scale):
+            structure = config.structure(dim, heads, head_dim, device=device, dtype=dtype, generator=generator)
+            del options["device"], options["dtype"]
+            return BilinearAttention(structure, side=side, norm=norm, scale=scale, head_dim=head_dim, **options)
     raise TypeError(f"config must be one of the kinds of structattn.layers, got {type(config).__name__}")

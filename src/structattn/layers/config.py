@@ -5,21 +5,38 @@ Each has a spelling, given by `str` and read by `structattn.layers.grammar`, and
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, get_type_hints
+
+import torch
 
 from structattn import checks
 from structattn.layers import fields
 from structattn.layers.choices import BilinearScale, Gains, HeadScale, LevelWeight, Norm, Side
 from structattn.ops.hierarchy import Hierarchy
+from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch, Structure
+from structattn.structures.families import root_divisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # The paper's ranks: for heads of 64 in a context of 1024 (language); bilinear, for heads of 32 (regression).
 _PAPER_RANKS = (32, 8, 6, 4, 4, 4, 4, 2)
 _PAPER_BILINEAR_RANKS = (16, 8, 4, 4)
 _SMALLEST_BLOCK = 8
+
+
+class Factory(TypedDict, total=False):
+    """Where the factors of a structure live, and what draws them."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    generator: torch.Generator | None
 
 
 @dataclass(frozen=True)
@@ -172,7 +189,7 @@ class MLRConfig(AttentionConfig):
 
 
 @dataclass(frozen=True)
-class BilinearConfig(AttentionConfig):
+class BilinearConfig(AttentionConfig, abc.ABC):
     """What the configs of bilinear attention share: see `BilinearAttention`.
 
     Attributes:
@@ -186,6 +203,10 @@ class BilinearConfig(AttentionConfig):
     norm: Norm = field(default="key", kw_only=True)
     scale: BilinearScale = field(default="1/sqrt(D)", kw_only=True)
     normalize: bool = field(default=True, kw_only=True)
+
+    @abc.abstractmethod
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Structure:
+        """The matrices for a model `dim` wide with `heads` heads of `head_dim`."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +224,10 @@ class LowRankConfig(BilinearConfig):
     rank: int | None = None
     norm: Norm = field(default="features", kw_only=True)
     scale: BilinearScale = field(default="1/sqrt(f_l)", kw_only=True)
+
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> LowRank:
+        """A stack of `LowRank`."""
+        return LowRank(dim, dim, self.rank or head_dim, heads=heads, normalize=self.normalize, **factory)
 
 
 @dataclass(frozen=True)
@@ -222,9 +247,10 @@ class BilinearMLRConfig(BilinearConfig):
     norm: Norm = field(default="features", kw_only=True)
     scale: BilinearScale = field(default="1/sqrt(f_l)", kw_only=True)
 
-    def ranks_for(self, head_dim: int) -> tuple[int, ...]:
-        """The ranks for a model whose heads are `head_dim` wide."""
-        return self.ranks or proportional_ranks(head_dim, _PAPER_BILINEAR_RANKS, len(_PAPER_BILINEAR_RANKS))
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> MLR:
+        """A stack of `MLR`."""
+        ranks = self.ranks or proportional_ranks(head_dim, _PAPER_BILINEAR_RANKS, len(_PAPER_BILINEAR_RANKS))
+        return MLR(dim, dim, ranks, heads=heads, normalize=self.normalize, **factory)
 
 
 @dataclass(frozen=True)
@@ -241,7 +267,11 @@ class BTTConfig(BilinearConfig):
     example: ClassVar[str] = "btt:2"
 
     rank: int = 1
-    factors: tuple[tuple[int, int], ...] | None = None
+    factors: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> BTT:
+        """A stack of `BTT`."""
+        return BTT(dim, dim, self.rank, self.factors, heads=heads, normalize=self.normalize, **factory)
 
 
 @dataclass(frozen=True)
@@ -257,6 +287,49 @@ class MonarchConfig(BilinearConfig):
     example: ClassVar[str] = "monarch:16"
 
     blocks: int | None = None
+
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Monarch:
+        """A stack of `Monarch`."""
+        blocks = self.blocks or dim // root_divisor(dim)
+        return Monarch(dim, dim, blocks, heads=heads, normalize=self.normalize, **factory)
+
+
+@dataclass(frozen=True)
+class KroneckerConfig(BilinearConfig):
+    """`kronecker`, `kronecker:16x16|32x32`: a Kronecker product in each head's bilinear form.
+
+    Attributes:
+        factors: shapes of the factors, whose products are `D`; two square ones near `√D` by default.
+    """
+
+    kind: ClassVar[str] = "kronecker"
+    arguments: ClassVar[tuple[str, ...]] = ("factors",)
+    example: ClassVar[str] = "kronecker:16x16|32x32"
+
+    factors: tuple[tuple[int, int], ...] | None = None
+
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Kronecker:
+        """A stack of `Kronecker`."""
+        larger = root_divisor(dim)
+        factors = self.factors or ((dim // larger, dim // larger), (larger, larger))
+        rows, columns = (math.prod(shape[axis] for shape in factors) for axis in (0, 1))
+        if (rows, columns) != (dim, dim):
+            raise ValueError(
+                f"factors must multiply to {dim} x {dim}, got {fields.to_text(factors)} = {rows} x {columns}"
+            )
+        return Kronecker(factors, heads=heads, normalize=self.normalize, **factory)
+
+
+@dataclass(frozen=True)
+class ButterflyConfig(BilinearConfig):
+    """`butterfly`: a butterfly matrix in each head's bilinear form; the model's width must be a power of two."""
+
+    kind: ClassVar[str] = "butterfly"
+    example: ClassVar[str] = "butterfly"
+
+    def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Butterfly:
+        """A stack of `Butterfly`."""
+        return Butterfly(dim, heads=heads, normalize=self.normalize, **factory)
 
 
 def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
@@ -302,6 +375,8 @@ KINDS: dict[str, type[AttentionConfig]] = {
         BilinearMLRConfig,
         BTTConfig,
         MonarchConfig,
+        KroneckerConfig,
+        ButterflyConfig,
     )
 }
 """The config of every kind, by its name."""

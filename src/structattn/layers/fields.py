@@ -11,7 +11,7 @@ from structattn.ops.hierarchy import parse_ranks
 
 _RANKS = tuple[int, ...]
 _BLOCKS = tuple[int | None, ...]
-_PAIRS = tuple[tuple[int, int], ...]
+_PAIRS = (tuple[tuple[int, int], ...], tuple[tuple[int, int], tuple[int, int]])
 
 
 def checked(name: str, hint: Any, value: Any) -> Any:
@@ -65,7 +65,7 @@ def from_text(name: str, hint: Any, text: str) -> Any:
         return parse_ranks(text)
     if hint == _BLOCKS:
         return tuple(None if part == "*" else _integer(name, part) for part in text.split("|"))
-    if hint == _PAIRS:
+    if hint in _PAIRS:
         return tuple(tuple(_integer(name, number) for number in pair.split("x")) for pair in text.split("|"))
     raise TypeError(f"{name} has a type without a spelling: {hint}")
 

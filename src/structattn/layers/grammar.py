@@ -13,7 +13,7 @@
 | `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
 | `bmlr:16\\|8\\|4\\|4` | bilinear, Multi-Level Low Rank |
 | `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |
-| `monarch`, `monarch:16` | bilinear, Monarch |
+| `monarch:16`, `kronecker:16x16\\|32x32`, `butterfly` | bilinear, of these families |
 
 Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. A comma serves
 wherever a bar does, so that a shell needs no quotes: `mlr:32,8,6,4,4,4,4,2`.

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from structattn.flops import Flops, attention
+from structattn import flops
+from structattn.flops import Flops
 from structattn.layers.base import QKV, LayerOptions, ProjectedAttention, width_per_head
 from structattn.layers.choices import LevelWeight, level_weights, spread
 from structattn.ops.attention import mlr_attention
@@ -90,7 +91,7 @@ class MLRAttention(ProjectedAttention):
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Scores over the visible pairs that share each level, and mixing of values over all visible pairs."""
         causal = self.is_causal and not dense
-        return attention(self.hierarchy, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
+        return flops.attention(self.hierarchy, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
 
     def extra_repr(self) -> str:
         """With the hierarchy."""

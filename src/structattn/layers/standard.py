@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from structattn.flops import Flops, attention
+from structattn import flops
+from structattn.flops import Flops
 from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.ops.dense import dense_attention
@@ -72,4 +73,4 @@ class StandardAttention(ProjectedAttention):
         """Scores and mixing of values over visible pairs."""
         flat = Hierarchy.flat(self.head_dim)
         causal = self.is_causal and not dense
-        return attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
+        return flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
