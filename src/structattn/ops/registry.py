@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from structattn import checks
-from structattn.ops import reference, tiled
+from structattn.ops import cpu, reference, tiled
 from structattn.ops.call import Backend, Call, as_backend
 
 # In order of preference: "auto" takes the first one that serves a call.
-REGISTRY: dict[str, Backend] = {"tiled": as_backend(tiled), "reference": as_backend(reference)}
+REGISTRY: dict[str, Backend] = {
+    "cpu": as_backend(cpu),
+    "tiled": as_backend(tiled),
+    "reference": as_backend(reference),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""The kernel's shared library: compiled on first use by the machine's C++ compiler, then taken from a cache.
+
+A library is kept under a digest of all that it depends on: the sources, the compiler and the instructions it may use
+(both told by its predefined macros), the flags, and torch's version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+_SOURCES = Path(__file__).parent / "csrc"
+# Contracting a·b + c into one rounding is what makes the products fast; the other two free comparisons and exp2
+# from duties that no caller can observe.
+_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+_LINES_OF_AN_ERROR = 8
+
+
+class BuildError(RuntimeError):
+    """The kernel could not be built or loaded; the message says why, with the compiler's last lines."""
+
+
+def load() -> ctypes.CDLL:
+    """The library, compiled if the cache does not hold it.
+
+    Environment: `CXX` names the compiler, `STRUCTATTN_CXXFLAGS` adds flags (`-march=haswell`), and
+    `STRUCTATTN_CACHE_DIR` moves the cache from `~/.cache/structattn`.
+
+    Raises:
+        BuildError: without a compiler, or where it fails.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise BuildError(f"the kernel is built on Linux, x86-64 or Arm; this is {sys.platform} {platform.machine()}")
+    command = [_compiler(), *_FLAGS, *_target(), *os.environ.get("STRUCTATTN_CXXFLAGS", "").split()]
+    library = _cache() / f"cpu-{_digest(command)}.so"
+    if not library.exists():
+        # Of processes that start at once, one compiles and the others wait for it.
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with open(library.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                _compile(command, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise BuildError(f"{library} does not load: {error}") from error
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [named] if named else ["g++", "c++"])), None)
+    if found is None:
+        raise BuildError(f"no C++ compiler: {named or 'g++'} is not on PATH (CXX names another)")
+    return found
+
+
+def _target() -> list[str]:
+    return ["-mcpu=native"] if platform.machine() == "aarch64" else ["-march=native"]
+
+
+def _cache() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "structattn"
+    return Path(os.environ.get("STRUCTATTN_CACHE_DIR") or default)
+
+
+def _digest(command: list[str]) -> str:
+    digest = hashlib.sha256(repr([command, torch.__version__]).encode())
+    digest.update(_run([*command, "-dM", "-E", "-x", "c++", os.devnull]))
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(command: list[str], library: Path) -> None:
+    torch_root = Path(torch.__file__).parent
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+        built = Path(directory, "built.so")
+        compiled = Path(directory, "binding.o")
+        include = ["-isystem", str(torch_root / "include")]
+        _run([*command, abi, *include, "-c", str(_SOURCES / "binding.cpp"), "-o", str(compiled)])
+        # Linked without -fopenmp: its symbols come from the runtime that torch has loaded, so that there is one pool
+        # of threads, and not a second one beside torch's.
+        sanitizers = [flag for flag in command if flag.startswith("-fsanitize")]
+        libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu", "-lc10"]
+        _run([command[0], "-shared", *sanitizers, str(compiled), "-o", str(built), *libraries])
+        os.replace(built, library)
+
+
+def _run(command: list[str]) -> bytes:
+    try:
+        return subprocess.run(command, check=True, capture_output=True).stdout
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        tail = "\n".join(lines[-_LINES_OF_AN_ERROR:])
+        raise BuildError(f"{command[0]} failed with exit status {error.returncode}:\n{tail}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def failure() -> str | None:
+    """Why there is no library in this process, or None where there is one; tried once."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The library of this process, loaded once. Raises BuildError as `load` does."""
+    return load()

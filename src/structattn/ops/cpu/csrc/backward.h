@@ -1,0 +1,406 @@
+// The backward pass: each task is a share of the key tiles of one key head. Score tiles have keys as rows, so that the
+// gradients of keys and values gather in place while queries go by, and so that a query's maximum and sum lie along a
+// vector. The gradient of queries is gathered transposed, one copy for each task that adds to it.
+#pragma once
+
+#include "dropout.h"
+#include "parallel.h"
+#include "scores.h"
+
+namespace structattn {
+
+// Tiles of queries per pass over a tile of keys.
+constexpr int64_t kBackwardChunk = 4;
+
+// Queries and output gradients of some heads in both right formats, what softmax needs of each query, and the gradient
+// of queries under way.
+template <class T>
+struct PackedQueries {
+  const Plan& plan;
+  const int64_t shares;
+  Buffer<T> query, query_turned, grad, grad_turned;
+  Buffer<float> lse, delta;   // base-2 log-sum-exp, Σ grad_out · out; +inf and 0 in padding
+  Buffer<float> query_grad;   // (shares, heads, tiles, rank, stride)
+  int64_t heads;
+
+  PackedQueries(const Plan& plan, int64_t heads, int64_t shares)
+      : plan(plan),
+        shares(shares),
+        query(tiles(heads) * plan.rank),
+        query_turned(tiles(heads) * plan.rank),
+        grad(tiles(heads) * plan.value_width),
+        grad_turned(tiles(heads) * plan.value_width),
+        lse(tiles(heads)),
+        delta(tiles(heads)),
+        query_grad(shares * tiles(heads) * plan.rank),
+        heads(heads) {}
+
+  // Positions before tile `index` of head `slot`; times a width, the tile's place in memory.
+  int64_t at(int64_t slot, int64_t index) const { return (slot * plan.query_tiles + index) * plan.stride; }
+  float* query_grad_at(int64_t share, int64_t slot, int64_t index) const {
+    return query_grad + (share * tiles(heads) + at(slot, index)) * plan.rank;
+  }
+
+ private:
+  int64_t tiles(int64_t heads) const { return heads * plan.query_tiles * plan.stride; }
+};
+
+// Where a task about query tiles stands: tasks go through heads and, within each, through tiles.
+struct QueryTask {
+  int64_t slot, index, b, h;
+  const Row& row;
+  Tile tile;
+  int64_t query_index;
+
+  QueryTask(const Call& call, const Plan& plan, int64_t first_head, int64_t task)
+      : slot(task / plan.query_tiles),
+        index(task % plan.query_tiles),
+        b((first_head + slot) / call.heads),
+        h((first_head + slot) % call.heads),
+        row(plan.rows[b]),
+        tile(plan.query_tile(row, index)),
+        query_index(row.first_query + tile.first - row.position) {
+    if (row.queries == 0) tile.count = 0;
+  }
+};
+
+template <class T>
+class QueryPacker {
+ public:
+  QueryPacker(const Call& call, const Gradients& gradients, const Plan& plan, const PackedQueries<T>& packed,
+              int64_t first_head)
+      : call_(call),
+        gradients_(gradients),
+        plan_(plan),
+        packed_(packed),
+        first_head_(first_head),
+        columns_(Columns::of_levels(plan)),
+        value_columns_(Columns::of_value(call, plan)),
+        query_(plan.stride * plan.rank),
+        out_(plan.stride * plan.value_width),
+        grad_(plan.stride * plan.value_width),
+        turned_(plan.stride * std::max(plan.rank, plan.value_width)) {}
+
+  void operator()(int64_t task) {
+    const QueryTask at(call_, plan_, first_head_, task);
+    if (at.tile.count <= 0) return;
+    const int64_t place = packed_.at(at.slot, at.index), count = at.tile.count;
+    read_tile(call_.query, at.b, at.h, at.query_index, count, plan_.stride, columns_, query_);
+    read_tile(gradients_.grad_out, at.b, at.h, at.query_index, count, plan_.stride, value_columns_, grad_);
+    read_tile(call_.out, at.b, at.h, at.query_index, count, plan_.stride, value_columns_, out_);
+    pack(query_, plan_.rank, packed_.query + place * plan_.rank, packed_.query_turned + place * plan_.rank);
+    pack(grad_, plan_.value_width, packed_.grad + place * plan_.value_width,
+         packed_.grad_turned + place * plan_.value_width);
+    const float* lse = call_.lse + (at.b * call_.heads + at.h) * call_.query_length + at.query_index;
+    for (int64_t i = 0; i < plan_.stride; ++i) {
+      packed_.lse[place + i] = i < count ? lse[i] * kLog2E : -kHidden;
+      Vec sum{};
+      for (int64_t j = 0; j < plan_.value_width; j += kLanes)
+        sum += load(grad_ + i * plan_.value_width + j) * load(out_ + i * plan_.value_width + j);
+      packed_.delta[place + i] = reduce_add(sum);
+    }
+  }
+
+ private:
+  void pack(const float* tile, int64_t width, T* right, T* turned) {
+    to_right(tile, plan_.stride, width, right);
+    transpose(tile, width, plan_.stride, width, turned_, plan_.stride);
+    to_right(turned_, width, plan_.stride, turned);
+  }
+
+  const Call& call_;
+  const Gradients& gradients_;
+  const Plan& plan_;
+  const PackedQueries<T>& packed_;
+  const int64_t first_head_;
+  const Columns columns_, value_columns_;
+  Buffer<float> query_, out_, grad_, turned_;
+};
+
+template <class T>
+class Backward {
+ public:
+  Backward(const Call& call, const Gradients& gradients, const Plan& plan, const PackedQueries<T>& packed,
+           int64_t first_head)
+      : call_(call),
+        gradients_(gradients),
+        plan_(plan),
+        packed_(packed),
+        first_head_(first_head),
+        columns_(Columns::of_levels(plan)),
+        value_columns_(Columns::of_value(call, plan)),
+        dropout_(call),
+        scores_of_(call, plan),
+        widened_(plan),
+        row_(kBackwardChunk * plan.stride + kAlign),
+        floats_(plan.stride * std::max(plan.rank, plan.value_width)),
+        turned_(plan.stride * plan.rank),
+        key_(plan.stride * plan.rank),
+        key_turned_(plan.stride * plan.rank),
+        value_(plan.stride * plan.value_width),
+        scores_(plan.stride * row_),
+        score_grads_(plan.stride * row_),
+        probabilities_(kNarrow ? plan.stride * row_ : 0),
+        narrow_grads_(kNarrow ? plan.stride * row_ : 0),
+        paired_grads_(kNarrow ? plan.stride * row_ : 0),
+        key_grad_(plan.stride * plan.rank),
+        value_grad_(plan.stride * plan.value_width) {}
+
+  // Share `share` of the key tiles of key head `slot` in this wave: every packed.shares-th, so that shares weigh the same.
+  void operator()(int64_t task) {
+    const int64_t slot = task / packed_.shares, share = task % packed_.shares;
+    const int64_t group = call_.heads / call_.key_heads;
+    const int64_t b = (first_head_ / group + slot) / call_.key_heads, kv = (first_head_ / group + slot) % call_.key_heads;
+    std::fill_n(packed_.query_grad_at(share, slot * group, 0), group * plan_.query_tiles * plan_.stride * plan_.rank, 0.0f);
+    const Row& row = plan_.rows[b];
+    for (int64_t index = share; index * plan_.width < row.keys; index += packed_.shares) {
+      const Tile keys = plan_.key_tile(row, index);
+      load_keys(b, kv, row, keys);
+      std::fill_n(key_grad_.get(), plan_.stride * plan_.rank, 0.0f);
+      std::fill_n(value_grad_.get(), plan_.stride * plan_.value_width, 0.0f);
+      for (int64_t g = 0; g < group; ++g) add_head(b, kv * group + g, slot * group + g, share, row, keys);
+      const int64_t first = row.first_key + keys.first;
+      write_tile(gradients_.key, b, kv, first, keys.count, columns_, key_grad_, static_cast<float>(call_.scale));
+      write_tile(gradients_.value, b, kv, first, keys.count, value_columns_, value_grad_, dropout_.rescale());
+    }
+  }
+
+ private:
+  static constexpr bool kNarrow = !std::is_same_v<T, float>;
+
+  void load_keys(int64_t b, int64_t kv, const Row& row, Tile keys) {
+    const int64_t first = row.first_key + keys.first;
+    read_tile(call_.key, b, kv, first, keys.count, plan_.stride, columns_, floats_);
+    to_left(floats_, plan_.stride, plan_.rank, key_.get());
+    transpose(floats_, plan_.rank, plan_.stride, plan_.rank, turned_, plan_.stride);
+    to_left(turned_, plan_.rank, plan_.stride, key_turned_.get());
+    read_tile(call_.value, b, kv, first, keys.count, plan_.stride, value_columns_, floats_);
+    to_left(floats_, plan_.stride, plan_.value_width, value_.get());
+  }
+
+  // One query head against a tile of keys, in chunks of query tiles.
+  void add_head(int64_t b, int64_t h, int64_t slot, int64_t share, const Row& row, Tile keys) {
+    if (row.queries == 0) return;
+    const int64_t origin = row.position / plan_.width;
+    const int64_t end = (row.position + row.queries - 1) / plan_.width - origin + 1;
+    const int64_t begin = call_.is_causal ? std::max<int64_t>(keys.first / plan_.width - origin, 0) : 0;
+    for (int64_t first = begin; first < end; first += kBackwardChunk)
+      add_chunk(b, h, slot, share, row, keys, first, std::min(kBackwardChunk, end - first));
+  }
+
+  void add_chunk(int64_t b, int64_t h, int64_t slot, int64_t share, const Row& row, Tile keys, int64_t first,
+                 int64_t count) {
+    const int64_t stride = plan_.stride, rows = kNarrow ? stride : keys.count;
+    Meeting meetings[kBackwardChunk];
+    for (int64_t s = 0; s < count; ++s) {
+      const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
+      const int64_t place = packed_.at(slot, first + s);
+      meetings[s] = plan_.meet(pair.queries, pair.keys);
+      float* scores = scores_ + s * stride;
+      float* grads = score_grads_ + s * stride;
+      const float factor =
+          scores_of_(pair, meetings[s], rows, key_, packed_.query_turned + place * plan_.rank, scores, row_);
+      gemm(rows, stride, plan_.value_width, value_, plan_.value_width,
+           packed_.grad_turned + place * plan_.value_width, stride, grads, row_, false);
+      softmax_grad(pair, meetings[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
+    }
+    add_products(meetings, slot, share, rows, first, count);
+    for (int64_t s = 0; s < count; ++s)
+      if (meetings[s].mixed)
+        add_rectangles({b, h, row, plan_.query_tile(row, first + s), keys, true}, meetings[s], slot, share, first + s, s);
+  }
+
+  // Probabilities in the place of scores, and the gradient of scores in the place of that of probabilities.
+  void softmax_grad(const Pair& pair, const Meeting& meeting, int64_t rows, float factor, const float* lse,
+                    const float* delta, int64_t s) {
+    const int64_t stride = plan_.stride;
+    float* scores = scores_ + s * stride;
+    float* grads = score_grads_ + s * stride;
+    if (dropout_.active()) drop(pair, grads, dropout_.rescale());
+    // Each pair's gain, unless it differs within the tile or the bias has to see the gradient before it.
+    const bool apart = meeting.mixed_gain || gradients_.bias.data;
+    const Vec gain = splat(apart ? 1.0f : plan_.levels[meeting.depth - 1].gain), scale = splat(factor);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < stride; j += kLanes) {
+        const Vec p = exp2(load(scores + i * row_ + j) * scale - load(lse + j));
+        store(scores + i * row_ + j, p);
+        store(grads + i * row_ + j, p * (load(grads + i * row_ + j) - load(delta + j)) * gain);
+      }
+    if (gradients_.bias.data) add_bias_grad(pair, grads);
+    if (apart) scores_of_.multiply_gains(pair, meeting, 1.0f, grads, row_);
+    if (dropout_.active()) drop(pair, scores, 1.0f);
+    if constexpr (kNarrow) narrow(rows, s * stride);
+  }
+
+  // Brings a tile of probabilities and score gradients to T.
+  void narrow(int64_t rows, int64_t column) {
+    if constexpr (kNarrow)
+      for (int64_t i = 0; i < rows; i += 2)
+        for (int64_t j = column; j < column + plan_.stride; j += kLanes) {
+          const Vec a = load(score_grads_ + i * row_ + j), b = load(score_grads_ + (i + 1) * row_ + j);
+          store(probabilities_ + i * row_ + j, load(scores_ + i * row_ + j));
+          store(probabilities_ + (i + 1) * row_ + j, load(scores_ + (i + 1) * row_ + j));
+          store(narrow_grads_ + i * row_ + j, a);
+          store(narrow_grads_ + (i + 1) * row_ + j, b);
+          store_pairs(paired_grads_ + i * row_ + 2 * j, a, b);
+        }
+  }
+
+  // The products with what all pairs of a tile share.
+  void add_products(const Meeting* meetings, int64_t slot, int64_t share, int64_t rows, int64_t first, int64_t count) {
+    const int64_t stride = plan_.stride, place = packed_.at(slot, first);
+    const T *probabilities, *grads, *right_grads;
+    if constexpr (kNarrow) probabilities = probabilities_, grads = narrow_grads_, right_grads = paired_grads_;
+    else probabilities = scores_, grads = right_grads = score_grads_;
+    constexpr int64_t kPair = kNarrow ? 2 : 1;
+    gemm(rows, plan_.value_width, count * stride, probabilities, row_, packed_.grad + place * plan_.value_width,
+         plan_.value_width, value_grad_, plan_.value_width, true);
+    for (int64_t s = 0, next; s < count; s = next) {
+      const int64_t prefix = plan_.levels[meetings[s].depth - 1].prefix;
+      for (next = s + 1; next < count && meetings[next].depth == meetings[s].depth;) ++next;
+      gemm(rows, prefix, (next - s) * stride, grads + s * stride, row_,
+           packed_.query + (place + s * stride) * plan_.rank, plan_.rank, key_grad_, plan_.rank, true);
+      for (int64_t t = s; t < next; ++t)
+        gemm(prefix, stride, kNarrow ? stride : rows, key_turned_, stride, right_grads + kPair * t * stride, row_,
+             packed_.query_grad_at(share, slot, first + t), stride, true);
+    }
+  }
+
+  // The products of levels that only some pairs of a tile share.
+  void add_rectangles(const Pair& pair, const Meeting& meeting, int64_t slot, int64_t share, int64_t index, int64_t s) {
+    const int64_t rank = plan_.rank, stride = plan_.stride;
+    const T* query = packed_.query + packed_.at(slot, index) * rank;
+    float* query_grad = packed_.query_grad_at(share, slot, index);
+    for (size_t l = meeting.depth; l < plan_.levels.size(); ++l) {
+      const Level& level = plan_.levels[l];
+      for_each_rectangle(level, pair.keys, pair.queries, [&](Tile k, Tile q) {
+        const float* grads = score_grads_ + k.first * row_ + s * stride + q.first;
+        const Block queries = widen_right(query, rank, q.first, level.packed, q.count, level.width, widened_.right);
+        gemm(k.count, level.width, q.count, grads, row_, queries.data, queries.row,
+             key_grad_ + k.first * rank + level.packed, rank, true);
+        const Block keys = widen_left(key_turned_ + level.packed * stride + k.first, stride, level.width, k.count,
+                                      widened_.left);
+        gemm(level.width, q.count, k.count, keys.data, keys.row, grads, row_,
+             query_grad + level.packed * stride + q.first, stride, true);
+      });
+    }
+  }
+
+  void drop(const Pair& pair, float* tile, float rescale) const {
+    uint32_t queries[kMostTile];
+    for (int64_t j = 0; j < pair.queries.count; ++j)
+      queries[j] = dropout_.query_term(pair.b * call_.heads + pair.h, pair.query_index() + j);
+    for (int64_t i = 0; i < pair.keys.count; ++i) {
+      const uint32_t key = Dropout::key_term(pair.key_index() + i);
+      for (int64_t j = 0; j < pair.queries.count; ++j)
+        tile[i * row_ + j] = dropout_.keeps(queries[j], key) ? tile[i * row_ + j] * rescale : 0.0f;
+    }
+  }
+
+  void add_bias_grad(const Pair& pair, const float* grads) const {
+    const View& bias = gradients_.bias;
+    float* to = at<float>(bias, pair.b, pair.h, pair.query_index(), pair.key_index());
+    const int64_t key_step = bias.stride[3], query_step = bias.stride[2];
+    double all = 0;  // numbers that share a place are summed first: one by one, each would be rounded to the whole sum
+    for (int64_t i = 0; i < pair.keys.count; ++i) {
+      const float* row = grads + i * row_;
+      if (query_step != 0) {
+        for (int64_t j = 0; j < pair.queries.count; ++j) to[i * key_step + j * query_step] += row[j];
+        continue;
+      }
+      double sum = 0;
+      for (int64_t j = 0; j < pair.queries.count; ++j) sum += row[j];
+      if (key_step != 0) to[i * key_step] += static_cast<float>(sum);
+      else all += sum;
+    }
+    to[0] += static_cast<float>(all);
+  }
+
+  const Call& call_;
+  const Gradients& gradients_;
+  const Plan& plan_;
+  const PackedQueries<T>& packed_;
+  const int64_t first_head_;  // query heads before this wave
+  const Columns columns_, value_columns_;
+  const Dropout dropout_;
+  Scores<T> scores_of_;
+  Widened widened_;
+  const int64_t row_;
+  Buffer<float> floats_, turned_;
+  Buffer<T> key_, key_turned_, value_;
+  Buffer<float> scores_, score_grads_;
+  Buffer<T> probabilities_, narrow_grads_, paired_grads_;  // bfloat16 alone: as left operands, and the latter as right
+  Buffer<float> key_grad_, value_grad_;
+};
+
+// Sums the shares of the gradient of queries, turns it back and writes it.
+template <class T>
+class QueryGradWriter {
+ public:
+  QueryGradWriter(const Call& call, const Gradients& gradients, const Plan& plan, const PackedQueries<T>& packed,
+                  int64_t first_head)
+      : call_(call),
+        gradients_(gradients),
+        plan_(plan),
+        packed_(packed),
+        first_head_(first_head),
+        columns_(Columns::of_levels(plan)),
+        rows_(plan.stride * plan.rank) {}
+
+  void operator()(int64_t task) {
+    const QueryTask at(call_, plan_, first_head_, task);
+    if (at.tile.count <= 0) return;
+    float* sum = packed_.query_grad_at(0, at.slot, at.index);
+    for (int64_t share = 1; share < packed_.shares; ++share) {
+      const float* other = packed_.query_grad_at(share, at.slot, at.index);
+      for (int64_t i = 0; i < plan_.stride * plan_.rank; ++i) sum[i] += other[i];
+    }
+    transpose(sum, plan_.stride, plan_.rank, plan_.stride, rows_, plan_.rank);
+    write_tile(gradients_.query, at.b, at.h, at.query_index, at.tile.count, columns_, rows_,
+               static_cast<float>(call_.scale));
+  }
+
+ private:
+  const Call& call_;
+  const Gradients& gradients_;
+  const Plan& plan_;
+  const PackedQueries<T>& packed_;
+  const int64_t first_head_;
+  const Columns columns_;
+  Buffer<float> rows_;
+};
+
+// Into how many shares to cut each head's keys, so that no thread idles for long: each costs a copy of query gradients.
+inline int64_t shares_per_head(int64_t heads) {
+  const int64_t threads = at::get_num_threads();
+  int64_t shares = 1;
+  const auto busy = [&](int64_t tasks) {
+    return static_cast<double>(tasks) / static_cast<double>(round_up(tasks, threads));
+  };
+  while (shares < threads && busy(heads * shares) < 0.85) ++shares;
+  return shares;
+}
+
+template <class T>
+void backward(const Call& call, const Gradients& gradients) {
+  const Plan plan(call, std::is_same_v<T, float> ? 1 : 2);
+  const int64_t all_heads = call.batch * call.key_heads, group = call.heads / call.key_heads;
+  const int64_t tile = plan.stride * group * plan.query_tiles;
+  const View& bias = gradients.bias;
+  // Tasks of one wave must not add to the same numbers of a bias: rows of the batch go one by one where it has one row,
+  // and keys stay together where it has one column.
+  const int64_t bytes = tile * (2 * (plan.rank + plan.value_width) * sizeof(T) + 4 * plan.rank);
+  const int64_t heads = bias.data && bias.stride[0] == 0 ? call.key_heads : heads_per_wave(all_heads, bytes);
+  const int64_t most_shares = bias.data && bias.stride[3] == 0 ? 1 : std::max<int64_t>(plan.key_tiles, 1);
+  const int64_t shares = std::min(shares_per_head(heads), most_shares);
+  const PackedQueries<T> packed(plan, heads * group, shares);
+  const bool cheap = plan.query_tiles * plan.key_tiles * all_heads * group <= kCheapPairs;
+  for (int64_t first = 0; first < all_heads; first += heads) {
+    const int64_t count = std::min(heads, all_heads - first), tasks = count * group * plan.query_tiles;
+    for_each_task(tasks, cheap, [&] { return QueryPacker<T>(call, gradients, plan, packed, first * group); });
+    for_each_task(count * shares, cheap, [&] { return Backward<T>(call, gradients, plan, packed, first * group); });
+    for_each_task(tasks, cheap, [&] { return QueryGradWriter<T>(call, gradients, plan, packed, first * group); });
+  }
+}
+
+}  // namespace structattn

@@ -1,0 +1,39 @@
+// Which probabilities dropout keeps: the hash of ops/dropout.py, in 32-bit arithmetic.
+#pragma once
+
+#include "tiles.h"
+
+namespace structattn {
+
+class Dropout {
+ public:
+  explicit Dropout(const Call& call)
+      : threshold_(static_cast<uint32_t>(call.dropout_p * 4294967296.0)),
+        rescale_(static_cast<float>(1.0 / (1.0 - call.dropout_p))),
+        state_(mix(mix(static_cast<uint32_t>(call.seed)) ^ static_cast<uint32_t>(call.seed >> 32))) {}
+
+  bool active() const { return threshold_ > 0; }
+  float rescale() const { return rescale_; }
+
+  // The part of the hash that belongs to query `query` of head `batch_head`; a key's part is key_term.
+  uint32_t query_term(int64_t batch_head, int64_t query) const {
+    return mix(mix(state_ + static_cast<uint32_t>(batch_head) * 0x9E3779B9u) +
+               static_cast<uint32_t>(query) * 0x85EBCA6Bu);
+  }
+  static uint32_t key_term(int64_t key) { return static_cast<uint32_t>(key) * 0xC2B2AE35u; }
+
+  bool keeps(uint32_t query_term, uint32_t key_term) const { return mix(query_term + key_term) >= threshold_; }
+
+ private:
+  static uint32_t mix(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7FEB352Du;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    return x ^ (x >> 16);
+  }
+
+  uint32_t threshold_;
+  float rescale_;
+  uint32_t state_;
+};
+
+}  // namespace structattn

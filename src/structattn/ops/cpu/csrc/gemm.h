@@ -1,0 +1,89 @@
+// The matrix product of small tiles, C (+)= A · B with float C, for the two formats in which tiles are held.
+//
+// float: our own kernel. It holds a block of C in registers and walks the inner dimension with broadcasts of A against
+// vectors of B, so that A may have any strides.
+// bfloat16: PyTorch's brgemm, which compiles itself for AMX or AVX512_BF16. It wants pairs of B's rows interleaved.
+#pragma once
+
+#include <ATen/native/CPUBlas.h>
+
+#include "vector.h"
+
+namespace structattn {
+
+// 8 x 2 vectors of C leave registers for B and a broadcast where there are 32; 4 x 2 where there are 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kBlockRows = 8;
+#else
+constexpr int kBlockRows = 4;
+#endif
+
+// One block of C: kRows rows, kVecs vectors wide; with kPart, one vector of which `part` lanes count.
+template <int kRows, int kVecs, bool kAdd, bool kPart>
+inline __attribute__((always_inline)) void gemm_block(int64_t inner, const float* a, int64_t a_row, int64_t a_inner,
+                                                      const float* b, int64_t b_row, float* c, int64_t c_row,
+                                                      int part) {
+  Vec sum[kRows][kVecs];
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < kVecs; ++v) {
+      const float* from = c + i * c_row + v * kLanes;
+      if constexpr (kAdd) sum[i][v] = kPart ? load_part(from, part) : load(from);
+      else sum[i][v] = Vec{};
+    }
+  for (int64_t k = 0; k < inner; ++k) {
+    Vec right[kVecs];
+    for (int v = 0; v < kVecs; ++v)
+      right[v] = kPart ? load_part(b + k * b_row, part) : load(b + k * b_row + v * kLanes);
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < kVecs; ++v) sum[i][v] += a[i * a_row + k * a_inner] * right[v];
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < kVecs; ++v) {
+      float* to = c + i * c_row + v * kLanes;
+      if constexpr (kPart) store_part(to, sum[i][v], part);
+      else store(to, sum[i][v]);
+    }
+}
+
+// kRows rows of C over all columns.
+template <int kRows, bool kAdd>
+void gemm_rows(int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+               int64_t b_row, float* c, int64_t c_row) {
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
+    gemm_block<kRows, 2, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
+  for (; j + kLanes <= columns; j += kLanes)
+    gemm_block<kRows, 1, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
+  if (j < columns)
+    gemm_block<kRows, 1, kAdd, true>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row,
+                                     static_cast<int>(columns - j));
+}
+
+template <bool kAdd>
+void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_inner,
+                  const float* b, int64_t b_row, float* c, int64_t c_row) {
+  int64_t i = 0;
+  const auto step = [&](auto block) {
+    constexpr int kRows = decltype(block)::value;
+    for (; i + kRows <= rows; i += kRows)
+      gemm_rows<kRows, kAdd>(columns, inner, a + i * a_row, a_row, a_inner, b, b_row, c + i * c_row, c_row);
+  };
+  step(std::integral_constant<int, kBlockRows>{});
+  step(std::integral_constant<int, 4>{});
+  step(std::integral_constant<int, 1>{});
+}
+
+// C (rows, columns) (+)= A (rows, inner) · B (inner, columns), all row-major with the given distances between rows.
+inline void gemm(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row, const float* b,
+                 int64_t b_row, float* c, int64_t c_row, bool add) {
+  if (add) gemm_strided<true>(rows, columns, inner, a, a_row, 1, b, b_row, c, c_row);
+  else gemm_strided<false>(rows, columns, inner, a, a_row, 1, b, b_row, c, c_row);
+}
+
+// The same with A in bfloat16 and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns, `inner` is even.
+inline void gemm(int64_t rows, int64_t columns, int64_t inner, const at::BFloat16* a, int64_t a_row,
+                 const at::BFloat16* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  at::native::cpublas::brgemm(rows, columns, inner, a_row, b_row, c_row, add, a, b, c, true);
+}
+
+}  // namespace structattn

@@ -1,0 +1,145 @@
+// Tiles of tensors brought into the formats that products take, and back. Whatever a tensor's dtype, strides or tail,
+// a packed tile is dense and its padding is zero, so that nothing after this file has a special case.
+//
+// left:  (rows, columns), row-major.
+// right: (rows, columns) as the right operand of a product: row-major in float, pairs of rows interleaved in bfloat16.
+#pragma once
+
+#include <c10/util/Half.h>
+
+#include "tiles.h"
+#include "vector.h"
+
+namespace structattn {
+
+// Which columns of a tensor go where in a packed tile.
+struct Columns {
+  struct Segment {
+    int64_t source, width, packed;
+  };
+  std::vector<Segment> segments;
+  int64_t packed;
+
+  static Columns of_levels(const Plan& plan) {
+    Columns columns{{}, plan.rank};
+    for (const Level& level : plan.levels) {
+      if (!columns.segments.empty() && level.packed == columns.segments.back().packed + columns.segments.back().width)
+        columns.segments.back().width += level.width;
+      else columns.segments.push_back({level.column, level.width, level.packed});
+    }
+    return columns;
+  }
+  static Columns of_value(const Call& call, const Plan& plan) { return {{{0, call.value_width, 0}}, plan.value_width}; }
+};
+
+template <class T>
+T* at(const View& view, int64_t b, int64_t h, int64_t row, int64_t column) {
+  return static_cast<T*>(view.data) + b * view.stride[0] + h * view.stride[1] + row * view.stride[2] +
+         column * view.stride[3];
+}
+
+// Calls body with a null pointer of the view's element type.
+template <class Body>
+void with_dtype(const View& view, const Body& body) {
+  switch (view.dtype) {
+    case kBFloat16: return body(static_cast<at::BFloat16*>(nullptr));
+    case kFloat16: return body(static_cast<at::Half*>(nullptr));
+    default: return body(static_cast<float*>(nullptr));
+  }
+}
+
+template <class T>
+void read_row(const T* from, int64_t step, int64_t count, float* to) {
+  if (step == 1)
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i * step]);
+}
+
+// Positions `first … first + count` of one head as floats (rows, columns.packed), zero past the end.
+inline void read_tile(const View& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t rows,
+                      const Columns& columns, float* to) {
+  int64_t used = 0;
+  for (const auto& segment : columns.segments) used += segment.width;
+  if (used < columns.packed) std::fill_n(to, count * columns.packed, 0.0f);
+  std::fill_n(to + count * columns.packed, (rows - count) * columns.packed, 0.0f);
+  with_dtype(view, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t i = 0; i < count; ++i)
+      for (const auto& segment : columns.segments)
+        read_row(at<const T>(view, b, h, first + i, segment.source), view.stride[3], segment.width,
+                 to + i * columns.packed + segment.packed);
+  });
+}
+
+// The inverse of read_tile, every number times `factor`; `row` is the distance between rows of `from`.
+inline void write_tile(const View& view, int64_t b, int64_t h, int64_t first, int64_t count, const Columns& columns,
+                       const float* from, float factor) {
+  with_dtype(view, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t i = 0; i < count; ++i)
+      for (const auto& segment : columns.segments) {
+        T* to = at<T>(view, b, h, first + i, segment.source);
+        const float* row = from + i * columns.packed + segment.packed;
+        for (int64_t k = 0; k < segment.width; ++k) to[k * view.stride[3]] = static_cast<T>(row[k] * factor);
+      }
+  });
+}
+
+// to (columns, to_row) = the transpose of from (rows, from_row), by blocks of 4 x 4; both counts are rounded up to 4.
+inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+  using Four = float __attribute__((vector_size(16)));
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int64_t i = 0; i < whole_rows; i += 4)
+    for (int64_t j = 0; j < whole_columns; j += 4) {
+      Four row[4];
+      for (int k = 0; k < 4; ++k) std::memcpy(&row[k], from + (i + k) * from_row + j, sizeof(Four));
+      const Four low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+      const Four low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+      const Four high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+      const Four high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+      const Four column[4] = {
+          __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+          __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      for (int k = 0; k < 4; ++k) std::memcpy(to + (j + k) * to_row + i, &column[k], sizeof(Four));
+    }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * to_row + i] = from[i * from_row + j];
+}
+
+inline void to_left(const float* tile, int64_t rows, int64_t columns, float* to) {
+  std::copy_n(tile, rows * columns, to);
+}
+
+inline void to_right(const float* tile, int64_t rows, int64_t columns, float* to) {
+  std::copy_n(tile, rows * columns, to);
+}
+
+// The sub-block (rows, columns) of a left operand at `from`, as floats.
+inline void from_left(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to) {
+  for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * from_row, columns, to + i * columns);
+}
+
+#if defined(__AVX512BF16__)
+inline void to_left(const float* tile, int64_t rows, int64_t columns, at::BFloat16* to) {
+  const int64_t count = rows * columns;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(tile + i));
+  for (; i < count; ++i) to[i] = tile[i];
+}
+
+// `rows` is even.
+inline void to_right(const float* tile, int64_t rows, int64_t columns, at::BFloat16* to) {
+  for (int64_t i = 0; i < rows; i += 2) {
+    const float *a = tile + i * columns, *b = a + columns;
+    int64_t j = 0;
+    for (; j + kLanes <= columns; j += kLanes) store_pairs(to + i * columns + 2 * j, load(a + j), load(b + j));
+    for (; j < columns; ++j) {
+      to[i * columns + 2 * j] = a[j];
+      to[i * columns + 2 * j + 1] = b[j];
+    }
+  }
+}
+#endif
+
+}  // namespace structattn
