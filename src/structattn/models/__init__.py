@@ -1,0 +1,32 @@
+"""Models: one backbone with an injected attention layer, heads for tasks, native to Hugging Face.
+
+Importing this registers the models with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
+"""
+
+from __future__ import annotations
+
+from structattn import checks
+
+checks.require("transformers", "hf")
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
+
+from structattn.models.configuration import BackboneConfig, LanguageModelConfig, RegressionModelConfig  # noqa: E402
+from structattn.models.language import LanguageModel  # noqa: E402
+from structattn.models.pretrained import StructuredModel  # noqa: E402
+from structattn.models.regression import RegressionModel, RegressionOutput  # noqa: E402
+
+__all__ = [
+    "BackboneConfig",
+    "LanguageModel",
+    "LanguageModelConfig",
+    "RegressionModel",
+    "RegressionModelConfig",
+    "RegressionOutput",
+    "StructuredModel",
+]
+
+AutoConfig.register(LanguageModelConfig.model_type, LanguageModelConfig)
+AutoConfig.register(RegressionModelConfig.model_type, RegressionModelConfig)
+AutoModelForCausalLM.register(LanguageModelConfig, LanguageModel)
+AutoModel.register(RegressionModelConfig, RegressionModel)

@@ -1,0 +1,143 @@
+"""The configs of the models: frozen in a file beside the weights, checked where they are made."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any, Literal, get_args
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from structattn import checks
+from structattn.layers import RotaryEmbedding, as_config
+
+Positions = Literal["learned", "rotary"]
+"""How a model knows where a token stands: a table of `context_length` rows, or rotated queries and keys."""
+
+# What Hugging Face itself writes to config.json, or passes to a config, beside the fields of the config.
+_HUGGING_FACE_FIELDS = {
+    "model_type",
+    "name_or_path",
+    "_name_or_path",
+    "torch_dtype",
+    "attn_implementation",
+    "_commit_hash",
+    "output_attentions",
+    "num_labels",
+}
+
+
+@strict
+class BackboneConfig(PreTrainedConfig):
+    """Sizes of a pre-norm decoder and the attention in its blocks; heads for a task add their own fields.
+
+    Raises:
+        TypeError: there is no field of that name, or a number is no number.
+        ValueError: a field is not in its range, or not of its kind (Hugging Face's `strict` raises a subclass).
+    """
+
+    model_type = "structattn-backbone"
+    attribute_map = {  # noqa: RUF012 (Hugging Face declares it so)
+        "hidden_size": "dim",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+        "max_position_embeddings": "context_length",
+    }
+
+    layers: int = 4
+    """Blocks, each of attention and MLP."""
+
+    dim: int = 128
+    """Model width `D`."""
+
+    heads: int = 4
+    """Attention heads `H`."""
+
+    context_length: int = 256
+    """Rows of the learned position table, and the length that the blocks of MLR attention halve."""
+
+    attention: str | dict[str, Any] | list[Any] = "standard"
+    """Attention structure: its spelling (`structattn.layers.grammar`) or dict form, kept as the shortest spelling; a
+    list of them is cycled over the blocks."""
+
+    kv_heads: int | None = None
+    """Heads of keys and values, which divides `heads`; None for as many as heads."""
+
+    positions: Positions = "learned"
+    """Learned table or rotary embedding."""
+
+    rotary_base: float = 10_000.0
+    """Base of the rotary embedding's rates."""
+
+    mlp_ratio: int = 4
+    """Width of the MLP's hidden layer over `dim`."""
+
+    dropout: float = 0.0
+    """Share of what enters the residual stream, and of attention probabilities, that is dropped in training."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {field.name for field in fields(self)} | set(self.attribute_map) | _HUGGING_FACE_FIELDS
+        for name in kwargs.keys() - known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{type(self).__name__} has no field {name!r}{hint}")
+        if isinstance(self.attention, list):
+            self.attention = [str(as_config(structure)) for structure in self.attention]
+        else:
+            self.attention = str(as_config(self.attention))
+        self._check_fields()
+        super().__post_init__(**kwargs)
+
+    def _check_fields(self) -> None:
+        """Ranges: here, not in validators of `strict`, whose errors take several lines."""
+        for name in ("layers", "dim", "heads", "context_length", "mlp_ratio"):
+            checks.positive_int(name, getattr(self, name))
+        checks.probability("dropout", self.dropout)
+        checks.one_of("positions", self.positions, get_args(Positions))
+        if not self.attention:
+            raise ValueError("attention must name at least one structure, got an empty list")
+
+    def structure(self, block: int) -> str:
+        """The spelling of the attention in a block."""
+        return str(self.attention[block % len(self.attention)] if isinstance(self.attention, list) else self.attention)
+
+    @property
+    def rotary(self) -> RotaryEmbedding | None:
+        """The rotary embedding of queries and keys, if there is one."""
+        return RotaryEmbedding(self.rotary_base) if self.positions == "rotary" else None
+
+
+@strict
+class LanguageModelConfig(BackboneConfig):
+    """A backbone that reads tokens and predicts the next one."""
+
+    model_type = "structattn"
+
+    vocab_size: int = 96
+    """Tokens; 96 is that of `structattn.tasks.characters`."""
+
+    tie_word_embeddings: bool = False
+    """Whether the head shares the embedding's table."""
+
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        checks.positive_int("vocab_size", self.vocab_size)
+
+
+@strict
+class RegressionModelConfig(BackboneConfig):
+    """A backbone that reads an in-context regression prompt and predicts every answer in it."""
+
+    model_type = "structattn-regression"
+
+    input_dim: int = 16
+    """Dimensions `d` of the inputs."""
+
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        checks.positive_int("input_dim", self.input_dim)

@@ -1,0 +1,100 @@
+"""What the models of this package share as Hugging Face models: initialisation, description, cost."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from structattn import flops
+from structattn.models.backbone import Backbone
+from structattn.models.configuration import BackboneConfig
+from structattn.models.parameters import Description, Part, initialise_
+
+
+class StructuredModel(PreTrainedModel):
+    """A `Backbone` between an embedding and a head.
+
+    Attributes:
+        backbone: the transformer.
+    """
+
+    config_class = BackboneConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (Hugging Face declares it so)
+
+    backbone: Backbone
+
+    @abc.abstractmethod
+    def _describe_ends(self) -> dict[str, Description]:
+        """Parameters of the embedding and the head by their names."""
+
+    @abc.abstractmethod
+    def _ends_flops(self, tokens: int) -> flops.Flops:
+        """FLOPs of the embedding and the head on `tokens` tokens."""
+
+    def describe(self) -> dict[str, Description]:
+        """Fans and part of every parameter, by its name; a shared one once."""
+        described = self._describe_ends()
+        if self.backbone.positions is not None:
+            described["backbone.positions.weight"] = Description(1, self.config.dim, Part.EMBEDDING)
+        for index, block in enumerate(self.backbone.layers):
+            prefix = f"backbone.blocks.{index}"
+            for name, (fan_in, fan_out) in block.attention.fans().items():
+                part = Part.RESIDUAL if name == "out_proj.weight" else Part.HIDDEN
+                described[f"{prefix}.attention.{name}"] = Description(fan_in, fan_out, part)
+            for name, description in block.mlp.describe().items():
+                described[f"{prefix}.mlp.{name}"] = description
+        for name, parameter in self.named_parameters():
+            if name not in described:
+                described[name] = Description(1, parameter.numel(), Part.GAIN)
+        return described
+
+    def flops(self, length: int, batch: int = 1) -> flops.Flops:
+        """FLOPs of one call on `batch` unpadded rows of `length` tokens, and of its backward pass."""
+        return self.backbone.flops(length, batch) + self._ends_flops(batch * length)
+
+    def key_numbers(self, length: int) -> int:
+        """Numbers in the key caches of one row, all blocks, when generating at `length` tokens."""
+        return sum(block.attention.key_numbers(length) for block in self.backbone.layers)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw every parameter that `from_pretrained` has not filled; Hugging Face calls this when a model is made."""
+        parameters = dict(self.named_parameters())
+        for name, description in self.describe().items():
+            initialise_(parameters[name], description)
+
+
+def padding_bounds(attention_mask: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+    """The run of real tokens in each row, as `key_start` and `key_end`; both None where there is no padding.
+
+    Args:
+        attention_mask: `(B, T)`, 1 for real tokens and 0 for padding at either end, or None.
+        shape: `(B, T)` of the tokens.
+
+    Raises:
+        ValueError: the mask has another shape, or a row with padding between real tokens or with no real token.
+    """
+    if attention_mask is None:
+        return None, None
+    if attention_mask.shape != shape:
+        raise ValueError(
+            f"attention_mask must have the shape (B, T) = {tuple(shape)}, got {tuple(attention_mask.shape)}"
+        )
+    real = attention_mask.bool()
+    if bool(real.all()):
+        return None, None
+    start = real.int().argmax(dim=1)
+    end = start + real.sum(dim=1)
+    places = torch.arange(shape[1], device=real.device)
+    run = (places >= start[:, None]) & (places < end[:, None])
+    broken = ((run != real).any(dim=1) | ~real.any(dim=1)).nonzero()
+    if len(broken):
+        raise ValueError(
+            f"attention_mask must have one run of ones in every row, got holes or none in row {int(broken[0])}"
+        )
+    return start, end

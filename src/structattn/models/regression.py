@@ -1,0 +1,77 @@
+"""A model that learns in context: a prompt of inputs and answers in, every answer predicted.
+
+Shapes: `B` prompts, `N` points, `2N` tokens, `d` dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.utils import ModelOutput, can_return_tuple
+
+from structattn import flops
+from structattn.models.backbone import Backbone
+from structattn.models.configuration import RegressionModelConfig
+from structattn.models.parameters import Description, Part
+from structattn.models.pretrained import StructuredModel
+
+
+@dataclass
+class RegressionOutput(ModelOutput):
+    """What `RegressionModel` returns."""
+
+    loss: Tensor | None = None
+    """Mean squared error over `d`, where labels were given."""
+
+    logits: Tensor | None = None
+    """`(B, 2N)`: at the token of `x_i`, the prediction of `y_i`."""
+
+
+class RegressionModel(StructuredModel):
+    """Read-in, backbone, read-out of one number per token (arXiv 2509.07963, section 4)."""
+
+    config_class = RegressionModelConfig
+    config: RegressionModelConfig
+    main_input_name = "inputs"
+
+    def __init__(self, config: RegressionModelConfig) -> None:
+        super().__init__(config)
+        self.read_in = nn.Linear(config.input_dim, config.dim, bias=False)
+        self.backbone = Backbone(config)
+        self.head = nn.Linear(config.dim, 1, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> RegressionOutput:
+        """One number per token.
+
+        Args:
+            inputs: `(B, 2N, d)`, rows `x_1, y_1, x_2, y_2, …`, `y_i` in coordinate 0.
+            labels: `(B, N)`, the answers `y_i`.
+
+        Returns:
+            `logits (B, 2N)` and, with labels, the mean of `(logits[:, 2i] - y_i)² / d` as `loss`.
+
+        Raises:
+            ValueError: `inputs` is not `(B, 2N, d)`, or a learned position table has fewer rows than tokens.
+        """
+        if inputs.dim() != 3 or inputs.shape[2] != self.config.input_dim:
+            raise ValueError(f"inputs must be (B, 2N, d) with d = {self.config.input_dim}, got {tuple(inputs.shape)}")
+        predictions = self.head(self.backbone(self.read_in(inputs))).squeeze(-1)
+        loss = None
+        if labels is not None:
+            loss = (predictions[:, 0::2].float() - labels).square().mean() / self.config.input_dim
+        return RegressionOutput(loss=loss, logits=predictions)
+
+    def _describe_ends(self) -> dict[str, Description]:
+        dim, input_dim = self.read_in.weight.shape
+        return {
+            "read_in.weight": Description(input_dim, dim, Part.READ_IN),
+            "head.weight": Description(dim, 1, Part.READ_OUT),
+        }
+
+    def _ends_flops(self, tokens: int) -> flops.Flops:
+        read_in = flops.linear(self.config.input_dim, self.config.dim, tokens)
+        # The inputs need no gradient: the read-in's backward pass is the product for its weight alone.
+        return flops.Flops(read_in.forward, read_in.forward) + flops.linear(self.config.dim, 1, tokens)

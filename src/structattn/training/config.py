@@ -1,0 +1,125 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from structattn import checks
+from structattn.training.schedule import Schedule
+
+Precision = Literal["float32", "bfloat16"]
+"""Type of matrix products: float32, or bfloat16 by autocast with weights and optimiser state in float32."""
+
+BUDGETS = ("steps", "tokens", "flops", "minutes")
+"""Names of the budgets; a run has exactly one."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one model is trained. Exactly one budget (steps, tokens, flops or minutes) is set.
+
+    Raises:
+        TypeError, ValueError: a field is not of the kind or not in the range it states.
+    """
+
+    steps: int | None = None
+    """Budget: optimiser steps."""
+
+    tokens: int | None = None
+    """Budget: tokens trained on."""
+
+    flops: float | None = None
+    """Budget: training FLOPs, forward and backward; equal for every structure, the axis of the paper."""
+
+    minutes: float | None = None
+    """Budget: minutes of training, evaluation not counted. Such a run is not reproducible to the bit."""
+
+    batch_size: int = 16
+    """Sequences per step, over all processes and micro-batches."""
+
+    micro_batches: int = 1
+    """Parts that a process computes its share of a batch in (gradient accumulation), to save memory."""
+
+    learning_rate: float = 2e-3
+    """Peak rate of AdamW: of every tensor, or with muP of those whose rate does not depend on the width."""
+
+    schedule: Schedule = "cosine"
+    """After the warm-up: `constant`, or `cosine` down to `final_rate`."""
+
+    warmup: float = 0.05
+    """Share of the budget over which the rate climbs from zero to its peak."""
+
+    final_rate: float = 0.0
+    """Rate at the end of the cosine, as a share of the peak."""
+
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; embeddings and norms have none."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two averages."""
+
+    clip: float = 1.0
+    """Largest norm of the whole gradient; 0 leaves it as it is."""
+
+    mup: bool = True
+    """Whether matrices whose fan-in grows with the width train at rate `base_dim / fan_in` of `learning_rate`."""
+
+    base_dim: int = 256
+    """Width at which muP's rates equal the standard ones."""
+
+    precision: Precision = "float32"
+    """Type of the matrix products; weights, optimiser state and loss are float32."""
+
+    compile: bool = False
+    """Whether to compile the model with `torch.compile`."""
+
+    evaluation_interval: int | None = None
+    """Steps between evaluations, each with a checkpoint; by default at most 20, costing at most 4% of the run."""
+
+    seed: int = 0
+    """Names the random numbers of dropout; the task and the model's start have their own."""
+
+    cpu: bool = False
+    """Whether to stay on the CPU where there is an accelerator."""
+
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where to send metrics, besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            came = " and ".join(given) or "none"
+            raise ValueError(f"exactly one of {', '.join(BUDGETS)} must be set, got {came}")
+        for name in ("steps", "tokens", "evaluation_interval"):
+            if getattr(self, name) is not None:
+                checks.positive_int(name, getattr(self, name))
+        for name in ("flops", "minutes", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and checks.finite(name, value) <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("batch_size", "micro_batches", "base_dim"):
+            checks.positive_int(name, getattr(self, name))
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size must be a multiple of micro_batches {self.micro_batches}, got {self.batch_size}"
+            )
+        checks.probability("warmup", self.warmup)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {self.betas}")
+        for index, beta in enumerate(self.betas):
+            checks.probability(f"betas[{index}]", beta)
+        for name in ("weight_decay", "clip"):
+            if checks.finite(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0.0 <= checks.finite("final_rate", self.final_rate) <= 1.0:
+            raise ValueError(f"final_rate must be between 0 and 1, got {self.final_rate}")
+        checks.one_of("schedule", self.schedule, get_args(Schedule))
+        checks.one_of("precision", self.precision, get_args(Precision))
+        for name in self.trackers:
+            checks.one_of("trackers", name, ("tensorboard", "wandb"))
+
+    @property
+    def budget(self) -> str:
+        """Name of the budget that is set."""
+        return next(name for name in BUDGETS if getattr(self, name) is not None)
