@@ -57,7 +57,14 @@ class Level:
 
     @classmethod
     def low_rank(cls, dim_out: int, dim_in: int, rank: int, blocks: int = 1, weight: float = 1.0) -> Level:
-        """`blocks` diagonal blocks of rank `rank`: a level of MLR, and with one block a low-rank matrix."""
+        """`blocks` diagonal blocks of rank `rank`: a level of MLR, and with one block a low-rank matrix.
+
+        Raises:
+            TypeError, ValueError: `blocks` does not divide both dims, or a number is not a positive integer.
+        """
+        for name, dim in (("dim_out", dim_out), ("dim_in", dim_in)):
+            if positive_int(name, dim) % positive_int("blocks", blocks):
+                raise ValueError(f"blocks must divide {name}={dim}, got {blocks}")
         return cls(dim_out // blocks, 1, 1, dim_in // blocks, rank, blocks, weight)
 
     @property

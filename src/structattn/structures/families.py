@@ -197,10 +197,10 @@ class BTT(MLBTC):
         factors: tuple[tuple[int, int], tuple[int, int]], dim_out: int, dim_in: int
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         shape = "((a, b), (c, d)) with a·b = dim_out and c·d = dim_in"
-        if not isinstance(factors, Sequence) or len(factors) != 2:
+        if not isinstance(factors, Sequence):
             raise TypeError(f"factors must be {shape}, got {factors!r}")
-        pairs = [positive_ints("factors", pair) for pair in factors]
-        if any(len(pair) != 2 for pair in pairs):
+        pairs = [positive_ints(f"factors[{side}]", pair) for side, pair in enumerate(factors)]
+        if [len(pair) for pair in pairs] != [2, 2]:
             raise ValueError(f"factors must be {shape}, got {factors!r}")
         (a, b), (c, d) = pairs
         if (a * b, c * d) != (dim_out, dim_in):
