@@ -17,7 +17,7 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
-from structattn.ops.attention import check_key_bound
+from structattn.ops.arguments import check_key_bound
 from structattn.structures.base import Structure
 
 if TYPE_CHECKING:

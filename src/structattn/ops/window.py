@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops.attention import check_key_bound, check_key_bounds, check_tensors
+from structattn.ops.arguments import check_key_bound, check_key_bounds, check_tensors
 from structattn.ops.dense import dense_attention
 
 

@@ -1,0 +1,99 @@
+"""Checks of the arguments that attention ops share: each raises with what was expected, what came, and where."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from structattn.ops.hierarchy import Hierarchy
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool) -> None:
+    """Four axes, floating, one dtype and device, shapes that fit; TypeError or ValueError naming the argument."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have four axes (B, H, T, width), got shape {tuple(tensor.shape)}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} must be on the query's device {query.device}, got {tensor.device}")
+        # Under autocast the operator brings all three to one dtype.
+        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise TypeError(f"{name} must have the query's dtype {query.dtype}, got {tensor.dtype}")
+    (batch, heads, _, rank), (_, key_heads, _, _) = query.shape, key.shape
+    if key.shape[0] != batch or key.shape[3] != rank:
+        raise ValueError(
+            f"key must have the query's batch and width: expected (B, Hkv, Tk, r) = ({batch}, Hkv, Tk, {rank}), "
+            f"got {tuple(key.shape)}"
+        )
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"value must be (B, Hkv, Tk, dv) as key is {tuple(key.shape)}, got {tuple(value.shape)}")
+    if key_heads != heads and not enable_gqa:
+        raise ValueError(f"key must have the query's {heads} heads unless enable_gqa=True, got {key_heads}")
+    if key_heads == 0 or heads % key_heads:
+        raise ValueError(f"key heads must divide the query's {heads} heads, got {key_heads}")
+
+
+def check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
+    """A hierarchy whose ranks sum to the query's width; TypeError or ValueError otherwise."""
+    if not isinstance(hierarchy, Hierarchy):
+        raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
+    if hierarchy.rank != query.shape[3]:
+        raise ValueError(
+            f"hierarchy's ranks must sum to the query's width {query.shape[3]}, "
+            f"got {'|'.join(map(str, hierarchy.ranks))} = {hierarchy.rank}"
+        )
+
+
+def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
+    """`bias` as `(B or 1, Hq or 1, Tq or 1, Tk or 1)`; TypeError or ValueError where it does not broadcast."""
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"attn_bias must be a tensor, got {type(bias).__name__}")
+    if bias.dtype not in (query.dtype, torch.float32) and not torch.is_autocast_enabled(query.device.type):
+        hint = "; turn a mask into a bias by torch.where(mask, 0.0, -torch.inf)" if bias.dtype == torch.bool else ""
+        raise TypeError(f"attn_bias must be {query.dtype} or torch.float32, got {bias.dtype}{hint}")
+    if bias.device != query.device:
+        raise ValueError(f"attn_bias must be on the query's device {query.device}, got {bias.device}")
+    shape = (*query.shape[:3], key_length)
+    wide = bias[(None,) * (4 - bias.dim())] if bias.dim() <= 4 else bias
+    if wide.dim() != 4 or any(have not in (1, want) for have, want in zip(wide.shape, shape, strict=True)):
+        raise ValueError(f"attn_bias must broadcast to (B, Hq, Tq, Tk) = {shape}, got {tuple(bias.shape)}")
+    return wide
+
+
+def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | None:
+    """`bound` as int64 `(B,)` for a query (or any tensor that leads with B), shape, dtype and device checked."""
+    if bound is None:
+        return None
+    if not isinstance(bound, Tensor) or bound.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be an int32 or int64 tensor, got {getattr(bound, 'dtype', type(bound).__name__)}")
+    if bound.shape != query.shape[:1]:
+        raise ValueError(f"{name} must have one entry per row, ({query.shape[0]},), got {tuple(bound.shape)}")
+    if bound.device != query.device:
+        raise ValueError(f"{name} must be on the query's device {query.device}, got {bound.device}")
+    return bound.to(torch.int64)
+
+
+def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) -> None:
+    """0 <= key_start <= key_end <= Tk in every row: inside the operator, since it reads the numbers.
+
+    An accelerator checks by itself, later, with a device-side assertion: to wait for its numbers would stall it.
+    """
+    some = start if start is not None else end
+    if some is None:
+        return
+    start = torch.zeros_like(some) if start is None else start
+    end = torch.full_like(some, key_length) if end is None else end
+    valid = (start >= 0) & (start <= end) & (end <= key_length)
+    if valid.device.type != "cpu":
+        torch._assert_async(valid.all())
+    elif not valid.all():
+        row = int((~valid).nonzero()[0])
+        raise ValueError(
+            f"expected 0 <= key_start <= key_end <= Tk = {key_length} in every row, "
+            f"got key_start = {int(start[row])}, key_end = {int(end[row])} in row {row}"
+        )
