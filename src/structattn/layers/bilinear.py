@@ -123,7 +123,11 @@ class BilinearAttention(Attention):
 
     def side_for(self, length: int) -> FixedSide:
         """The side that a call on `length` tokens is contracted on: the fixed one, or the cheapest."""
-        return min(self._sides, key=lambda side: self._score_flops(side, length))
+        best, *others = self._sides
+        for side in others:  # a loop, since a compiled graph cannot hold `min` with a key
+            if self._score_flops(side, length) < self._score_flops(best, length):
+                best = side
+        return best
 
     def _score_flops(self, side: FixedSide, length: int) -> int:
         pairs = length * (length + 1) // 2 if self.is_causal else length * length
