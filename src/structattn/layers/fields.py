@@ -43,9 +43,11 @@ def checked(name: str, hint: Any, value: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Text that `from_text` reads back: `true`, `128`, `32|8|4`, `*|96|48`, `16x32|8x8`, or a name as it is."""
+    """Text that `from_text` reads back: `true`, `128`, `32|8|4`, `8x4`, `*|96|48`, `16x32|8x8`, or a name as it is."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple) and len(value) > 2 and len(set(value)) == 1 and isinstance(value[0], int):
+        return f"{value[0]}x{len(value)}"
     if isinstance(value, tuple):
         return "|".join("x".join(map(str, item)) if isinstance(item, tuple) else to_text(item) for item in value)
     return "*" if value is None else str(value)

@@ -1,0 +1,337 @@
+"""Configs: the grammar that spells them, their dict form, their defaults, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layers.cases import SPELLINGS
+from structattn.layers import (
+    KINDS,
+    AttentionConfig,
+    BilinearAttention,
+    BilinearMLRConfig,
+    BTTConfig,
+    ButterflyConfig,
+    GlobalSlidingWindowAttention,
+    GlobalSlidingWindowConfig,
+    KroneckerConfig,
+    LowRankConfig,
+    MLRAttention,
+    MLRConfig,
+    MonarchConfig,
+    SlidingWindowAttention,
+    SlidingWindowConfig,
+    StandardAttention,
+    StandardConfig,
+    as_config,
+    build_attention,
+    config_from_dict,
+    default_ranks,
+    parse_attention,
+)
+from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch
+
+EXAMPLES = {
+    "standard": StandardConfig(),
+    "standard:1": StandardConfig(heads=1),
+    "standard+qk_norm=false+scale=8/r": StandardConfig(scale="8/r", qk_norm=False),
+    "swa:128": SlidingWindowConfig(128),
+    "gswa:128|32": GlobalSlidingWindowConfig(128, 32),
+    "mlr": MLRConfig(),
+    "mlr:32|8|6|4|4|4|4|2": MLRConfig((32, 8, 6, 4, 4, 4, 4, 2)),
+    "mlr:8x8": MLRConfig((8,) * 8),
+    "mlr:64": MLRConfig((64,)),
+    "mlr+levels=4": MLRConfig(levels=4),
+    "mlr:8|8|16+block_sizes=*|96|48+gains=none": MLRConfig((8, 8, 16), block_sizes=(None, 96, 48), gains="none"),
+    "lowrank": LowRankConfig(),
+    "lowrank:64": LowRankConfig(64),
+    "bmlr:16|8|4|4": BilinearMLRConfig((16, 8, 4, 4)),
+    "btt": BTTConfig(),
+    "btt:2+side=query": BTTConfig(2, side="query"),
+    "btt+factors=16x32|8x64": BTTConfig(factors=((16, 32), (8, 64))),
+    "monarch:16+normalize=false": MonarchConfig(16, normalize=False),
+    "kronecker:16x16|2x2": KroneckerConfig(((16, 16), (2, 2))),
+    "butterfly+norm=none": ButterflyConfig(norm="none"),
+}
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_spelling_and_config_are_each_other(text: str) -> None:
+    assert parse_attention(text) == EXAMPLES[text]
+    assert str(EXAMPLES[text]) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("mlr:8|8|8|8|8|8|8|8", "mlr:8x8"),
+        ("mlr:8x2", "mlr:8|8"),
+        ("mlr:32,8,6,4,4,4,4,2", "mlr:32|8|6|4|4|4|4|2"),
+        ("gswa:128,32", "gswa:128|32"),
+        ("mlr:8,8+block_sizes=*,4", "mlr:8|8+block_sizes=*|4"),
+        ("btt:1", "btt"),
+        (" swa:8 ", "swa:8"),
+        ("swa+window=8", "swa:8"),
+        ("mlr+gains=none+levels=2", "mlr+levels=2+gains=none"),
+    ],
+)
+def test_other_spellings(text: str, same: str) -> None:
+    assert str(parse_attention(text)) == same
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Anything that a field of this type may hold."""
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    number = st.integers(1, 300)
+    pair = st.tuples(number, number)
+    known = {
+        int: number,
+        bool: st.booleans(),
+        tuple[int, ...]: st.lists(number, min_size=1, max_size=5).map(tuple),
+        tuple[tuple[int, int], ...]: st.lists(pair, min_size=1, max_size=3).map(tuple),
+        tuple[tuple[int, int], tuple[int, int]]: st.tuples(pair, pair),
+    }
+    if hint in known:
+        return known[hint]
+    (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
+    return st.none() | values(inner)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> AttentionConfig:
+    config = draw(st.sampled_from(list(KINDS.values())))
+    if config is MLRConfig:  # its fields depend on one another
+        ranks = draw(values(tuple[int, ...] | None))
+        levels = None if ranks else draw(st.none() | st.integers(1, 8))
+        sizes = None
+        if ranks and draw(st.booleans()):
+            sizes = (None, *(3 * 2**power for power in reversed(range(len(ranks) - 1))))
+        fixed = {"ranks": ranks, "levels": levels, "block_sizes": sizes}
+    else:
+        fixed = {}
+    others = {name: draw(values(hint)) for name, hint in config.field_types().items() if name not in fixed}
+    return config(**fixed, **others)
+
+
+@given(configs())
+def test_every_config_survives_text_json_and_pickle(config: AttentionConfig) -> None:
+    assert parse_attention(str(config)) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert as_config(config) is config
+    assert as_config(str(config)) == as_config(config.to_dict()) == config
+    assert hash(config) == hash(parse_attention(str(config)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("standart", "attention must be one of standard, .* got 'standart'; did you mean 'standard'"),
+        ("mrl:8x8", "did you mean 'mlr'"),
+        ("", "attention must be one of"),
+        ("swa", "swa needs window, as in 'swa:128'"),
+        ("swa:", "swa takes window after the colon, as in 'swa:128'; got ''"),
+        ("swa:wide", "window must be a positive integer, got 'wide'"),
+        ("swa:0", "window must be a positive integer, got 0"),
+        ("swa:-3", "window must be a positive integer, got '-3'"),
+        ("gswa:128", r"gswa takes window\|global_rank after the colon"),
+        ("gswa:128|32|4", r"gswa takes window\|global_rank after the colon"),
+        ("butterfly:8", "butterfly takes no argument after the colon"),
+        ("mlr:8|y", "expected a positive integer, got 'y'"),
+        ("mlr:8|0", r"ranks\[1\] must be a positive integer, got 0"),
+        ("mlr:0x8", r"ranks\[0\] must be a positive integer, got 0"),
+        ("mlr:8x0", "ranks must not be empty"),
+        ("mlr:8|8+levels=2", "levels must not be given with ranks"),
+        ("mlr+block_sizes=*|8", "block_sizes need ranks"),
+        ("mlr:8|8|8+block_sizes=*|8|3", "block_sizes must shrink and nest"),
+        ("mlr+gain=none", "a field of mlr must be one of .* did you mean 'gains'"),
+        ("mlr+gains=men", "gains must be one of mean, none, got 'men'; did you mean 'mean'"),
+        ("mlr+gains", r"expected '\+field=value'"),
+        ("mlr+gains=none+gains=mean", "gains is given twice"),
+        ("swa:8+window=8", "window is given twice"),
+        ("standard+qk_norm=yes", "qk_norm must be one of true, false, got 'yes'"),
+        ("btt+side=left", "side must be one of auto, split, key, query"),
+        ("btt+factors=16x32", "factors must hold 2"),
+        ("kronecker:16", r"factors\[0\] must hold 2"),
+    ],
+)
+def test_bad_spellings(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_attention(text)
+
+
+def test_a_spelling_is_a_string() -> None:
+    with pytest.raises(TypeError, match="must be spelt as a string, got 8"):
+        parse_attention(8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"window": 8}, "must name its kind"),
+        ({"kind": "swaa", "window": 8}, "did you mean 'swa'"),
+        ({"kind": "swa", "windw": 8}, "a field of swa must be one of window, .* did you mean 'window'"),
+        ({"kind": "swa"}, "swa needs window"),
+        ({"kind": "mlr", "ranks": []}, "ranks must not be empty"),
+    ],
+)
+def test_bad_dicts(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "swa", "window": "8"}, "window must be a positive integer, got '8'"),
+        ({"kind": "swa", "window": True}, "window must be a positive integer, got True"),
+        ({"kind": "mlr", "ranks": "8|8"}, "ranks must be a sequence"),
+        ({"kind": "mlr", "ranks": [8.0]}, r"ranks\[0\] must be a positive integer"),
+        ({"kind": "standard", "qk_norm": 1}, "qk_norm must be True or False, got 1"),
+    ],
+)
+def test_bad_types(values: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        config_from_dict(values)
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        StandardConfig().heads = 2  # type: ignore[misc]
+    assert dataclasses.replace(BTTConfig(), rank=2) == BTTConfig(2)
+
+
+# --- defaults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "context", "levels", "ranks"),
+    [
+        (64, 1024, None, (32, 8, 6, 4, 4, 4, 4, 2)),  # the paper's
+        (128, 1024, None, (64, 16, 12, 8, 8, 8, 8, 4)),
+        (64, 256, None, (32, 8, 6, 4, 4, 10)),  # the smallest block keeps 8 tokens
+        (64, 16, None, (32, 32)),
+        (64, 5, None, (64,)),
+        (64, 96, 4, (32, 8, 6, 18)),
+        (64, 1024, 2, (32, 32)),
+        (64, 1024, 1, (64,)),
+        (32, 1024, None, (16, 4, 4, 2, 2, 2, 2)),  # even, for rotary pairs
+        (7, 1024, None, (4, 1, 1, 1)),
+        (1, 1024, None, (1,)),
+    ],
+)
+def test_default_ranks(head_dim: int, context: int, levels: int | None, ranks: tuple[int, ...]) -> None:
+    assert default_ranks(head_dim, context, levels) == ranks
+
+
+@given(st.integers(1, 300), st.integers(1, 10_000))
+def test_default_ranks_fill_the_head(head_dim: int, context: int) -> None:
+    ranks = default_ranks(head_dim, context)
+    assert sum(ranks) == head_dim
+    assert min(ranks) >= 1
+    assert head_dim % 2 or all(rank % 2 == 0 for rank in ranks)
+    assert context >= 8 * 2 ** (len(ranks) - 1) or len(ranks) == 1
+
+
+def test_more_levels_than_the_split_has() -> None:
+    with pytest.raises(ValueError, match="levels must be at most 8 for heads of 64, got 9; or give ranks"):
+        build_attention("mlr+levels=9", 512, 8, 1024)
+
+
+def test_mlr_defaults_to_the_paper_s_language_setting() -> None:
+    layer = build_attention("mlr", 512, 8, 1024)
+    assert isinstance(layer, MLRAttention)
+    assert str(layer.hierarchy) == "32|8|6|4|4|4|4|2@1024/mean"
+    assert layer.level_weights == (1 / 32, 1 / 8, 1 / 6, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 2)
+    assert layer.q_norm is not None
+    assert layer.k_norm is not None
+
+
+# --- from config to layer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spelling", "layer", "structure"),
+    [
+        ("standard", StandardAttention, None),
+        ("standard:1", StandardAttention, None),
+        ("swa:128", SlidingWindowAttention, None),
+        ("gswa:128|32", GlobalSlidingWindowAttention, None),
+        ("mlr", MLRAttention, None),
+        ("mlr:8x8", MLRAttention, None),
+        ("mlr+levels=2", MLRAttention, None),
+        ("lowrank:64", BilinearAttention, LowRank),
+        ("bmlr", BilinearAttention, MLR),
+        ("bmlr:16|8|4|4", BilinearAttention, MLR),
+        ("btt:2", BilinearAttention, BTT),
+        ("monarch", BilinearAttention, Monarch),
+        ("kronecker", BilinearAttention, Kronecker),
+        ("butterfly", BilinearAttention, Butterfly),
+    ],
+)
+def test_every_form_builds(spelling: str, layer: type, structure: type | None) -> None:
+    built = build_attention(spelling, 128, 2, 64)
+    assert type(built) is layer
+    if structure is not None:
+        assert isinstance(built, BilinearAttention)
+        assert type(built.structure) is structure
+        assert built.structure.heads == 2
+        assert built.structure.normalize
+    assert built(torch.randn(1, 5, 128)).shape == (1, 5, 128)
+    assert repr(built)
+
+
+def test_every_kind_is_built_in_these_tests() -> None:
+    assert {parse_attention(spelling).kind for spelling in SPELLINGS} == set(KINDS)
+
+
+def test_bilinear_defaults_are_those_of_the_structure() -> None:
+    """A layer made by hand and one made from a config agree on norm and scale."""
+    for spelling, matrix in {
+        "lowrank": LowRank(16, 16, 4, heads=4),
+        "bmlr:2|1|1": MLR(16, 16, (2, 1, 1), heads=4),
+        "btt": BTT(16, 16, heads=4),
+    }.items():
+        by_hand, built = BilinearAttention(matrix), build_attention(spelling, 16, 4, 16)
+        assert isinstance(built, BilinearAttention)
+        assert (by_hand.norm, by_hand.scales, by_hand.side) == (built.norm, built.scales, built.side)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "shape", "message"),
+    [
+        ("standard", {"heads": 3}, "heads must divide dim = 16 unless head_dim is given, got 3"),
+        ("standard:3", {}, "heads must divide .*16.* got 3"),
+        ("mlr:8", {}, "ranks must sum to the head width 4, got 8 = 8"),
+        ("mlr:4x4", {}, r"ranks must sum to the head width 4, got 4\|4\|4\|4 = 16"),
+        ("gswa:8|4", {}, "global_rank must be below the head width 4, got 4"),
+        ("btt+factors=4x4|4x8", {}, "factors"),
+        ("kronecker:4x4|2x2", {}, r"factors must multiply to 16 x 16, got 4x4\|2x2 = 8 x 8"),
+        ("monarch:3", {}, "blocks must divide dim_out=16, got 3"),
+        ("butterfly", {"dim": 12}, "dim must be a power of two"),
+        ("standard", {"context_length": 0}, "context_length must be a positive integer"),
+        ("standard", {"head_dim": 0}, "head_dim must be a positive integer"),
+        ("lowrank", {"kv_heads": 3}, "kv_heads must divide heads = 4, got 3"),
+    ],
+)
+def test_shapes_that_do_not_fit(spelling: str, shape: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_attention(spelling, **({"dim": 16, "heads": 4, "context_length": 16} | shape))
+
+
+def test_a_head_width_of_its_own() -> None:
+    for spelling in ("standard", "mlr", "swa:4", "gswa:4|2", "btt", "lowrank"):
+        layer = build_attention(spelling, 16, 4, 16, head_dim=6)
+        assert layer.value_dim == 6
+        assert layer(torch.randn(1, 5, 16)).shape == (1, 5, 16)
+    one_head = build_attention("standard:1", 16, 4, 16, head_dim=6)
+    assert (one_head.heads, one_head.value_dim) == (1, 24)
