@@ -1,10 +1,10 @@
 """The configs of the models: frozen in a file beside the weights, checked where they are made."""
 
-from __future__ import annotations
+# Annotations are evaluated here, not kept as text: `strict` reads them to check types.
 
 import difflib
 from dataclasses import fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -33,8 +33,9 @@ class BackboneConfig(PreTrainedConfig):
     """Sizes of a pre-norm decoder and the attention in its blocks; heads for a task add their own fields.
 
     Raises:
-        TypeError: there is no field of that name, or a number is no number.
-        ValueError: a field is not in its range, or not of its kind (Hugging Face's `strict` raises a subclass).
+        TypeError: there is no field of that name.
+        ValueError: a field is not in its range.
+        StrictDataclassFieldValidationError: a field is not of its type (Hugging Face's `strict`).
     """
 
     model_type = "structattn-backbone"
@@ -67,13 +68,13 @@ class BackboneConfig(PreTrainedConfig):
     positions: Positions = "learned"
     """Learned table or rotary embedding."""
 
-    rotary_base: float = 10_000.0
+    rotary_base: float | int = 10_000.0
     """Base of the rotary embedding's rates."""
 
     mlp_ratio: int = 4
     """Width of the MLP's hidden layer over `dim`."""
 
-    dropout: float = 0.0
+    dropout: float | int = 0.0
     """Share of what enters the residual stream, and of attention probabilities, that is dropped in training."""
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -94,7 +95,8 @@ class BackboneConfig(PreTrainedConfig):
         for name in ("layers", "dim", "heads", "context_length", "mlp_ratio"):
             checks.positive_int(name, getattr(self, name))
         checks.probability("dropout", self.dropout)
-        checks.one_of("positions", self.positions, get_args(Positions))
+        if checks.finite("rotary_base", self.rotary_base) <= 1.0:
+            raise ValueError(f"rotary_base must be above 1, got {self.rotary_base}")
         if not self.attention:
             raise ValueError("attention must name at least one structure, got an empty list")
 

@@ -8,20 +8,22 @@ the same way, a run writes the metrics it would have written, to the bit, except
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from structattn.tasks import Batch, Task, Totals
+from structattn.tasks import Batch, Task
 from structattn.training.budget import MakeTask, evaluation_interval, plan_steps
 from structattn.training.checkpoint import State, restore_checkpoint, save_checkpoint
+from structattn.training.clock import Clock
 from structattn.training.config import TrainConfig
-from structattn.training.errors import NonFiniteLossError
+from structattn.training.errors import NonFiniteLossError, RunFolderError
+from structattn.training.evaluation import evaluate, move, predict
 from structattn.training.metrics import MetricsFile, Row
 from structattn.training.mup import parameter_groups
 from structattn.training.progress import Progress, StepReport
@@ -90,12 +92,17 @@ def train(
         NonFiniteLossError: the loss is NaN or infinite.
         RunFolderError: a file cannot be written, or a file of the run is missing.
     """
-    with torch.random.fork_rng():
-        run = _Run(model, make_task, config, folder, structure or str(model.config.attention), progress or Progress())
-        try:
+    accelerator = _accelerator(config, folder)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            run = _Run(accelerator, model, config, folder, structure or str(model.config.attention), progress)
+            run.begin(make_task)
             return run.finish()
-        finally:
-            run.close()
+    finally:
+        # The process group stays, for the next run.
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 @dataclass
@@ -106,30 +113,6 @@ class _Counters:
     tokens: int = 0
     flops: int = 0
     seconds: float = 0.0
-    loss_sum: float = 0.0
-    """Of the training losses since the last evaluation."""
-    loss_count: int = 0
-
-
-@dataclass
-class _Clock:
-    """Seconds of training: stopped while the run evaluates and writes."""
-
-    seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def read(self) -> float:
-        """Seconds so far; counting goes on."""
-        now = time.perf_counter()
-        self.seconds, self.started = self.seconds + now - self.started, now
-        return self.seconds
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What happens inside does not count."""
-        self.read()
-        yield
-        self.started = time.perf_counter()
 
 
 class _Run:
@@ -137,63 +120,65 @@ class _Run:
 
     def __init__(
         self,
+        accelerator: Accelerator,
         model: StructuredModel,
-        make_task: MakeTask,
         config: TrainConfig,
         folder: Path,
         structure: str,
-        progress: Progress,
+        progress: Progress | None,
     ) -> None:
-        self.config, self.folder, self.structure = config, folder, structure
-        self.accelerator = _accelerator(config, folder)
-        self.progress = progress if self.accelerator.is_main_process else Progress()
-        self.parts = self.accelerator.num_processes * config.micro_batches
+        self.accelerator, self.config, self.folder, self.structure = accelerator, config, folder, structure
+        self.device = accelerator.device
+        self.model = model.to(self.device).train()
+        self.progress = progress if progress is not None and accelerator.is_main_process else Progress()
+        self.processes = accelerator.num_processes
+        self.parts = self.processes * config.micro_batches
         if config.batch_size % self.parts:
             raise ValueError(
-                f"batch_size must be a multiple of {self.accelerator.num_processes} processes times "
-                f"{config.micro_batches} micro-batches, got {config.batch_size}"
+                f"batch_size must be a multiple of {self.processes} processes times {config.micro_batches} "
+                f"micro-batches, got {config.batch_size}"
             )
-        self.device = self.accelerator.device
-        self.model = model.to(self.device)
-        self.costs: dict[int, int] = {}
-        torch.manual_seed(config.seed + self.accelerator.process_index)
-        restored = restore_checkpoint(folder / "checkpoints")
-        self.damaged = restored.damaged
+        groups = parameter_groups(model, config)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        optimizer = torch.optim.AdamW(groups, betas=config.betas, fused=self.device.type in ("cpu", "cuda"))
+        compiled = torch.compile(model) if config.compile else model
+        self.wrapped, self.optimizer = accelerator.prepare(compiled, optimizer)
         self.counters = _Counters()
         self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.losses: list[float] = []
+        """Of the steps since the last evaluation."""
+        self.pending: list[Tensor] = []
+        """Losses that were not read from the device yet."""
+        self._costs: dict[int, int] = {}
+
+    def begin(self, make_task: MakeTask) -> None:
+        """From the newest checkpoint, or from the start."""
+        torch.manual_seed(self.config.seed + self.accelerator.process_index)
+        restored = restore_checkpoint(self.folder / "checkpoints")
         if restored.state is None:
             self.total_steps = self._plan(make_task)
         else:
-            self._check_same_run(restored.state)
-            self.total_steps = restored.state["total_steps"]
-        self.task = make_task(self.total_steps)
-        groups = parameter_groups(model, config)
-        fused = self.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(groups, betas=config.betas, fused=fused)
-        compiled = torch.compile(model) if config.compile else model
-        self.wrapped, self.optimizer = self.accelerator.prepare(compiled, optimizer)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        if restored.state is not None:
             self._restore(restored.state)
+        self.damaged = restored.damaged
         if self.accelerator.is_main_process:
             self.metrics.truncate(restored.state["metrics_size"] if restored.state else 0)
         self.accelerator.wait_for_everyone()
-        self.interval = evaluation_interval(config, self.total_steps, self._evaluation_cost())
-        self.clock = _Clock(self.counters.seconds)
-        self.first = (self.counters.tokens, self.counters.seconds)
-        self.pending: list[Tensor] = []
+        self.task = make_task(self.total_steps)
+        if self.task.evaluation_size < self.processes:
+            raise ValueError(f"an evaluation needs a row for each process, got {self.task.evaluation_size} rows")
+        self.interval = evaluation_interval(self.config, self.total_steps, self._evaluation_cost())
+        self.clock = Clock(self.counters.seconds, self.counters.tokens)
 
     def finish(self) -> TrainResult:
         """Run to the end of the budget."""
         self.progress.on_start(self.counters.step, self.total_steps, self.damaged)
-        self.wrapped.train()
-        done = self._spent()
-        while done < 1.0:
-            self._step(done)
-            done = self._spent()
-            due = done >= 1.0 or self.counters.step % self.interval == 0
+        spent = self._spent()
+        while spent < 1.0:
+            self._step(spent)
+            spent = self._spent()
+            due = spent >= 1.0 or self.counters.step % self.interval == 0
             if due or self.counters.step % _REPORT_INTERVAL == 0:
-                self._collect_losses(done)
+                self._report(min(spent, 1.0))
             if due:
                 with self.clock.stopped():
                     self._evaluate()
@@ -202,15 +187,10 @@ class _Run:
         self.progress.on_end(rows[-1])
         return TrainResult(counters.step, counters.tokens, counters.flops, counters.seconds, rows, self.damaged)
 
-    def close(self) -> None:
-        """Finish what the trackers have open; the process group stays, for the next run."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self, spent: float) -> None:
-        """One step of the optimiser, at the rate for a run of which `spent` is behind it."""
+        """One step of the optimiser, at the rate of a run that has spent this share of its budget."""
         config, counters = self.config, self.counters
         if config.minutes is None:
             spent += 0.5 / self.total_steps  # The middle of the step, so that no step has rate zero.
@@ -228,60 +208,49 @@ class _Run:
         counters.flops += config.batch_size * self._training_flops(length)
 
     def _gradient(self, step: int) -> Tensor:
-        """Add the gradient of this process's share of the batch; returns its mean loss, on the device."""
+        """Add the gradient of this process's share of the batch; returns the share's mean loss, on the device."""
         micro_batches = self.config.micro_batches
         total = torch.zeros((), device=self.device)
         for micro_batch in range(micro_batches):
             part = self.accelerator.process_index * micro_batches + micro_batch
-            batch = self._move(self.task.batch(step, self.config.batch_size, rank=part, world_size=self.parts))
-            last = micro_batch == micro_batches - 1
+            batch = self.task.batch(step, self.config.batch_size, rank=part, world_size=self.parts)
             # Processes exchange gradients once, with the last micro-batch.
+            last = micro_batch == micro_batches - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self.task.loss(self._predict(self.wrapped, batch), batch) / micro_batches
+                loss = self._loss(self.wrapped, self.task, batch) / micro_batches
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
-    def _predict(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            predictions: Tensor = model(batch["inputs"]).logits
-        return predictions
+    def _loss(self, model: torch.nn.Module, task: Task, batch: Batch) -> Tensor:
+        moved = move(batch, self.device)
+        return task.loss(predict(model, moved, self.config.precision), moved)
 
-    def _move(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _collect_losses(self, spent: float) -> None:
+    def _report(self, spent: float) -> None:
         """Read the losses since the last report, which waits for the device, and stop if one is not finite."""
         counters = self.counters
-        losses: list[float] = self.accelerator.reduce(torch.stack(self.pending), reduction="mean").tolist()
-        first = counters.step - len(losses)
+        losses = self.accelerator.reduce(torch.stack(self.pending), reduction="mean").tolist()
         self.pending.clear()
-        for step, loss in enumerate(losses, start=first):
-            if not torch.isfinite(torch.tensor(loss)):
+        for step, loss in enumerate(losses, start=counters.step - len(losses)):
+            if not math.isfinite(loss):
                 raise NonFiniteLossError(step, self.structure, loss)
-        counters.loss_sum += sum(losses)
-        counters.loss_count += len(losses)
+        self.losses += losses
         counters.seconds = self.clock.read()
         self.progress.on_step(
             StepReport(
                 step=counters.step,
                 total_steps=self.total_steps,
-                fraction=min(spent, 1.0),
+                fraction=spent,
                 loss=sum(losses) / len(losses),
-                tokens_per_second=self._tokens_per_second(),
-                seconds_left=counters.seconds * (1.0 - min(spent, 1.0)) / spent,
+                tokens_per_second=self.clock.speed(counters.tokens),
+                seconds_left=counters.seconds * (1.0 - spent) / spent,
             )
         )
 
-    def _tokens_per_second(self) -> float:
-        tokens, seconds = self.first
-        return (self.counters.tokens - tokens) / max(self.counters.seconds - seconds, 1e-9)
-
-    # --- budget -------------------------------------------------------------------------------------------------------
+    # --- the budget ---------------------------------------------------------------------------------------------------
 
     def _plan(self, make_task: MakeTask) -> int:
-        steps = plan_steps(self.config, make_task, self._training_flops, self._seconds_per_step)
-        return int(self._agree(steps))
+        return int(self._agree(plan_steps(self.config, make_task, self._training_flops, self._seconds_per_step)))
 
     def _spent(self) -> float:
         """Share of the budget that is spent; the same number in every process."""
@@ -291,31 +260,28 @@ class _Run:
 
     def _agree(self, number: float) -> float:
         """The main process's `number`: clocks differ, decisions must not."""
-        if self.accelerator.num_processes == 1:
-            return number
         from accelerate.utils import broadcast
 
         return float(broadcast(torch.tensor(number, dtype=torch.float64, device=self.device)).item())
 
     def _seconds_per_step(self, task: Task) -> float:
-        """Time of a forward and backward pass on one process's share of a batch, the model unchanged."""
-        with torch.random.fork_rng():
-            batch = self._move(task.batch(0, self.config.batch_size, rank=0, world_size=self.parts))
-            times = []
-            for _ in range(_TIMED_STEPS):
-                start = time.perf_counter()
-                task.loss(self._predict(self.model, batch), batch).backward()
-                self.model.zero_grad()
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - start)
+        """Time of a forward and backward pass on this process's share of a batch; the model is left as it was."""
+        batch = task.batch(0, self.config.batch_size, world_size=self.parts)
+        times = []
+        for _ in range(_TIMED_STEPS):
+            start = time.perf_counter()
+            self._loss(self.model, task, batch).backward()
+            self.model.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
         return min(times) * self.config.micro_batches
 
     def _training_flops(self, length: int) -> int:
         """FLOPs of one training sequence of `length` tokens."""
-        if length not in self.costs:
-            self.costs[length] = self.model.flops(length).training
-        return self.costs[length]
+        if length not in self._costs:
+            self._costs[length] = self.model.flops(length).training
+        return self._costs[length]
 
     def _evaluation_cost(self) -> float:
         """FLOPs of an evaluation over those of a training step."""
@@ -325,39 +291,39 @@ class _Run:
 
     # --- evaluation and checkpoints -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
-        """Metrics on the held-out set, one row of metrics.jsonl."""
+        """One more row of metrics."""
         counters = self.counters
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.model.eval()
-        totals: Totals = {}
-        rows = max(1, self.config.batch_size // self.parts)
-        for batch in self.task.evaluation_batches(rows, rank=rank, world_size=world_size):
-            moved = self._move(batch)
-            for name, total in self.task.totals(self._predict(self.model, moved), moved).items():
-                totals[name] = totals[name] + total if name in totals else total
-        self.model.train()
-        summed = {name: self.accelerator.reduce(total, reduction="sum") for name, total in totals.items()}
-        metrics = self.task.metrics(summed)
-        row = {
+        metrics = evaluate(
+            self.model,
+            self.task,
+            self.config.batch_size // self.parts,
+            precision=self.config.precision,
+            rank=self.accelerator.process_index,
+            world_size=self.processes,
+            add_up=self.accelerator.reduce,
+        )
+        row: Row = {
             "step": counters.step,
             "tokens": counters.tokens,
             "flops": counters.flops,
             "seconds": counters.seconds,
-            "tokens_per_second": self._tokens_per_second(),
-            "train_loss": counters.loss_sum / counters.loss_count,
+            "tokens_per_second": self.clock.speed(counters.tokens),
+            "train_loss": sum(self.losses) / len(self.losses),
             **metrics,
         }
-        counters.loss_sum, counters.loss_count = 0.0, 0
+        self.losses.clear()
+        for value in metrics.values():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise NonFiniteLossError(counters.step, self.structure, value)
         if self.accelerator.is_main_process:
             self.metrics.append(row)
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=counters.step)
         self.progress.on_evaluation(row)
 
     def _save(self) -> None:
-        """A checkpoint that holds everything the run depends on."""
+        """A checkpoint of everything the rest of the run depends on; made right after an evaluation."""
         from accelerate.utils import gather_object
 
         random_states = gather_object([_random_state(self.device)])
@@ -375,18 +341,6 @@ class _Run:
         self.progress.on_checkpoint(save_checkpoint(self.folder / "checkpoints", self.counters.step, state))
 
     def _restore(self, state: State) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.counters = _Counters(**state["counters"])
-        _set_random_state(state["random"][self.accelerator.process_index], self.device)
-
-    def _description(self) -> dict[str, Any]:
-        """What must be equal for a run to go on: as text, so that a difference can be shown."""
-        training = {name: repr(value) for name, value in asdict(self.config).items()}
-        model = {f"model.{name}": repr(value) for name, value in self.model.config.to_diff_dict().items()}
-        return training | model | {"processes": repr(self.accelerator.num_processes)}
-
-    def _check_same_run(self, state: State) -> None:
         saved, mine = state["run"], self._description()
         for name in sorted(saved.keys() | mine.keys()):
             if saved.get(name) != mine.get(name):
@@ -394,11 +348,27 @@ class _Run:
                     f"{self.folder} holds a run with {name} = {saved.get(name)}, which cannot go on with "
                     f"{name} = {mine.get(name)}; choose another folder"
                 )
+        self.total_steps = state["total_steps"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counters = _Counters(**state["counters"])
+        _set_random_state(state["random"][self.accelerator.process_index], self.device)
+
+    def _description(self) -> dict[str, str]:
+        """What must be equal for a run to go on, as text that an error can show."""
+        described = {name: repr(value) for name, value in asdict(self.config).items()}
+        sizes = self.model.config.to_diff_dict()
+        described |= {f"model.{name}": repr(sizes[name]) for name in sizes if name != "transformers_version"}
+        return described | {"processes": repr(self.processes)}
 
 
 def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     from accelerate import Accelerator
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(folder, f"the folder cannot be made: {error.strerror}") from error
     accelerator = Accelerator(cpu=config.cpu, log_with=list(config.trackers) or None, project_dir=folder)
     if config.trackers:
         accelerator.init_trackers("structattn")
