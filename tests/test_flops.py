@@ -12,6 +12,7 @@ from layers.cases import DIM, build, each_kind, tokens
 from structattn import Hierarchy, flops, mlr_attention
 from structattn.flops import Flops
 from structattn.layers import build_attention
+from structattn.structures import LowRank
 from structures.cases import Case, each_case
 
 
@@ -170,6 +171,16 @@ def test_key_numbers() -> None:
     assert per_token("btt+side=query+norm=none") == 1024 * 512
     assert per_token("btt+side=query") == 1024 * (512 + 16)
     assert per_token("btt") == 1024 * (512 + 16)
+
+
+def test_key_numbers_of_an_op_call_and_of_a_structure() -> None:
+    hierarchy = Hierarchy.dyadic((32, 32), 1024)
+    assert flops.key_numbers(hierarchy, 700) == 700 * 32 + 188 * 32
+    assert flops.key_numbers(LowRank(64, 64, 8, heads=4), 10) == 10 * 32
+    assert flops.key_numbers(LowRank(64, 64, 8), 10) == 10 * 8
+    assert flops.key_numbers(LowRank(64, 64, 32, heads=4), 10) == 10 * 64
+    layer = build("mlr")
+    assert flops.key_numbers(layer, 10) == layer.key_numbers(10)
 
 
 def test_causal_attention_is_half_of_dense() -> None:

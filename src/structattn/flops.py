@@ -7,7 +7,7 @@ torch's counter. Attention counts the pairs a mask leaves visible, so that a cau
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,9 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.window import block_calls
-
-if TYPE_CHECKING:
-    from structattn.structures.base import Operation, Structure
+from structattn.structures.base import Operation, Structure
 
 
 @dataclass(frozen=True)
@@ -134,6 +132,19 @@ def paper_multiply_adds(layer: Layer, length: int) -> int:
     return layer.flops(length, dense=True).forward // 2
 
 
+def key_numbers(of: Structure | Hierarchy | Layer, length: int) -> int:
+    """Numbers held by the key cache of one row when generating at `length` tokens.
+
+    Args:
+        of: a layer (all of its heads); a hierarchy (one head); or a structure that scores tokens against each other,
+            which keeps `y` or, where that is less, `right(y)` of all heads.
+        length: tokens so far.
+    """
+    if isinstance(of, Structure):
+        return length * min(of.dim_in, (of.heads or 1) * of.feature_dim)
+    return of.key_numbers(length)
+
+
 def parameters(module: nn.Module) -> int:
     """Number of parameters of a structure, a layer or a model."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -149,8 +160,8 @@ def counter() -> FlopCounterMode:
             layer(x).sum().backward()
         count.get_total_flops()
 
-    Count on the eager module: torch's counter raises around a compiled one. Its shapes do not show padding, so a padded
-    call counts as an unpadded one of its length.
+    Count on the eager module: torch's counter raises around a compiled one. Shapes do not show padding: a padded call
+    counts as an unpadded one of its length, but for a sliding window, whose blocks then lie otherwise.
     """
     names = [
         "_scaled_dot_product_flash_attention_for_cpu",

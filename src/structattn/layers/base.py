@@ -17,7 +17,7 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
-from structattn.ops.arguments import check_key_bound
+from structattn.ops.arguments import check_key_bound, check_key_bounds
 from structattn.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class Attention(nn.Module, abc.ABC):
         """
         self._check_input(x)
         key_start, key_end = check_key_bound("key_start", key_start, x), check_key_bound("key_end", key_end, x)
+        if not torch.compiler.is_compiling():  # reading the numbers would break the graph; the op reads them again
+            check_key_bounds(key_start, key_end, x.shape[1])
         positions = torch.arange(x.shape[1], device=x.device)
         if key_start is not None:
             positions = positions - key_start[:, None]
@@ -257,10 +259,11 @@ class ProjectedAttention(Attention):
 
     def project(self, x: Tensor, positions: Tensor) -> QKV:
         """Queries `(B, H, T, r)`, keys and values of `kv_heads` heads."""
-        query = split_heads(self.q_proj(x), self.heads)
-        key = split_heads(self.k_proj(x), self.kv_heads)
+        query = self.q_proj(x).unflatten(-1, (self.heads, -1))
+        key = self.k_proj(x).unflatten(-1, (self.kv_heads, -1))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
         if self.rotary is not None:
             query = self.rotary(query, positions, self.level_ranks)
             key = self.rotary(key, positions, self.level_ranks)

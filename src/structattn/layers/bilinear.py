@@ -163,19 +163,18 @@ class BilinearAttention(Attention):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`left(x)` and `right(y)`."""
         gained = self._gained(x)
-        query = self.structure.left(gained).transpose(1, 2)
-        key = self.structure.right(x).transpose(1, 2)
+        query, key = self.structure.left(gained), self.structure.right(x)
         if self.norm == "features" and self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query = query * spread(self.scales, self.structure.level_features, query)
-        return self._with_mean(query, key, gained, x)
+        return self._with_mean(query.transpose(1, 2), key.transpose(1, 2), gained, x)
 
     def _key_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`x`, a view for all heads, and `M_h y`."""
-        key = self.structure(x).transpose(1, 2)
+        key = self.structure(x)
         if self.k_norm is not None:
             key = self.k_norm(key)
-        return (x * self.scales[0]).unsqueeze(1).expand(-1, self.heads, -1, -1), key
+        return (x * self.scales[0]).unsqueeze(1).expand(-1, self.heads, -1, -1), key.transpose(1, 2)
 
     def _query_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`M_hᵀ x`, and `y` under one head."""
