@@ -1,5 +1,6 @@
 """Each family against its textbook definition, written out another way than in the library."""
 
+import itertools
 import math
 
 import pytest
@@ -78,9 +79,17 @@ def test_kronecker():
     torch.testing.assert_close(m.dense(), torch.kron(torch.kron(m.factor_1, m.factor_2), m.factor_3))
 
 
-def test_kronecker_applies_factors_in_the_cheapest_order():
-    m = Kronecker(((2, 9), (8, 3)))  # shrink first: 2·9·3, then widen: 8·3·2
-    assert m.flops == 2 * (2 * 9 * 3 + 8 * 3 * 2)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
+def test_kronecker_applies_factors_in_the_cheapest_order(shapes):
+    def cost(order: tuple[int, ...]) -> int:
+        sizes, total = [n for _, n in shapes], 0
+        for i in order:
+            total += 2 * math.prod(sizes) * shapes[i][0]
+            sizes[i] = shapes[i][0]
+        return total
+
+    assert Kronecker(shapes).flops == min(cost(order) for order in itertools.permutations(range(len(shapes))))
 
 
 def test_kronecker_of_square_factors_leaves_the_queries_alone():

@@ -29,7 +29,7 @@ class Structure(nn.Module, abc.ABC):
 
     Every family is a product `M = Φ_Lᵀ Φ_R` of two linear maps onto a common feature space of width
     `feature_dim`: `left(x) = Φ_L x` and `right(y) = Φ_R y`, so that `⟨left(x), right(y)⟩ = xᵀ M y`.
-    Queries and keys of an attention layer are exactly these two maps (arXiv 2509.07963, section 3).
+    Queries and keys of an attention layer are exactly these two maps (arXiv 2509.07963).
 
     With `normalize=True` each factor `W` is used as `W / max(1, rms(W) / rms₀)`,
     `rms₀ = sqrt(min(fan_in, fan_out)) / fan_in` (:meth:`factor`). The root mean square runs over all
@@ -151,7 +151,7 @@ class Structure(nn.Module, abc.ABC):
         return self._unflatten(y, self._features("right", self._rows("y", y, self.dim_in)))
 
     def bilinear(self, x: Tensor, y: Tensor) -> Tensor:
-        """`xᵀ M y` for `x (..., dim_out)`, `y (..., dim_in)` with broadcastable batch axes: `(..., [H])`."""
+        """`xᵀ M y` for `x (..., dim_out)` and `y (..., dim_in)`, whose batch axes broadcast: `(..., [H])`."""
         return (self.left(x) * self.right(y)).sum(-1)
 
     def project_(self, target: Tensor) -> Self:

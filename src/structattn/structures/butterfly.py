@@ -132,10 +132,9 @@ class Butterfly(Structure):
         """
         low, high = 2**self._right_depth, 2 ** (self.depth - self._right_depth)
         right = diagonal_blocks(self._product(self._right_stages()), high).mT  # (H, c, d, b)
-        left = (
-            self._product(self._left_stages()).reshape(-1, high, low, high, low).diagonal(dim1=2, dim2=4)
-        )  # (H, a, c, b)
-        return MLBTC.from_factors([Level(high, low, high, low)], [left.movedim(-1, 1)], [right], heads=self.heads)
+        grid = self._product(self._left_stages()).reshape(-1, high, low, high, low)
+        left = grid.diagonal(dim1=2, dim2=4).movedim(-1, 1)  # (H, b, a, c)
+        return MLBTC.from_factors([Level(high, low, high, low)], [left], [right], heads=self.heads)
 
     @property
     def feature_dim(self) -> int:

@@ -26,7 +26,7 @@ class Level:
 
     and zero between different diagonal blocks `g`. So `blocks` is what makes a permutation act within a block
     alone: with `b = c = 1` both permutations are the identity and the level is the block-diagonal low-rank
-    matrix of MLR; with `blocks = 1` it is a BTT (arXiv 2509.07963, section 3.3).
+    matrix of MLR; with `blocks = 1` it is a BTT (arXiv 2509.07963).
 
     Attributes:
         a: Rows of each left block.
@@ -102,7 +102,7 @@ class Level:
         """Fan-in and fan-out of a left block.
 
         Without tensor-train blocks (`b = c = 1`) it projects `x` as a query projection does, `a` to `s`. With
-        them it is contracted onto the key side, after the right factor: `c·s` to `a` (design of the paper's runs).
+        them it is contracted onto the key side, after the right factor: `c·s` to `a`, as in the paper's runs.
         """
         return (self.a, self.s) if self.b == self.c == 1 else (self.c * self.s, self.a)
 

@@ -68,7 +68,7 @@ class MLR(MLBTC):
     Level `l` is block diagonal with `p_l` blocks of rank `r_l`; the blocks of each level split those of the level
     before. Parameters per matrix: `(D_out + D_in)·Σ r_l`; rank bound `min(D_out, D_in, Σ p_l r_l)`; level `l` owns
     `p_l r_l` features. The factors of level `l` are `left_l ([H,] p_l, dim_out/p_l, r_l)` and
-    `right_l ([H,] p_l, dim_in/p_l, r_l)`. Source: arXiv 2509.07963, section 3.2.
+    `right_l ([H,] p_l, dim_in/p_l, r_l)`. Source: arXiv 2509.07963.
 
     Args:
         dim_out: Rows.
@@ -144,7 +144,7 @@ class BTT(MLBTC):
     Parameters per matrix: `c·d·b·s + b·a·c·s`, `2 D^{3/2} s` where `a = b = c = d = √D`; rank bound
     `min(D_out, D_in, b·c·s)`; feature width `b·c·s`. The factors are `left_1 ([H,] b, a, c·s)` and
     `right_1 ([H,] c, d, b·s)`. `project_` truncates the SVD of every tile, which is optimal.
-    Source: arXiv 2509.07963, section 3.1.
+    Source: arXiv 2509.07963.
 
     Args:
         dim_out: Rows.

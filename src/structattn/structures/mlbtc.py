@@ -20,8 +20,7 @@ class MLBTC(Structure):
 
     Parameters per matrix: `Σ_l p·c·d·b·s + p·b·a·c·s`; rank bound `min(D_out, D_in, Σ_l p·b·c·s)`, which almost
     every member attains (see :class:`Level` for the letters). `LowRank`, `MLR`, `BTT` and `Monarch` are this class
-    with their levels filled in; `Kronecker` and `Butterfly` convert with `as_mlbtc`. Source: arXiv 2509.07963,
-    section 3.3.
+    with their levels filled in; `Kronecker` and `Butterfly` convert with `as_mlbtc`. Source: arXiv 2509.07963.
 
     The factors are the parameters `left_1, right_1, left_2, …`, numbered by level:
     `left_l ([H,] p·b, a, c·s)`, `right_l ([H,] p·c, d, b·s)`.
