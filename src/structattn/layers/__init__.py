@@ -18,10 +18,10 @@ from structattn.layers.config import (
     SlidingWindowConfig,
     StandardConfig,
     config_from_dict,
-    default_ranks,
 )
 from structattn.layers.grammar import as_config, parse_attention
 from structattn.layers.mlr import MLRAttention
+from structattn.layers.ranks import default_ranks
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.layers.sliding import GlobalSlidingWindowAttention, SlidingWindowAttention
 from structattn.layers.standard import StandardAttention

@@ -1,0 +1,46 @@
+"""How the ranks of the paper carry over to heads and contexts of other sizes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from structattn import checks
+
+PAPER_RANKS = (32, 8, 6, 4, 4, 4, 4, 2)
+"""Level ranks of MLR attention for heads of 64 in a context of 1024 (language)."""
+PAPER_BILINEAR_RANKS = (16, 8, 4, 4)
+"""Level ranks of bilinear MLR for heads of 32 (in-context regression)."""
+_SMALLEST_BLOCK = 8
+
+
+def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
+    """The paper's ranks `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens, carried over to other heads and contexts.
+
+    Prefix ranks keep their share of the head (even where the head is even), so that a pair at a given depth keeps its
+    share of the dot product; levels that get nothing are dropped. The number of levels is `levels`, or as many as leave
+    the smallest block 8 tokens; what deeper levels would own goes to the last one.
+
+    Args:
+        head_dim: `r`.
+        context_length: tokens.
+        levels: how many, instead.
+
+    Raises:
+        ValueError: `levels` is more than the split of this head has.
+    """
+    checks.positive_int("head_dim", head_dim)
+    fitting = max(1, (checks.positive_int("context_length", context_length) // _SMALLEST_BLOCK).bit_length())
+    ranks = proportional_ranks(head_dim, PAPER_RANKS, levels or fitting)
+    if levels is not None and len(ranks) < levels:
+        raise ValueError(f"levels must be at most {len(ranks)} for heads of {head_dim}, got {levels}; or give ranks")
+    return ranks
+
+
+def proportional_ranks(rank: int, proportions: Sequence[int], levels: int) -> tuple[int, ...]:
+    """`rank` split into at most `levels` parts whose running sums are nearest to those of `proportions`."""
+    unit = 1 if rank % 2 else 2
+    total, count = sum(proportions), rank // unit
+    edges = [0, *((2 * count * prefix + total) // (2 * total) for prefix in itertools.accumulate(proportions))]
+    ranks = [unit * (stop - start) for start, stop in itertools.pairwise(edges) if stop > start]
+    return (*ranks[: levels - 1], sum(ranks[levels - 1 :])) if len(ranks) > levels else tuple(ranks)
