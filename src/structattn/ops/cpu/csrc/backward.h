@@ -394,7 +394,7 @@ void backward(const Call& call, const Gradients& gradients) {
   const int64_t most_shares = bias.data && bias.stride[3] == 0 ? 1 : std::max<int64_t>(plan.key_tiles, 1);
   const int64_t shares = std::min(shares_per_head(heads), most_shares);
   const PackedQueries<T> packed(plan, heads * group, shares);
-  const bool cheap = plan.query_tiles * plan.key_tiles * all_heads * group <= kCheapPairs;
+  const bool cheap = is_cheap(call);
   for (int64_t first = 0; first < all_heads; first += heads) {
     const int64_t count = std::min(heads, all_heads - first), tasks = count * group * plan.query_tiles;
     for_each_task(tasks, cheap, [&] { return QueryPacker<T>(call, gradients, plan, packed, first * group); });

@@ -232,7 +232,7 @@ void forward(const Call& call) {
   const int64_t per_head = plan.key_tiles * plan.stride * (plan.rank + plan.value_width) * sizeof(T);
   const int64_t heads = heads_per_wave(all_heads, per_head);
   const PackedKeys<T> keys(call, plan, heads);
-  const bool cheap = plan.query_tiles * plan.key_tiles * all_heads * group <= kCheapPairs;
+  const bool cheap = is_cheap(call);
   for (int64_t first = 0; first < all_heads; first += heads) {
     const int64_t count = std::min(heads, all_heads - first);
     for_each_task(count * plan.key_tiles, cheap, [&] { return typename PackedKeys<T>::Packer(keys, first); });

@@ -48,6 +48,15 @@ void with_dtype(const View& view, const Body& body) {
   }
 }
 
+// One row, every number times `factor`.
+template <class T>
+void write_row(const float* from, int64_t count, float factor, T* to, int64_t step) {
+  if (step == 1)
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i] * factor);
+  else
+    for (int64_t i = 0; i < count; ++i) to[i * step] = static_cast<T>(from[i] * factor);
+}
+
 template <class T>
 void read_row(const T* from, int64_t step, int64_t count, float* to) {
   if (step == 1)
@@ -72,17 +81,15 @@ inline void read_tile(const View& view, int64_t b, int64_t h, int64_t first, int
   });
 }
 
-// The inverse of read_tile, every number times `factor`; `row` is the distance between rows of `from`.
+// The inverse of read_tile, every number times `factor`.
 inline void write_tile(const View& view, int64_t b, int64_t h, int64_t first, int64_t count, const Columns& columns,
                        const float* from, float factor) {
   with_dtype(view, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t i = 0; i < count; ++i)
-      for (const auto& segment : columns.segments) {
-        T* to = at<T>(view, b, h, first + i, segment.source);
-        const float* row = from + i * columns.packed + segment.packed;
-        for (int64_t k = 0; k < segment.width; ++k) to[k * view.stride[3]] = static_cast<T>(row[k] * factor);
-      }
+      for (const auto& segment : columns.segments)
+        write_row(from + i * columns.packed + segment.packed, segment.width, factor,
+                  at<T>(view, b, h, first + i, segment.source), view.stride[3]);
   });
 }
 

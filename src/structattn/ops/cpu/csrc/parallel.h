@@ -7,33 +7,79 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <memory>
+#include <mutex>
 #include <new>
+#include <vector>
+
+#include "call.h"
 
 namespace structattn {
+
+// Freed memory, kept for the next call: the kernel would clear pages anew each time the system hands them out, which
+// costs a tenth of a call. Where another thread has hold of it, or it is full, memory goes to and from the system.
+class Pool {
+ public:
+  static Pool& shared() {
+    static Pool* pool = new Pool;  // never destroyed: threads may outlive static objects
+    return *pool;
+  }
+
+  void* take(size_t bytes) {
+    if (std::unique_lock lock(mutex_, std::try_to_lock); lock) {
+      const auto fits = [&](const Piece& piece) { return piece.bytes >= bytes && piece.bytes <= 2 * bytes; };
+      if (const auto found = std::find_if(pieces_.begin(), pieces_.end(), fits); found != pieces_.end()) {
+        void* memory = found->memory;
+        kept_ -= found->bytes;
+        pieces_.erase(found);
+        return memory;
+      }
+    }
+    void* memory = std::aligned_alloc(64, bytes);
+    if (!memory) throw std::bad_alloc();
+    return memory;
+  }
+
+  void give(void* memory, size_t bytes) {
+    if (std::unique_lock lock(mutex_, std::try_to_lock); lock && kept_ + bytes <= kMost && bytes >= kLeast) {
+      pieces_.push_back({memory, bytes});
+      kept_ += bytes;
+    } else {
+      std::free(memory);
+    }
+  }
+
+ private:
+  static constexpr size_t kMost = size_t{64} << 20, kLeast = size_t{64} << 10;
+  struct Piece {
+    void* memory;
+    size_t bytes;
+  };
+  std::mutex mutex_;
+  std::vector<Piece> pieces_;
+  size_t kept_ = 0;
+};
 
 // Memory for `count` elements, not initialised, on a cache line's edge.
 template <class T>
 class Buffer {
  public:
-  Buffer() = default;
-  explicit Buffer(int64_t count) {
-    const size_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64;
-    memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!memory_) throw std::bad_alloc();
-  }
-  T* get() const { return memory_.get(); }
-  operator T*() const { return memory_.get(); }
+  explicit Buffer(int64_t count)
+      : bytes_((std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64),
+        memory_(static_cast<T*>(Pool::shared().take(bytes_))) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { Pool::shared().give(memory_, bytes_); }
+
+  T* get() const { return memory_; }
+  operator T*() const { return memory_; }
 
  private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<T, Free> memory_;
+  size_t bytes_;
+  T* memory_;
 };
 
 // Runs worker(task) for every task, in order of their numbers, on whichever thread is free. Each thread makes its own
-// worker, which holds its scratch memory. Calls of `cheap` tasks stay on the calling thread.
+// worker, which holds its scratch memory. `cheap` tasks stay on the calling thread.
 template <class MakeWorker>
 void for_each_task(int64_t tasks, bool cheap, const MakeWorker& make_worker) {
   std::atomic<int64_t> next{0};
@@ -57,7 +103,11 @@ inline int64_t heads_per_wave(int64_t heads, int64_t bytes_per_head) {
   return std::min(heads, std::max<int64_t>(fit / threads, 1) * threads);
 }
 
-// Calls of so few pairs of tiles stay on the calling thread: to wake another takes longer.
-constexpr int64_t kCheapPairs = 4;
+// Calls of so few multiply-adds stay on the calling thread: to wake another takes longer.
+constexpr int64_t kCheap = int64_t{1} << 21;
+
+inline bool is_cheap(const Call& call) {
+  return call.batch * call.heads * call.query_length * call.key_length * (call.rank + call.value_width) <= kCheap;
+}
 
 }  // namespace structattn

@@ -90,7 +90,10 @@ inline int64_t tile_width(const Call& call) {
   return base * most;
 }
 
-inline Plan::Plan(const Call& call, int64_t pair) : width(tile_width(call)), stride(round_up(width, kAlign)) {
+inline Plan::Plan(const Call& call, int64_t pair)
+    : width(tile_width(call)),
+      // One tile of a short sequence need not be padded to its whole width.
+      stride(round_up(std::min(width, std::max<int64_t>({call.query_length, call.key_length, 1})), kAlign)) {
   rank = 0;
   for (int64_t l = 0, column = 0; l < call.levels; ++l) {
     const int64_t packed = rank;
