@@ -369,7 +369,9 @@ def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(folder, f"the folder cannot be made: {error.strerror}") from error
-    accelerator = Accelerator(cpu=config.cpu, log_with=list(config.trackers) or None, project_dir=folder)
+    # Without an accelerator it must be told so, or the processes of torchrun do not find one another.
+    cpu = config.cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, log_with=list(config.trackers) or None, project_dir=folder)
     if config.trackers:
         accelerator.init_trackers("structattn")
     return accelerator

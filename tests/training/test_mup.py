@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from structattn.models import LanguageModel, LanguageModelConfig, RegressionModel, RegressionModelConfig
+from structattn.training import TrainConfig
+from structattn.training.mup import parameter_groups
+
+
+def rates(model, **fields):
+    """Peak rate and decay of every tensor by name."""
+    config = TrainConfig(**{"steps": 1, "learning_rate": 1e-3, "base_dim": 64} | fields)
+    groups = parameter_groups(model, config)
+    return {name: (group["peak"], group["weight_decay"]) for group in groups for name in group["names"]}
+
+
+def language(dim, attention="standard"):
+    return LanguageModel(LanguageModelConfig(layers=1, dim=dim, heads=dim // 32, attention=attention))
+
+
+def test_rates_of_dense_matrices():
+    found = rates(language(256), weight_decay=0.1)
+    block = "backbone.blocks.0"
+    assert found[f"{block}.attention.q_proj.weight"] == pytest.approx((1e-3 / 4, 0.4))
+    assert found[f"{block}.attention.out_proj.weight"] == pytest.approx((1e-3 / 4, 0.4))
+    assert found[f"{block}.mlp.expand.weight"] == pytest.approx((1e-3 / 4, 0.4))
+    assert found[f"{block}.mlp.contract.weight"] == pytest.approx((1e-3 / 16, 1.6))
+    assert found["head.weight"] == pytest.approx((1e-3 / 4, 0.4))
+    assert found["embedding.weight"] == found["backbone.positions.weight"] == (1e-3, 0.0)
+    assert found[f"{block}.attention_norm.weight"] == found["backbone.norm.weight"] == (1e-3, 0.0)
+    assert found[f"{block}.attention.q_norm.weight"] == (1e-3, 0.0)
+
+
+def test_rates_of_structured_factors_are_those_of_a_block():
+    btt = rates(language(256, "btt"))
+    factors = [name for name in btt if ".matrix." in name or ".structure." in name]
+    assert len(factors) == 2, sorted(btt)
+    assert all(btt[name][0] == pytest.approx(1e-3 * 64 / 16) for name in factors)  # D = 256: blocks of 16
+    bmlr = rates(language(256, "bmlr:16,8,8"))
+    blocks = sorted(bmlr[name][0] for name in bmlr if ".matrix." in name or ".structure." in name)
+    assert blocks == pytest.approx(sorted(1e-3 * 64 * pieces / 256 for pieces in (1, 2, 4) for _ in "LR"))
+
+
+def test_an_input_of_fixed_size_keeps_the_base_rate():
+    model = RegressionModel(RegressionModelConfig(layers=1, dim=128, heads=4, input_dim=8))
+    found = rates(model)
+    assert found["read_in.weight"][0] == 1e-3
+    assert found["head.weight"][0] == pytest.approx(1e-3 / 2)
+
+
+def test_without_mup_there_is_one_rate():
+    found = rates(language(256, "btt"), mup=False, weight_decay=0.1)
+    assert {peak for peak, _ in found.values()} == {1e-3}
+    assert found["embedding.weight"][1] == 0.0
+    assert found["head.weight"][1] == 0.1
+
+
+def test_every_parameter_is_in_one_group():
+    model = language(64)
+    groups = parameter_groups(model, TrainConfig(steps=1))
+    listed = [parameter for group in groups for parameter in group["params"]]
+    assert len(listed) == len({id(parameter) for parameter in listed}) == len(list(model.parameters()))
+    torch.optim.AdamW(groups, fused=True)
