@@ -1,0 +1,299 @@
+"""The figures of a comparison: loss against steps and FLOPs, error by position, costs, and what each pair gets."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from structattn import checks
+from structattn.studies import files
+from structattn.studies.maps import pair_widths
+from structattn.studies.results import Results, Run
+from structattn.studies.style import INK, MAP, QUIET, Pen, label_ends, new_figure, pens, styled
+from structattn.studies.table import grouped, magnitude
+from structattn.studies.verdict import quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHOWN_FROM = 0.1  # Of the budget: the first evaluations lie far above the range that tells structures apart.
+_MAPS_PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in the report."""
+
+    name: str
+    """Its file name, without ending."""
+
+    title: str
+    caption: str
+    """What it shows and how to read it."""
+
+    svg: str
+    """The figure itself."""
+
+
+def draw_all(results: Results, folder: Path) -> list[Picture]:
+    """Draw every figure that `results` has data for, and write each as PNG and SVG into `folder`.
+
+    Raises:
+        ImportError: without matplotlib, naming the extra that brings it.
+        RunFolderError: a file cannot be written.
+    """
+    with styled():
+        return [_write(figure, folder) for figure in _figures(results)]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def _figures(results: Results) -> list[_Drawn]:
+    drawn = []
+    loss = quantity(results).capitalize()
+    if any(run.rows for run in results.runs):
+        seeds = (
+            "The thick line is the mean over seeds, thin lines are single seeds. " if _several_seeds(results) else ""
+        )
+        how = f"{seeds}Lower is better."
+        drawn += [
+            _Drawn(
+                "loss-flops",
+                f"{loss} against training compute",
+                f"Every structure at the same compute stands on one vertical line. {how}",
+                loss_curves(results, "flops"),
+            ),
+            _Drawn(
+                "loss-steps",
+                f"{loss} against steps",
+                f"At the same step every structure has seen the same data in the same order. {how}",
+                loss_curves(results, "step"),
+            ),
+        ]
+    if results.task == "regression" and results.ranking:
+        drawn.append(
+            _Drawn(
+                "error-position",
+                "Error at every position",
+                "Error of the prediction after so many points of the prompt, at the end of training. Least squares is "
+                "the best any predictor can do; it is exact once it has seen as many points as there are dimensions.",
+                error_by_position(results),
+            )
+        )
+    drawn.append(
+        _Drawn(
+            "costs",
+            "What each structure costs",
+            "Score FLOPs and key numbers are exact counts for a model of this size at the trained length; "
+            "tokens/s is what this machine trained at, with this version of the code.",
+            cost_bars(results),
+        )
+    )
+    if maps := pair_maps(results):
+        drawn.append(
+            _Drawn(
+                "depth-maps",
+                "What each pair of tokens gets",
+                "Dimensions of the dot product between the query in a row and the key in a column, per head. "
+                "Where the map is empty the pair is not scored at all.",
+                maps,
+            )
+        )
+    return drawn
+
+
+def _write(drawn: _Drawn, folder: Path) -> Picture:
+    """Save as PNG and as SVG without a date, so that equal results give equal files."""
+    drawn.figure.canvas.draw()  # Settles the layout, by which labels beside lines are placed.
+    files.write_bytes(folder / f"{drawn.name}.png", _render(drawn.figure, "png", dpi=200))
+    svg = _render(drawn.figure, "svg", metadata={"Date": None, "Title": drawn.title})
+    files.write_bytes(folder / f"{drawn.name}.svg", svg)
+    transparent = _render(drawn.figure, "svg", metadata={"Date": None}, transparent=True).decode()
+    return Picture(drawn.name, drawn.title, drawn.caption, transparent)
+
+
+def _render(figure: Figure, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def loss_curves(results: Results, x: str) -> Figure:
+    """The metric against `step` or `flops`, a line for each structure, baselines dashed."""
+    figure = new_figure(6.4, 3.4)
+    axes = figure.add_subplot()
+    ends = []
+    for structure, pen in pens(results.structures).items():
+        runs = [run for run in results.runs if run.structure == structure and run.rows]
+        if runs:
+            ends.append((structure, *_draw_runs(axes, runs, x, results.metric, pen), pen.colour))
+    axes.set_ylabel(results.unit)
+    if results.task == "regression":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        for name, errors in results.baselines.items():
+            if errors[-1] > 1e-4:
+                axes.axhline(errors[-1], color=QUIET, linestyle=(0, (4, 3)), linewidth=1)
+                ends.append((name, axes.get_xlim()[1], errors[-1], QUIET))
+    else:
+        axes.set_ylim(*_telling_range(results))
+    if x == "flops":
+        axes.set_xscale("log")
+        axes.set_xlabel("training FLOPs")
+        _format(axes, "x", magnitude)
+    else:
+        axes.set_xlim(left=0)
+        axes.set_xlabel("steps")
+        _format(axes, "x", grouped)
+    figure.canvas.draw()
+    label_ends(axes, ends)
+    return figure
+
+
+def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tuple[float, float]:
+    """Draw the runs of one structure and their mean; returns the end of the mean."""
+    style: dict[str, Any] = {"color": pen.colour, "linestyle": pen.dash}
+    curves = [([row[x] for row in run.rows], [row[y] for row in run.rows]) for run in runs]
+    aligned = len(runs) > 1 and all(places == curves[0][0] for places, _ in curves)
+    for places, values in curves:
+        thin: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.4} if aligned else {}
+        axes.plot(places, values, **style, **thin)
+    places, values = max(curves, key=lambda curve: curve[0][-1])
+    if aligned:
+        values = np.mean([values for _, values in curves], axis=0).tolist()
+        axes.plot(places, values, **style)
+    axes.plot(places[-1], values[-1], "o", color=pen.colour, markersize=4)
+    return places[-1], values[-1]
+
+
+def _telling_range(results: Results) -> tuple[float, float]:
+    """Limits that leave out the first steep tenth of the runs."""
+    runs = [run for run in results.runs if run.rows]
+    late = [row[results.metric] for run in runs for row in run.rows if row["step"] >= _SHOWN_FROM * run.final["step"]]
+    low, high = min(late), max(late)
+    margin = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
+    return low - margin, high + margin
+
+
+def error_by_position(results: Results) -> Figure:
+    """Error at the end of training after each number of points, models against baselines."""
+    figure = new_figure(6.4, 3.4)
+    axes = figure.add_subplot()
+    ends = []
+    for name, errors in results.baselines.items():
+        axes.plot(range(len(errors)), errors, color=QUIET, linestyle=(0, (4, 3)), linewidth=1)
+        ends.append((name, len(errors) - 1, errors[-1], QUIET))
+    drawn = pens(results.structures)
+    for structure in results.ranking:
+        pen = drawn[structure]
+        errors = np.mean([run.final["error_by_position"] for run in results.finished(structure)], axis=0).tolist()
+        axes.plot(range(len(errors)), errors, color=pen.colour, linestyle=pen.dash)
+        ends.append((structure, len(errors) - 1, errors[-1], pen.colour))
+    points = results.sizes["context_length"] // 2
+    axes.axvline(points / 2, color=QUIET, linewidth=0.8)
+    axes.text(
+        points / 2, 1.0, " as many points as dimensions", color=QUIET, va="top", transform=axes.get_xaxis_transform()
+    )
+    axes.set(xlabel="points seen before", ylabel="squared error / d", xlim=(0, points - 1), ylim=(0, None))
+    figure.canvas.draw()
+    label_ends(axes, ends)
+    return figure
+
+
+# --- costs and maps ---------------------------------------------------------------------------------------------------
+
+
+def cost_bars(results: Results) -> Figure:
+    """Score FLOPs, key numbers and speed, one bar for each structure."""
+    names = list(results.structures)
+    speeds = {name: results.estimate(name, "tokens_per_second") for name in names}
+    panels = [
+        ("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude),
+        ("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped),
+        ("tokens/s in training", [speed.mean if (speed := speeds[name]) else 0.0 for name in names], grouped),
+    ]
+    figure = new_figure(7.4, 0.75 + 0.34 * len(names))
+    colours = [pen.colour for pen in pens(names).values()]
+    for axes, (title, values, form) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        axes.barh(range(len(names)), values, color=colours, height=0.62)
+        for place, value in enumerate(values):
+            text = form(value) if value else "no result"
+            axes.text(value, place, f" {text}", va="center", fontsize=8.5)
+        axes.set_title(title)
+        axes.set_xlim(0, max(1.25 * max(values), 1e-9))
+        axes.set_xticks([])
+        axes.grid(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(left=False)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    return figure
+
+
+def pair_maps(results: Results) -> Figure | None:
+    """The dimensions that every pair of tokens gets, for each structure that gives pairs different ones; else None."""
+    widths = {name: pair_widths(name, results.sizes) for name in results.structures}
+    shown = {name: width for name, width in widths.items() if width is not None}
+    if not any(len(np.unique(width[np.tril_indices(len(width))])) > 1 for width in shown.values()):
+        return None
+    rows = -(-len(shown) // _MAPS_PER_ROW)
+    columns = min(len(shown), _MAPS_PER_ROW)
+    figure = new_figure(0.8 + 2.1 * columns, 2.45 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    length, most = results.sizes["context_length"], max(width.max() for width in shown.values())
+    colours = checks.require("matplotlib", "plot").colormaps[MAP].copy()
+    colours.set_bad("none")
+    for axes, (name, width) in zip(grid.flat, shown.items(), strict=False):
+        later = np.triu(np.ones_like(width, dtype=bool), k=1)
+        image = axes.imshow(
+            np.ma.masked_where(later | (width == 0), width),
+            extent=(0, length, length, 0),
+            cmap=colours,
+            vmin=0,
+            vmax=most,
+            interpolation="nearest",
+        )
+        axes.set(title=name, xticks=[0, length], yticks=[0, length])
+        axes.grid(False)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("key", labelpad=-8)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("query", labelpad=-12)
+    figure.colorbar(image, ax=grid, label="dimensions", shrink=0.8, aspect=18)
+    return figure
+
+
+def _format(axes: Axes, axis: str, form: Callable[[float], str]) -> None:
+    """Write the numbers of an axis as the table does."""
+    which = axes.xaxis if axis == "x" else axes.yaxis
+    which.set_major_formatter(lambda value, _: form(value))
+    if which.get_scale() == "log":
+        low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
+        ticker = checks.require("matplotlib.ticker", "plot")
+        subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+        which.set_major_locator(ticker.LogLocator(subs=subs))
+        which.set_minor_formatter(ticker.NullFormatter())
+
+
+def _several_seeds(results: Results) -> bool:
+    return len({run.seed for run in results.runs}) > 1
+
+
+__all__ = ["INK", "Picture", "cost_bars", "draw_all", "error_by_position", "loss_curves", "pair_maps"]

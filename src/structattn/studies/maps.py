@@ -1,0 +1,51 @@
+"""The dimensions of the dot product that each pair of tokens gets: the picture of an attention structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from structattn.layers import (
+    GlobalSlidingWindowConfig,
+    MLRConfig,
+    SlidingWindowConfig,
+    StandardConfig,
+    parse_attention,
+)
+from structattn.ops import Hierarchy
+
+_MOST_CELLS = 512
+
+
+def pair_widths(structure: str, sizes: Mapping[str, int]) -> NDArray[np.int64] | None:
+    """Inner width of every pair of positions, query by key; None where a structure is not described that way.
+
+    Args:
+        structure: spelling of an attention structure.
+        sizes: `dim`, `heads` and `context_length` of the model.
+
+    Returns:
+        `(C, C)`, one cell for each position or, in long contexts, for every few. Masks are not applied.
+    """
+    config = parse_attention(structure)
+    length = sizes["context_length"]
+    head_dim = sizes["dim"] // sizes["heads"]
+    cells = min(length, _MOST_CELLS)
+    at = torch.arange(cells) * length // cells
+    query, key = at[:, None], at[None, :]
+    match config:
+        case StandardConfig(heads=heads):
+            width = torch.full((cells, cells), sizes["dim"] // (heads or sizes["heads"]))
+        case MLRConfig():
+            hierarchy: Hierarchy = config.hierarchy(head_dim, length)
+            width = torch.tensor(hierarchy.prefix_ranks)[hierarchy.depth(query, key) - 1]
+        case SlidingWindowConfig(window=window):
+            width = head_dim * ((query - key).abs() < window).long()
+        case GlobalSlidingWindowConfig(window=window, global_rank=global_rank):
+            width = global_rank + (head_dim - global_rank) * ((query - key).abs() < window).long()
+        case _:
+            return None
+    return width.numpy()

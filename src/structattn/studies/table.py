@@ -1,0 +1,110 @@
+"""The table of a comparison, as text: the terminal and the report show the same cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from structattn.studies.estimate import Estimate
+from structattn.studies.results import Results
+from structattn.studies.verdict import format_estimate, number
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One structure, or one predictor that is no model."""
+
+    cells: tuple[str, ...]
+    """Text under each heading."""
+
+    kind: str
+    """`best`, `structure`, `failed` or `baseline`."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows, the best structure first, failed ones and baselines last."""
+
+    headings: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+
+
+# Columns of metrics in the rows of each task, with their headings.
+_METRICS = {
+    "language": {"nats_per_character": "nats per character", "bits_per_character": "bits per character"},
+    "regression": {"last_error": "error at last position", "mean_error": "error, all positions"},
+}
+
+
+def table(results: Results) -> Table:
+    """The table of `results`."""
+    metrics = _METRICS[results.task]
+    headings = (
+        "structure",
+        "parameters",
+        "steps",
+        "training FLOPs",
+        *metrics.values(),
+        "tokens/s in training",
+        "score FLOPs per token",
+        "key numbers per token",
+    )
+    ranking = results.ranking
+    rows = [_structure_row(results, name, tuple(metrics), best=name == ranking[0]) for name in ranking]
+    rows += [_failed_row(results, name, tuple(metrics)) for name in results.structures if name not in ranking]
+    rows += [_baseline_row(name, errors) for name, errors in results.baselines.items()]
+    return Table(headings, tuple(rows))
+
+
+def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *, best: bool) -> TableRow:
+    runs = results.finished(structure)
+    cost = results.costs[structure]
+    speed = sum(run.final["tokens"] for run in runs) / sum(run.final["seconds"] for run in runs)
+    cells = (
+        structure,
+        magnitude(cost.parameters),
+        grouped(sum(run.final["step"] for run in runs) / len(runs)),
+        magnitude(sum(run.final["flops"] for run in runs) / len(runs)),
+        *(_estimate(results.estimate(structure, column)) for column in metrics),
+        grouped(speed),
+        magnitude(cost.score_flops_per_token),
+        grouped(cost.key_numbers_per_token),
+    )
+    return TableRow(cells, "best" if best else "structure")
+
+
+def _failed_row(results: Results, structure: str, metrics: tuple[str, ...]) -> TableRow:
+    cost = results.costs[structure]
+    cells = (
+        f"{structure} (failed)",
+        magnitude(cost.parameters),
+        *[MISSING] * (len(metrics) + 3),
+        magnitude(cost.score_flops_per_token),
+        grouped(cost.key_numbers_per_token),
+    )
+    return TableRow(cells, "failed")
+
+
+def _baseline_row(name: str, errors: list[float]) -> TableRow:
+    cells = (name, *[MISSING] * 3, number(errors[-1]), number(sum(errors) / len(errors)), *[MISSING] * 3)
+    return TableRow(cells, "baseline")
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    return format_estimate(estimate) if estimate else MISSING
+
+
+def magnitude(value: float) -> str:
+    """Three digits and a prefix: `812k`, `1.20M`, `118T`."""
+    for power, prefix in enumerate(("", "k", "M", "G", "T", "P", "E", "Z")):
+        scaled = value / 1000**power
+        if scaled < 999.5:
+            digits = 0 if scaled >= 99.95 or not power else 1 if scaled >= 9.995 else 2
+            return f"{scaled:.{digits}f}{prefix}"
+    return f"{value:.2e}"
+
+
+def grouped(value: float) -> str:
+    """A whole number with its thousands apart: `12,345`."""
+    return f"{value:,.0f}"

@@ -1,0 +1,117 @@
+"""What a comparison says, in sentences that claim no more than was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from structattn.studies.estimate import Estimate
+from structattn.studies.results import Results
+
+REFERENCE = "standard"
+"""The structure that the best one is compared with, where it took part."""
+
+ONE_SEED = (
+    "One seed was trained, so how much a repeat would differ is not known: "
+    "a small difference means nothing until --seeds 3 or more confirms it."
+)
+"""Said of every comparison with one seed."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a comparison."""
+
+    answer: str
+    """Which structure did best, and by how much."""
+
+    trust: str
+    """How far the difference can be trusted."""
+
+    savings: str
+    """What the best structure costs beside the other; empty where there is no other."""
+
+
+def verdict(results: Results) -> Verdict:
+    """The answer of `results`: the structure with the lowest metric against standard attention, or the runner-up."""
+    ranking = results.ranking
+    if not ranking:
+        return Verdict("No run finished, so there is nothing to compare.", "", "")
+    best = ranking[0]
+    reached = f"{describe(results, best)} {results.unit}"
+    if len(ranking) == 1:
+        trust = ONE_SEED if len(results.finished(best)) < 2 else "± is the standard error over seeds."
+        return Verdict(f"Only {best} has a result: {reached}.", trust, "")
+    other = REFERENCE if REFERENCE in ranking[1:] else ranking[1]
+    gap = _mean(results, other) - _mean(results, best)
+    share = gap / max(_mean(results, other), 1e-12)
+    answer = f"{best} has the lowest {quantity(results)}: {reached}, {number(gap)} ({share:.1%}) below {other}."
+    cheaper, dearer = (other, best) if best == REFERENCE else (best, other)
+    return Verdict(answer, _trust(results, ranking), _savings(results, cheaper, dearer))
+
+
+def paired_difference(results: Results, first: str, second: str) -> Estimate:
+    """`first` minus `second`, seed by seed: runs of one seed saw the same data in the same order."""
+    ours = {run.seed: run.final[results.metric] for run in results.finished(first)}
+    theirs = {run.seed: run.final[results.metric] for run in results.finished(second)}
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return Estimate(_mean(results, first) - _mean(results, second), None, 0)
+    return Estimate.of([ours[seed] - theirs[seed] for seed in shared])
+
+
+def quantity(results: Results) -> str:
+    """What the metric is called in a sentence."""
+    return "validation loss" if results.task == "language" else "error at the last position"
+
+
+def describe(results: Results, structure: str) -> str:
+    """Mean of the metric with its standard error, where there is one."""
+    estimate = results.estimate(structure)
+    return format_estimate(estimate) if estimate else "no result"
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """`1.482 ± 0.003`, or the mean alone."""
+    if estimate.standard_error is None:
+        return number(estimate.mean)
+    return f"{number(estimate.mean)} ± {number(estimate.standard_error)}"
+
+
+def number(value: float) -> str:
+    """Three decimals, more digits where the number is small."""
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
+
+
+def _mean(results: Results, structure: str) -> float:
+    estimate = results.estimate(structure)
+    return float("nan") if estimate is None else estimate.mean
+
+
+def _trust(results: Results, ranking: list[str]) -> str:
+    """Whether the best structure stands out, against the spread of runs between seeds."""
+    best, others = ranking[0], ranking[1:]
+    gaps = {other: paired_difference(results, other, best) for other in others}
+    seeds = min(gap.count for gap in gaps.values())
+    if seeds < 2:
+        return ONE_SEED
+    low = {other: gap.mean - (gap.margin or 0.0) for other, gap in gaps.items()}
+    close = [other for other in others if low[other] <= 0]
+    interval = "the 95% interval of the difference, paired by seed,"
+    if close:
+        return f"Over {seeds} seeds it does not stand out from {' or '.join(close)}: {interval} holds zero."
+    nearest = min(others, key=low.__getitem__)
+    high = gaps[nearest].mean + (gaps[nearest].margin or 0.0)
+    span = f"{number(low[nearest])} to {number(high)}"
+    return f"Over {seeds} seeds it stands out from every other structure: {interval} is {span} for {nearest}."
+
+
+def _savings(results: Results, structure: str, other: str) -> str:
+    """Costs of `structure` as shares of those of `other`."""
+    ours, theirs = results.costs[structure], results.costs[other]
+    scores = ours.score_flops_per_token / theirs.score_flops_per_token
+    keys = ours.key_numbers_per_token / theirs.key_numbers_per_token
+    whole = ours.training_flops_per_token / theirs.training_flops_per_token
+    return (
+        f"Beside {other}, {structure} spends {scores:.0%} of the score FLOPs, keeps {keys:.0%} of the key numbers "
+        f"when generating, and takes {whole:.0%} of the training FLOPs per token."
+    )
