@@ -23,18 +23,34 @@ class Preset:
     context_length: int
     """Tokens of a training window, and of the learned position table."""
 
+    batch_size: int
+    """Sequences per step."""
+
+    learning_rate: float
+    """Peak rate of AdamW."""
+
+    flops: float
+    """Training FLOPs of a run, unless another budget is given."""
+
     def sizes(self) -> dict[str, int]:
         """The fields by name: keyword arguments of a model's config."""
         return {name: getattr(self, name) for name in ("layers", "dim", "heads", "context_length")}
 
 
-# The rows named "paper" are the language models of arXiv 2509.07963, section 5: head rank 64 at every width.
+# The rows named "paper" are the language models of arXiv 2509.07963, section 5: head rank 64 at every width. Their
+# budgets are 20 tokens per parameter (Hoffmann et al., 2022), for accelerators; `demo` is for two cores and minutes.
 PRESETS: dict[str, Preset] = {
-    "demo": Preset(layers=4, dim=128, heads=4, context_length=256),
-    "paper-256": Preset(layers=6, dim=256, heads=4, context_length=1024),
-    "paper-384": Preset(layers=6, dim=384, heads=6, context_length=1024),
-    "paper-512": Preset(layers=6, dim=512, heads=8, context_length=1024),
-    "paper-768": Preset(layers=6, dim=768, heads=12, context_length=1024),
+    "demo": Preset(layers=4, dim=128, heads=4, context_length=256, batch_size=8, learning_rate=4e-3, flops=4e12),
+    "paper-256": Preset(layers=6, dim=256, heads=4, context_length=1024, batch_size=32, learning_rate=2e-3, flops=3e15),
+    "paper-384": Preset(
+        layers=6, dim=384, heads=6, context_length=1024, batch_size=32, learning_rate=2e-3, flops=1.4e16
+    ),
+    "paper-512": Preset(
+        layers=6, dim=512, heads=8, context_length=1024, batch_size=32, learning_rate=2e-3, flops=4.3e16
+    ),
+    "paper-768": Preset(
+        layers=6, dim=768, heads=12, context_length=1024, batch_size=32, learning_rate=2e-3, flops=2.2e17
+    ),
 }
 """Every preset by its name."""
 
