@@ -6,6 +6,7 @@ The kernel's sources are in `csrc`, built on first use (`build`); float32 and bf
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,17 +14,23 @@ from torch import Tensor
 
 from structattn.ops.call import Call
 from structattn.ops.cpu import build, library
+from structattn.ops.hierarchy import Hierarchy
 
-__all__ = ["backward", "forward", "ineligible"]
+__all__ = ["backward", "decode", "forward", "ineligible", "ineligible_tensor"]
 
 
 def ineligible(call: Call | None = None) -> str | None:
     """Why the kernel cannot serve `call`: its device, its dtype, or (where the kernel cannot be built) the compiler."""
-    if call is not None:
-        if call.query.device.type != "cpu":
-            return f"it serves tensors on the CPU, got {call.query.device}"
-        if call.query.dtype not in library.DTYPES:
-            return f"it serves float32, bfloat16 and float16, got {call.query.dtype}"
+    return ineligible_tensor(None if call is None else call.query)
+
+
+def ineligible_tensor(query: Tensor | None) -> str | None:
+    """The same for a call that this query stands for."""
+    if query is not None:
+        if query.device.type != "cpu":
+            return f"it serves tensors on the CPU, got {query.device}"
+        if query.dtype not in library.DTYPES:
+            return f"it serves float32, bfloat16 and float16, got {query.dtype}"
     reason = build.failure()
     if reason is not None:
         _warn_once(reason)
@@ -59,6 +66,26 @@ def backward(
     if bias_grad is not None and call.attn_bias is not None:
         bias_grad = bias_grad.sum_to_size(call.attn_bias.shape).to(call.attn_bias.dtype)
     return query, key, value, bias_grad
+
+
+def decode(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor,
+    hierarchy: Hierarchy,
+    key_length: int,
+    level_starts: Sequence[int],
+    key_start: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Output `(B, Hq, Tq, dv)` of `structattn.ops.decode.mlr_decode`, whose arguments these are."""
+    out = query.new_empty(*query.shape[:3], value.shape[3])
+    # The kernel reads runs of positions: another layout is copied, at the price of reading it all.
+    levels = [keys if keys.stride(3) == 1 else keys.contiguous() for keys in key_levels]
+    start = None if key_start is None else key_start.contiguous()
+    struct = library.decode_struct(query, levels, value, out, hierarchy, key_length, level_starts, start, scale)
+    library.run("structattn_decode", struct)
+    return out
 
 
 def _dense_bounds(call: Call) -> Call:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +42,19 @@ class Gradients(ctypes.Structure):
     _fields_ = [(name, View) for name in ("grad_out", "query", "key", "value", "bias")]
 
 
+class DecodeStruct(ctypes.Structure):
+    """The arguments of a call of decode (csrc/decode.h)."""
+
+    _fields_ = [
+        *((name, View) for name in ("query", "value", "out")),
+        ("key_levels", ctypes.POINTER(View)),
+        *((name, _POINTER) for name in ("level_starts", "key_start", "ranks", "block_sizes", "gains")),
+        *((name, _INT) for name in ("batch", "heads", "key_heads", "queries", "key_length", "rank")),
+        *((name, _INT) for name in ("value_width", "levels")),
+        ("scale", _FLOAT),
+    ]
+
+
 def view(tensor: Tensor | None, shape: tuple[int, ...] | None = None) -> View:
     """`tensor` as a View, its axes of size 1 broadcast to `shape`; no data where it is None."""
     if tensor is None:
@@ -74,6 +88,32 @@ def call_struct(call: Call, out: Tensor, lse: Tensor) -> CallStruct:
         *(call.query_offset, call.is_causal, 0 if call.seed is None else int(call.seed)),
         *(call.scale, call.dropout_p),
     )
+
+
+def decode_struct(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor,
+    out: Tensor,
+    hierarchy: Hierarchy,
+    key_length: int,
+    level_starts: Sequence[int],
+    key_start: Tensor | None,
+    scale: float,
+) -> DecodeStruct:
+    """A call of decode; it keeps its arrays alive, and the caller the tensors."""
+    (batch, heads, queries, rank), (_, key_heads, _, width) = query.shape, value.shape
+    starts = (_INT * len(level_starts))(*level_starts)
+    struct = DecodeStruct(
+        *(view(query), view(value), view(out), (View * len(key_levels))(*map(view, key_levels))),
+        ctypes.addressof(starts),
+        None if key_start is None else key_start.data_ptr(),
+        *(ctypes.addressof(array) for array in _levels(hierarchy)),
+        *(batch, heads, key_heads, queries, key_length, rank, width, hierarchy.levels),
+        scale,
+    )
+    struct.level_starts_array = starts
+    return struct
 
 
 def gradients_struct(

@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "backward.h"
+#include "decode.h"
 #include "forward.h"
 
 namespace {
@@ -42,6 +43,14 @@ bool structattn_forward(const structattn::Call* call, char* message) {
 bool structattn_backward(const structattn::Call* call, const structattn::Gradients* gradients, char* message) {
   return guarded(message, [&] {
     with_product_type(*call, [&](auto type) { structattn::backward<decltype(type)>(*call, *gradients); });
+  });
+}
+
+bool structattn_decode(const structattn::Decode* call, char* message) {
+  return guarded(message, [&] {
+    structattn::with_dtype(call->query, [&](auto* type) {
+      structattn::decode<std::remove_pointer_t<decltype(type)>>(*call);
+    });
   });
 }
 

@@ -50,6 +50,9 @@ template <int kRows, bool kAdd>
 void gemm_rows(int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
                int64_t b_row, float* c, int64_t c_row) {
   int64_t j = 0;
+  // Few rows leave registers for wider blocks, which walk more of each of B's rows at once.
+  for (; kRows <= kBlockRows / 2 && j + 4 * kLanes <= columns; j += 4 * kLanes)
+    gemm_block<kRows, 4, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
   for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
     gemm_block<kRows, 2, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
   for (; j + kLanes <= columns; j += kLanes)

@@ -1,0 +1,209 @@
+// A few queries against a long cache. Each key is read once, so this is a matter of streams from memory: keys lie
+// dimension-major, level by level, and each task is one run of keys of one key head, for all queries that read it.
+#pragma once
+
+#include "parallel.h"
+#include "scores.h"
+
+namespace structattn {
+
+struct Decode {
+  View query, value, out;              // (B, Hq, Tq, r), (B, Hkv, capacity, dv), (B, Hq, Tq, dv)
+  const View* key_levels;              // (levels) of (B, Hkv, r_l, capacity): column c is key level_starts[l] + c
+  const int64_t *level_starts;         // (levels)
+  const int64_t* key_start;            // (B), or null
+  const int64_t *ranks, *block_sizes;  // (levels)
+  const double* gains;                 // (levels)
+  int64_t batch, heads, key_heads, queries, key_length, rank, value_width, levels;
+  double scale;
+};
+
+// Keys per task. A level's run of eight dimensions and a row of scores stay in the first cache.
+constexpr int64_t kRun = 512;
+// Values per product: few enough to stay in the first cache when they have to be brought to float.
+constexpr int64_t kValueRun = 64;
+
+inline Vec load_float(const float* from) { return load(from); }
+inline Vec load_float(const at::BFloat16* from) {
+  using Half = uint16_t __attribute__((vector_size(kLanes * 2)));
+  Half bits;
+  std::memcpy(&bits, from, sizeof bits);
+  const IntVec wide = __builtin_convertvector(bits, IntVec) << 16;
+  Vec x;
+  std::memcpy(&x, &wide, sizeof x);
+  return x;
+}
+inline Vec load_float(const at::Half* from) {
+  float x[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = from[lane];
+  return load(x);
+}
+
+// scores[x] += Σ_d query[d] · keys[d · step + x] over `count` keys, kDims dimensions at a time.
+template <int kDims, class T>
+void add_dimensions(const float* query, const T* keys, int64_t step, int64_t count, float* scores) {
+  Vec weight[kDims];
+  for (int d = 0; d < kDims; ++d) weight[d] = splat(query[d]);
+  int64_t x = 0;
+  for (; x + kLanes <= count; x += kLanes) {
+    Vec sum = load(scores + x), other{};
+    for (int d = 0; d < kDims; d += 2) {
+      sum += weight[d] * load_float(keys + d * step + x);
+      if (d + 1 < kDims) other += weight[d + 1] * load_float(keys + (d + 1) * step + x);
+    }
+    store(scores + x, sum + other);
+  }
+  for (; x < count; ++x)
+    for (int d = 0; d < kDims; ++d) scores[x] += query[d] * static_cast<float>(keys[d * step + x]);
+}
+
+template <class T>
+class Decoder {
+ public:
+  // `partial` (B · Hkv, runs, rows, value_width + 2): output, maximum and sum of each run, rows being query heads of
+  // one key head times queries.
+  Decoder(const Decode& call, int64_t runs, float* partial)
+      : call_(call),
+        runs_(runs),
+        rows_(call.heads / call.key_heads * call.queries),
+        width_(round_up(call.value_width, kAlign)),
+        partial_(partial),
+        query_(rows_ * call.rank),
+        scores_(rows_ * kRun),
+        values_(kValueRun * width_) {}
+
+  static int64_t partial_row(const Decode& call) { return round_up(call.value_width, kAlign) + 2; }
+
+  void operator()(int64_t task) {
+    const int64_t head = task / runs_, run = task % runs_, b = head / call_.key_heads, kv = head % call_.key_heads;
+    const int64_t first = run * kRun, count = std::min(kRun, call_.key_length - first);
+    const int64_t start = call_.key_start ? call_.key_start[b] : 0;
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int64_t i = row % call_.queries;
+      read_query(b, kv, row);
+      score_row(b, kv, start, call_.key_length - call_.queries + i - start, first, count, row);
+    }
+    softmax_and_values(b, kv, first, count, partial_ + task * rows_ * partial_row(call_));
+  }
+
+ private:
+  void read_query(int64_t b, int64_t kv, int64_t row) {
+    const int64_t h = kv * (rows_ / call_.queries) + row / call_.queries;
+    read_row(at<const T>(call_.query, b, h, row % call_.queries, 0), call_.query.stride[3], call_.rank,
+             query_ + row * call_.rank);
+  }
+
+  // Scores of a query at `position` against keys `first … first + count`, in base-2 logarithms.
+  void score_row(int64_t b, int64_t kv, int64_t start, int64_t position, int64_t first, int64_t count, int64_t row) {
+    float* scores = scores_ + row * kRun;
+    std::fill_n(scores, count, kHidden);
+    if (position < 0) return;
+    const auto within = [&](int64_t index) { return std::clamp<int64_t>(index - first, 0, count); };
+    const auto edge = [&](int64_t level) { return within(block_start(level, start, position)); };
+    const int64_t end = within(start + position + 1);
+    if (edge(0) < end) std::fill(scores + edge(0), scores + end, 0.0f);
+    const float* query = query_ + row * call_.rank;
+    for (int64_t l = 0; l < call_.levels; query += call_.ranks[l++])
+      if (edge(l) < end) add_level(b, kv, l, query, first + edge(l), end - edge(l), scores + edge(l));
+    // Gains: keys from one level's block edge to the next finer one's have that level as their finest.
+    for (int64_t l = 0; l < call_.levels; ++l) {
+      const int64_t next = l + 1 < call_.levels ? std::min(edge(l + 1), end) : end;
+      const float factor = static_cast<float>(call_.scale * call_.gains[l]) * kLog2E;
+      for (int64_t x = edge(l); x < next; ++x) scores[x] *= factor;
+    }
+  }
+
+  // Index of the first key in the block of a level that holds `position`.
+  int64_t block_start(int64_t level, int64_t start, int64_t position) const {
+    const int64_t block = call_.block_sizes[level];
+    return start + (block ? position / block * block : 0);
+  }
+
+  void add_level(int64_t b, int64_t kv, int64_t level, const float* query, int64_t index, int64_t count,
+                 float* scores) const {
+    const View& keys = call_.key_levels[level];
+    const T* from = at<const T>(keys, b, kv, 0, index - call_.level_starts[level]);
+    const int64_t step = keys.stride[2];
+    int64_t d = 0;
+    for (; d + 8 <= call_.ranks[level]; d += 8) add_dimensions<8>(query + d, from + d * step, step, count, scores);
+    for (; d + 2 <= call_.ranks[level]; d += 2) add_dimensions<2>(query + d, from + d * step, step, count, scores);
+    for (; d < call_.ranks[level]; ++d) add_dimensions<1>(query + d, from + d * step, step, count, scores);
+  }
+
+  void softmax_and_values(int64_t b, int64_t kv, int64_t first, int64_t count, float* partial) {
+    const int64_t partial_row = Decoder::partial_row(call_);
+    for (int64_t row = 0; row < rows_; ++row) {
+      float* scores = scores_ + row * kRun;
+      float top = kHidden, total = 0;
+      for (int64_t x = 0; x < count; ++x) top = std::max(top, scores[x]);
+      std::fill_n(scores + count, kRun - count, kHidden);
+      const Vec base = splat(top == kHidden ? 0.0f : top);
+      Vec sum{};
+      for (int64_t x = 0; x < kRun; x += kLanes) {
+        const Vec p = exp2(load(scores + x) - base);
+        sum += p;
+        store(scores + x, p);
+      }
+      total = reduce_add(sum);
+      partial[row * partial_row + width_] = top;
+      partial[row * partial_row + width_ + 1] = total;
+    }
+    for (int64_t x = 0; x < count; x += kValueRun) {
+      const int64_t keys = std::min(kValueRun, count - x);
+      const T* from = at<const T>(call_.value, b, kv, first + x, 0);
+      const float* values = values_;
+      int64_t value_row = width_;
+      if (std::is_same_v<T, float> && call_.value.stride[3] == 1) {
+        values = reinterpret_cast<const float*>(from);
+        value_row = call_.value.stride[2];
+      } else {
+        for (int64_t k = 0; k < keys; ++k)
+          read_row(from + k * call_.value.stride[2], call_.value.stride[3], call_.value_width, values_ + k * width_);
+      }
+      gemm(rows_, call_.value_width, keys, scores_ + x, kRun, values, value_row, partial, partial_row, x > 0);
+    }
+  }
+
+  const Decode& call_;
+  const int64_t runs_, rows_, width_;
+  float* partial_;
+  Buffer<float> query_, scores_, values_;
+};
+
+// Puts the runs of a key head together.
+template <class T>
+void combine_runs(const Decode& call, int64_t head, int64_t runs, const float* partial) {
+  const int64_t group = call.heads / call.key_heads, rows = group * call.queries;
+  const int64_t partial_row = Decoder<T>::partial_row(call), width = partial_row - 2;
+  std::vector<float> out(call.value_width);
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto run_at = [&](int64_t run) { return partial + ((head * runs + run) * rows + row) * partial_row; };
+    float top = kHidden, total = 0;
+    for (int64_t run = 0; run < runs; ++run) top = std::max(top, run_at(run)[width]);
+    std::fill(out.begin(), out.end(), 0.0f);
+    for (int64_t run = 0; top != kHidden && run < runs; ++run) {
+      const float* from = run_at(run);
+      const float weight = std::exp2(from[width] - top);
+      if (weight == 0) continue;
+      total += weight * from[width + 1];
+      for (int64_t k = 0; k < call.value_width; ++k) out[k] += weight * from[k];
+    }
+    write_row(out.data(), call.value_width, total == 0 ? 0.0f : 1 / total,
+              at<T>(call.out, head / call.key_heads, head % call.key_heads * group + row / call.queries,
+                    row % call.queries, 0),
+              call.out.stride[3]);
+  }
+}
+
+template <class T>
+void decode(const Decode& call) {
+  const int64_t runs = (call.key_length + kRun - 1) / kRun, heads = call.batch * call.key_heads;
+  const int64_t rows = call.heads / call.key_heads * call.queries;
+  const Buffer<float> partial(heads * runs * rows * Decoder<T>::partial_row(call));
+  const bool cheap = heads * rows * call.key_length * (call.rank + call.value_width) <= kCheap / 8;
+  for_each_task(heads * runs, cheap, [&] { return Decoder<T>(call, runs, partial); });
+  for_each_task(heads, cheap || heads * runs <= 1024,
+                [&] { return [&](int64_t head) { combine_runs<T>(call, head, runs, partial); }; });
+}
+
+}  // namespace structattn

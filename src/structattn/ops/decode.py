@@ -1,0 +1,205 @@
+"""Attention of the newest queries against a key-value cache that holds keys level by level, dimension-major.
+
+One query reads each key once, so memory speed decides, and with it the layout: a level's keys are `(r_l, T)`, so that
+a run of positions is read in one stream for each dimension that counts there, and no other dimension is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from structattn import checks
+from structattn.ops import cpu
+from structattn.ops.hierarchy import Hierarchy
+
+_BACKENDS = ("auto", "cpu", "dense")
+
+
+def mlr_decode(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor,
+    hierarchy: Hierarchy,
+    *,
+    key_length: int,
+    level_starts: Sequence[int] | None = None,
+    key_start: Tensor | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Causal MLR attention of the last `Tq` of `key_length` tokens, from a cache (arXiv 2509.07963, section 4).
+
+    Query `i` stands at index `key_length - Tq + i` and gives what `mlr_attention(..., is_causal=True)` gives it, with
+    the score summed level by level over the keys of its own block::
+
+        score(i, j) = scale · c_m · Σ_{l <= m(i, j)} q_i^l · k_j^l
+
+    No later query shares level `l` with a key before the current block of that level, so `key_levels[l]` may start at
+    its edge. There is no gradient: this is for generation.
+
+    Args:
+        query: `(B, Hq, Tq, r)`, float16, bfloat16, float32 or float64.
+        key_levels: for each level, `(B, Hkv, r_l, capacity_l)`, same dtype: column `c` is the key at index
+            `level_starts[l] + c`. Columns from `key_length` on are never read.
+        value: `(B, Hkv, capacity, dv)`, same dtype; rows from `key_length` on are never read.
+        hierarchy: the levels; its ranks sum to `r`.
+        key_length: tokens in the cache, those of the queries included.
+        level_starts: index of the first key in each level's buffer; 0 for each by default.
+        key_start: `(B,)` int64, the first valid key of each row; positions and blocks count from it.
+        scale: factor on every score; `1/sqrt(r)` by default.
+        enable_gqa: allow `Hkv < Hq` (it must divide).
+        backend: `"auto"`, `"cpu"` (the compiled kernel) or `"dense"` (PyTorch).
+
+    Returns:
+        `(B, Hq, Tq, dv)` in the query's dtype; zeros for a query before its row's first valid key.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    checks.one_of("backend", backend, _BACKENDS)
+    starts = [0] * hierarchy.levels if level_starts is None else list(level_starts)
+    _check(query, key_levels, value, hierarchy, key_length, starts, key_start, enable_gqa)
+    scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
+    sizes = [size or 0 for size in hierarchy.block_sizes]
+    numbers = (list(hierarchy.ranks), sizes, list(hierarchy.gains), key_length, starts, scale, backend)
+    out: Tensor = torch.ops.structattn.mlr_decode(query, list(key_levels), value, key_start, *numbers)
+    return out
+
+
+def ineligible(query: Tensor | None = None) -> str | None:
+    """Why the compiled kernel cannot serve a query (or any, if None); None where it can."""
+    return cpu.ineligible_tensor(query)
+
+
+def dense(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor,
+    hierarchy: Hierarchy,
+    key_length: int,
+    level_starts: Sequence[int],
+    key_start: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """The definition of `mlr_decode` in dense PyTorch: memory `O(Tq · key_length)` per head."""
+    batch, heads, queries, _ = query.shape
+    group = heads // value.shape[1]
+    zero = torch.zeros(1, dtype=torch.int64, device=query.device)
+    start = (zero if key_start is None else key_start).view(-1, 1, 1, 1)
+    i = torch.arange(key_length - queries, key_length, device=query.device)[:, None] - start
+    j = torch.arange(key_length, device=query.device) - start
+    visible = (j >= 0) & (j <= i)
+    score = query.new_zeros(batch, heads, queries, key_length)
+    levels = zip(query.split(hierarchy.ranks, -1), key_levels, hierarchy.block_sizes, level_starts, strict=True)
+    for q, keys, size, first in levels:
+        live = keys[..., : key_length - first].repeat_interleave(group, dim=1)
+        shared = visible if size is None else visible & (i // size == j // size)
+        score[..., first:] += (q @ live).masked_fill(~shared[..., first:], 0.0)
+    gains = torch.tensor(hierarchy.gains, dtype=query.dtype, device=query.device)
+    score = (score * (scale * gains[hierarchy.depth(i, j) - 1])).masked_fill(~visible, -torch.inf)
+    empty = ~visible.any(-1, keepdim=True)
+    probability = torch.softmax(score.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+    return probability @ value[:, :, :key_length].repeat_interleave(group, dim=1)
+
+
+def _check(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor,
+    hierarchy: Hierarchy,
+    key_length: int,
+    starts: list[int],
+    key_start: Tensor | None,
+    enable_gqa: bool,
+) -> None:
+    batch, heads, queries, rank = query.shape
+    key_heads = value.shape[1]
+    if hierarchy.rank != rank:
+        raise ValueError(f"hierarchy's ranks must sum to the query's width {rank}, got {hierarchy.rank}")
+    if not queries <= key_length <= value.shape[2]:
+        raise ValueError(
+            f"key_length must be at least Tq = {queries} and at most value's capacity {value.shape[2]}, "
+            f"got {key_length}"
+        )
+    if value.shape[0] != batch or (key_heads != heads and not enable_gqa) or heads % key_heads:
+        raise ValueError(
+            f"value must be (B, Hkv, capacity, dv) with B = {batch} and Hkv = {heads} (or, with enable_gqa=True, a "
+            f"divisor of it), got {tuple(value.shape)}"
+        )
+    if len(key_levels) != hierarchy.levels or len(starts) != hierarchy.levels:
+        raise ValueError(
+            f"key_levels and level_starts must have one entry per level ({hierarchy.levels}), "
+            f"got {len(key_levels)} and {len(starts)}"
+        )
+    for name, tensor in (("value", value), *((f"key_levels[{level}]", keys) for level, keys in enumerate(key_levels))):
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise TypeError(
+                f"{name} must be {query.dtype} on {query.device} as the query is, got {tensor.dtype} on {tensor.device}"
+            )
+    for level, (keys, width, first) in enumerate(zip(key_levels, hierarchy.ranks, starts, strict=True)):
+        if keys.dim() != 4 or keys.shape[:3] != (batch, key_heads, width) or first + keys.shape[3] < key_length:
+            raise ValueError(
+                f"key_levels[{level}] must be (B, Hkv, r_l, capacity) = ({batch}, {key_heads}, {width}, at least "
+                f"{key_length - first}), got {tuple(keys.shape)}"
+            )
+    if key_start is not None and (key_start.shape != (batch,) or key_start.dtype != torch.int64):
+        raise ValueError(f"key_start must be int64 of shape ({batch},), got {key_start.dtype} {tuple(key_start.shape)}")
+
+
+def _check_live(
+    hierarchy: Hierarchy, key_length: int, queries: int, level_starts: Sequence[int], key_start: Tensor | None
+) -> None:
+    """Each level's buffer must reach back to the edge of the first query's block: inside the operator, as numbers."""
+    for row, start in enumerate([0] if key_start is None else key_start.tolist()):
+        if not 0 <= start <= key_length:
+            raise ValueError(f"key_start must be between 0 and key_length = {key_length}, got {start} in row {row}")
+        position = max(key_length - queries - start, 0)
+        for level, (size, first) in enumerate(zip(hierarchy.block_sizes, level_starts, strict=True)):
+            needed = start + (position // size * size if size else 0)
+            if not 0 <= first <= needed:
+                raise ValueError(
+                    f"level_starts[{level}] must be between 0 and {needed}, where the first query's block starts, "
+                    f"got {first} in row {row}"
+                )
+
+
+def _decode(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor,
+    key_start: Tensor | None,
+    ranks: Sequence[int],
+    block_sizes: Sequence[int],
+    gains: Sequence[float],
+    key_length: int,
+    level_starts: Sequence[int],
+    scale: float,
+    backend: str,
+) -> Tensor:
+    hierarchy = Hierarchy(ranks, [size or None for size in block_sizes], gains)
+    _check_live(hierarchy, key_length, query.shape[2], level_starts, key_start)
+    reason = ineligible(query) if backend != "dense" else "dense was asked for"
+    if backend == "cpu" and reason is not None:
+        raise ValueError(f"backend 'cpu' cannot serve this call: {reason}")
+    serve = dense if reason is not None else cpu.decode
+    return serve(query, key_levels, value, hierarchy, key_length, level_starts, key_start, scale)
+
+
+def _decode_fake(query: Tensor, key_levels: Sequence[Tensor], value: Tensor, *_: object) -> Tensor:
+    return query.new_empty(*query.shape[:3], value.shape[3])
+
+
+torch.library.custom_op(
+    "structattn::mlr_decode",
+    _decode,
+    mutates_args=(),
+    schema=(
+        "(Tensor query, Tensor[] key_levels, Tensor value, Tensor? key_start, int[] ranks, int[] block_sizes, "
+        "float[] gains, SymInt key_length, SymInt[] level_starts, float scale, str backend) -> Tensor"
+    ),
+).register_fake(_decode_fake)
