@@ -29,7 +29,7 @@ def test_one_budget(budget):
         ({"steps": 1, "weight_decay": -0.1}, ValueError, "weight_decay must be at least 0, got -0.1"),
         ({"steps": 1, "final_rate": 2.0}, ValueError, "final_rate must be between 0 and 1, got 2.0"),
         ({"steps": 1, "schedule": "cosin"}, ValueError, "schedule must be one of constant, cosine.* mean 'cosine'"),
-        ({"steps": 1, "precision": "float16"}, ValueError, "precision must be one of float32, bfloat16"),
+        ({"steps": 1, "precision": "float16"}, ValueError, "precision must be one of auto, float32, bfloat16"),
         ({"steps": 1, "trackers": ("wandd",)}, ValueError, "trackers must be one of .* mean 'wandb'"),
     ],
 )

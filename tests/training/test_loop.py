@@ -13,6 +13,7 @@ from structattn.tasks.characters import encode
 from structattn.tasks.corpus import Corpus
 from structattn.training import WALL_CLOCK, NonFiniteLossError, Progress, RunFolderError
 from structattn.training.evaluation import evaluate
+from structattn.training.precision import uses_bfloat16
 from training.tiny import TASK, make_model, make_task, run, run_with_dropout
 
 
@@ -251,6 +252,15 @@ def test_bfloat16_differs_a_little(tmp_path):
     exact, rounded = (run(tmp_path / name, precision=name) for name in ("float32", "bfloat16"))
     difference = abs(exact.metrics[-1]["train_loss"] - rounded.metrics[-1]["train_loss"])
     assert 0 < difference < 0.02 * exact.metrics[-1]["train_loss"]
+
+
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16"])
+def test_auto_is_what_the_processor_is_made_for(monkeypatch, feature):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, feature: False})
+    assert [uses_bfloat16(name, cpu) for name in ("auto", "float32", "bfloat16")] == [False, False, True]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, feature: True})
+    assert [uses_bfloat16(name, cpu) for name in ("auto", "float32", "bfloat16")] == [True, False, True]
 
 
 def test_tensorboard_gets_the_metrics(tmp_path):

@@ -23,7 +23,9 @@ def make_model(**fields):
 
 
 def make_config(**fields):
-    return TrainConfig(**{"steps": 12, "batch_size": 4, "evaluation_interval": 3, "base_dim": 16} | fields)
+    return TrainConfig(
+        **{"steps": 12, "batch_size": 4, "evaluation_interval": 3, "base_dim": 16, "precision": "float32"} | fields
+    )
 
 
 def run(folder, *, model=None, task=make_task, progress=None, dropout=0.0, **fields):

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from structattn import checks
+from structattn.training.precision import Precision
 from structattn.training.schedule import Schedule
-
-Precision = Literal["float32", "bfloat16"]
-"""Type of matrix products: float32, or bfloat16 by autocast with weights and optimiser state in float32."""
 
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 """Names of the budgets; a run has exactly one."""
@@ -68,8 +66,9 @@ class TrainConfig:
     base_dim: int = 256
     """Width at which muP's rates equal the standard ones."""
 
-    precision: Precision = "float32"
-    """Type of the matrix products; weights, optimiser state and loss are float32."""
+    precision: Precision = "auto"
+    """Type of the matrix products: `float32`, `bfloat16`, or `auto`, bfloat16 where the device has instructions for
+    it. Weights, optimiser state and loss are float32."""
 
     compile: bool = False
     """Whether to compile the model with `torch.compile`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from structattn.tasks import Batch, Task, Totals
-from structattn.training.config import Precision
+from structattn.training.precision import Precision, uses_bfloat16
 
 if TYPE_CHECKING:
     from structattn.models import StructuredModel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def predict(model: torch.nn.Module, batch: Batch, precision: Precision) -> Tensor:
     """What the model says about a batch, matrix products in `precision`."""
     inputs = batch["inputs"]
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=uses_bfloat16(precision, inputs.device)):
         predictions: Tensor = model(inputs).logits
     return predictions
 
