@@ -49,7 +49,12 @@ class Pool {
   }
 
  private:
-  static constexpr size_t kMost = size_t{64} << 20, kLeast = size_t{64} << 10;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kMost = 0;  // each piece from the system, with its own guarded edges
+#else
+  static constexpr size_t kMost = size_t{64} << 20;
+#endif
+  static constexpr size_t kLeast = size_t{64} << 10;
   struct Piece {
     void* memory;
     size_t bytes;

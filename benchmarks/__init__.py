@@ -1,0 +1,1 @@
+"""Benchmarks: tables of cases, samples out as JSON, reports rendered from it."""

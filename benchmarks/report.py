@@ -1,0 +1,135 @@
+"""Renders a benchmark's JSON: a Markdown table and a plot beside it. `python -m benchmarks.report FILE.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+# Ratios to SDPA that a prototype reached on another machine (AVX-512, AMX), and those aimed at.
+FLOORS = {
+    "float32 forward, T=4096": {"P32": (1.35, 1.8), "8x8": (1.6, 2.3), "flat": (1.15, 1.5)},
+    "float32 forward + backward, T=4096": {"P32": (1.45, 2.0), "8x8": (1.8, 2.6), "flat": (1.2, 1.5)},
+    "bfloat16 forward + backward, T=4096": {"P32": (1.9, 2.4), "8x8": (2.1, 2.8), "flat": (1.9, 2.3)},
+    "bfloat16 forward, T=4096": {"P32": (1.0, 1.15), "8x8": (1.05, 1.3), "flat": (1.0, 1.1)},
+    "float32 decode, T=16384": {"P32": (1.7, 2.0), "8x8": (2.1, 2.8), "flat": (1.4, 1.5)},
+    "float32 forward, T=1024, dv=32": {"8x8": (6.0, 10.0)},
+}
+VARIANTS = ("P32", "8x8", "flat")
+
+
+def render(path: Path) -> None:
+    """Writes `path` with the suffixes `.md` and `.svg`."""
+    result = json.loads(path.read_text())
+    plot(result, path.with_suffix(".svg"))
+    path.with_suffix(".md").write_text(markdown(result, path))
+
+
+def markdown(result: dict[str, Any], path: Path) -> str:
+    """The report's text."""
+    roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in result["roof"].items())
+    before, after = (result[f"load_average_{when}"][0] for when in ("before", "after"))
+    lines = [
+        "# MLR attention on a CPU",
+        "",
+        f"{result['cpu']}, {result['threads']} threads pinned to {result['pinning']}, "
+        f"{', '.join(result['instructions'])}; torch {result['torch']}, commit {result['commit'][:12]}, "
+        f"{result['time']}. Load average {before:.1f} before and {after:.1f} after (2 cores are busy at 2).",
+        "",
+        "One batch row, 8 heads, `r = dv = 64` unless said, causal. P32 is ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks "
+        "of 8, flat one level: what the kernel gives without MLR. Medians of rounds that go through the variants in "
+        "turn; in parentheses SDPA's time over the variant's, and the share of the roof: FLOPs of visible pairs "
+        f"over time, against a square matrix product in PyTorch ({roofs}). Decode waits for memory, not for products.",
+        "",
+        "| case | SDPA ms | P32 | 8x8 | flat |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [row for row in result["rows"] if not row["sweep"]]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = {row["variant"]: row for row in rows if row["case"] == case}
+        shown = [_cell(cells[variant], cells["SDPA"], result["roof"]) for variant in VARIANTS]
+        lines.append(f"| {case} | {_time(cells['SDPA'])} | {' | '.join(shown)} |")
+    lines += ["", "Against the ratios of the prototype and those aimed at, which are for a machine with AMX:", ""]
+    lines += ["| case | variant | here | prototype | aim |", "|---|---|---|---|---|"]
+    for case, floors in FLOORS.items():
+        cells = {row["variant"]: row for row in rows if row["case"] == case}
+        for variant, (floor, aim) in floors.items():
+            if "samples_ms" in cells.get(variant, {}):
+                ratio = _median(cells["SDPA"]) / _median(cells[variant])
+                lines.append(f"| {case} | {variant} | {ratio:.2f} | {floor} | {aim} |")
+    lines += ["", f"![time and memory against T]({path.with_suffix('.svg').name})", "", *_sweep(result)]
+    notes = path.with_name(path.stem + "-notes.md")
+    return "\n".join(lines) + "\n" + (f"\n{notes.read_text()}" if notes.exists() else "")
+
+
+def _sweep(result: dict[str, Any]) -> list[str]:
+    rows = [row for row in result["rows"] if row["sweep"]]
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    lines = ["Forward in float32, ms (MB beyond the inputs):", "", f"| T | {' | '.join(variants)} |"]
+    lines.append("|---" * (len(variants) + 1) + "|")
+    for length in sorted({row["length"] for row in rows}):
+        cells = {row["variant"]: row for row in rows if row["length"] == length}
+        shown = [_point(cells[variant]) if variant in cells else "" for variant in variants]
+        lines.append(f"| {length} | {' | '.join(shown)} |")
+    rates = {
+        row["length"]: row["flops"] / _median(row) / 1e6
+        for row in rows
+        if row["variant"] == "P32" and "samples_ms" in row
+    }
+    lines += ["", "GFLOP/s of P32: " + ", ".join(f"{rate:.0f} at {length}" for length, rate in rates.items()) + "."]
+    reasons = {f"{row['variant']}: {row['reason']}" for row in result["rows"] if "reason" in row}
+    return lines + [f"\nNot measured: {reason}" for reason in sorted(reasons)]
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Time and memory against T, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (time_axes, memory_axes) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    rows = [row for row in result["rows"] if row["sweep"] and "samples_ms" in row]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        points = [row for row in rows if row["variant"] == variant]
+        lengths = [row["length"] for row in points]
+        time_axes.plot(lengths, [_median(row) for row in points], marker="o", markersize=3, label=variant)
+        if all("peak_mb" in row for row in points):
+            memory_axes.plot(lengths, [max(row["peak_mb"], 0.1) for row in points], marker="o", markersize=3)
+        else:
+            memory_axes.plot([], [])
+    for axes, label in ((time_axes, "ms, forward, float32"), (memory_axes, "MB beyond the inputs")):
+        axes.set(xscale="log", yscale="log", xlabel="T", ylabel=label)
+        axes.set_xticks(sorted({row["length"] for row in rows}))
+        axes.set_xticklabels([f"{length // 1024}k" for length in sorted({row["length"] for row in rows})])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    time_axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _median(row: dict[str, Any]) -> float:
+    return machine.median(row["samples_ms"])
+
+
+def _time(row: dict[str, Any]) -> str:
+    return f"{_median(row):.2f}" if "samples_ms" in row else row["reason"]
+
+
+def _cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]) -> str:
+    if "samples_ms" not in row:
+        return row["reason"]
+    share = row["flops"] / (_median(row) / 1e3) / roof[row["dtype"]]
+    return f"{_time(row)} ({_median(sdpa) / _median(row):.2f}; {share:.0%})"
+
+
+def _point(row: dict[str, Any]) -> str:
+    memory = f" ({row['peak_mb']:.0f})" if "peak_mb" in row else ""
+    return _time(row) + memory
+
+
+if __name__ == "__main__":
+    render(Path(sys.argv[1]))
