@@ -167,6 +167,7 @@ class Backward {
 
  private:
   static constexpr bool kNarrow = !std::is_same_v<T, float>;
+  static constexpr int64_t kPair = kNarrow ? 2 : 1;  // a column of a right operand is a pair in bfloat16
 
   void load_keys(int64_t b, int64_t kv, const Row& row, Tile keys) {
     const int64_t first = row.first_key + keys.first;
@@ -200,14 +201,27 @@ class Backward {
       float* grads = score_grads_ + s * stride;
       const float factor =
           scores_of_(pair, meetings[s], rows, key_, packed_.query_turned + place * plan_.rank, scores, row_);
-      gemm(rows, stride, plan_.value_width, value_, plan_.value_width,
-           packed_.grad_turned + place * plan_.value_width, stride, grads, row_, false);
+      multiply_values(pair, rows, packed_.grad_turned + place * plan_.value_width, grads);
       softmax_grad(pair, meetings[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
     }
-    add_products(meetings, slot, share, rows, first, count);
+    const Pair diagonal{b, h, row, plan_.query_tile(row, first), keys, true};
+    add_products(diagonal, meetings, slot, share, rows, first, count);
     for (int64_t s = 0; s < count; ++s)
       if (meetings[s].mixed)
         add_rectangles({b, h, row, plan_.query_tile(row, first + s), keys, true}, meetings[s], slot, share, first + s, s);
+  }
+
+  // The gradient of probabilities, 0 where nothing is seen.
+  void multiply_values(const Pair& pair, int64_t rows, const T* grad_turned, float* grads) {
+    const int64_t stride = plan_.stride, width = plan_.value_width;
+    for_each_strip<T>(pair, is_crossing(call_, pair), rows, stride, [&](int64_t i, int64_t strip, Span seen) {
+      for (int64_t k = i; k < i + strip; ++k) {
+        std::fill_n(grads + k * row_, seen.start, 0.0f);
+        std::fill(grads + k * row_ + seen.stop, grads + k * row_ + stride, 0.0f);
+      }
+      gemm(strip, seen.stop - seen.start, width, value_ + i * width, width, grad_turned + kPair * seen.start, stride,
+           grads + i * row_ + seen.start, row_, false);
+    });
   }
 
   // Probabilities in the place of scores, and the gradient of scores in the place of that of probabilities.
@@ -246,20 +260,25 @@ class Backward {
         }
   }
 
-  // The products with what all pairs of a tile share.
-  void add_products(const Meeting* meetings, int64_t slot, int64_t share, int64_t rows, int64_t first, int64_t count) {
-    const int64_t stride = plan_.stride, place = packed_.at(slot, first);
+  // The products with what all pairs of a tile share; the first tile alone can lie on the diagonal.
+  void add_products(const Pair& pair, const Meeting* meetings, int64_t slot, int64_t share, int64_t rows, int64_t first,
+                    int64_t count) {
+    const int64_t stride = plan_.stride, place = packed_.at(slot, first), rank = plan_.rank, width = plan_.value_width;
     const T *probabilities, *grads, *right_grads;
     if constexpr (kNarrow) probabilities = probabilities_, grads = narrow_grads_, right_grads = paired_grads_;
     else probabilities = scores_, grads = right_grads = score_grads_;
-    constexpr int64_t kPair = kNarrow ? 2 : 1;
-    gemm(rows, plan_.value_width, count * stride, probabilities, row_, packed_.grad + place * plan_.value_width,
-         plan_.value_width, value_grad_, plan_.value_width, true);
+    const bool crossing = is_crossing(call_, pair);
+    for_each_strip<T>(pair, crossing, rows, stride, [&](int64_t i, int64_t strip, Span seen) {
+      gemm(strip, width, count * stride - seen.start, probabilities + i * row_ + seen.start, row_,
+           packed_.grad + (place + seen.start) * width, width, value_grad_ + i * width, width, true);
+    });
     for (int64_t s = 0, next; s < count; s = next) {
       const int64_t prefix = plan_.levels[meetings[s].depth - 1].prefix;
       for (next = s + 1; next < count && meetings[next].depth == meetings[s].depth;) ++next;
-      gemm(rows, prefix, (next - s) * stride, grads + s * stride, row_,
-           packed_.query + (place + s * stride) * plan_.rank, plan_.rank, key_grad_, plan_.rank, true);
+      for_each_strip<T>(pair, crossing && s == 0, rows, stride, [&](int64_t i, int64_t strip, Span seen) {
+        gemm(strip, prefix, (next - s) * stride - seen.start, grads + i * row_ + s * stride + seen.start, row_,
+             packed_.query + (place + s * stride + seen.start) * rank, rank, key_grad_ + i * rank, rank, true);
+      });
       for (int64_t t = s; t < next; ++t)
         gemm(prefix, stride, kNarrow ? stride : rows, key_turned_, stride, right_grads + kPair * t * stride, row_,
              packed_.query_grad_at(share, slot, first + t), stride, true);

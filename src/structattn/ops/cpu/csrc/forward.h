@@ -140,8 +140,12 @@ class Forward {
     for (int64_t i = 0; i < rows; ++i)
       softmax_row(scores_ + i * row_, factors, count, probabilities + i * row_, i, first > 0);
     if (dropout_.active()) drop(b, h, row, queries, first, count, probabilities);
-    gemm(rows, plan_.value_width, count * plan_.stride, probabilities, row_, keys_.value(slot, first),
-         plan_.value_width, out_, plan_.value_width, first > 0);
+    const int64_t before = (count - 1) * plan_.stride;  // the last tile alone can lie on the diagonal
+    const Pair last{b, h, row, queries, plan_.key_tile(row, first + count - 1), false};
+    for_each_strip<T>(last, is_crossing(call_, last), rows, plan_.stride, [&](int64_t i, int64_t strip, Span seen) {
+      gemm(strip, plan_.value_width, before + seen.stop, probabilities + i * row_, row_, keys_.value(slot, first),
+           plan_.value_width, out_ + i * plan_.value_width, plan_.value_width, first > 0);
+    });
   }
 
   // Probabilities of row i relative to its running maximum; the output so far is scaled to a maximum that has grown.

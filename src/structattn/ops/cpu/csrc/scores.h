@@ -25,6 +25,41 @@ struct Pair {
   int64_t key_index() const { return row.first_key + keys.first; }
 };
 
+// Columns of a score tile, from `start` up to `stop`.
+struct Span {
+  int64_t start, stop;
+};
+
+// Which columns row i of a pair's score tile sees; `crossing` where a key may come after a query.
+inline Span visible(const Pair& pair, bool crossing, int64_t i) {
+  Span span{0, i < pair.rows().count ? pair.columns().count : 0};
+  if (crossing && pair.keys_are_rows) span.start = pair.keys.first + i - pair.queries.first;
+  if (crossing && !pair.keys_are_rows) span.stop = std::min(span.stop, pair.queries.first + i + 1 - pair.keys.first);
+  span.stop = std::max<int64_t>(span.stop, 0);
+  span.start = std::clamp<int64_t>(span.start, 0, span.stop);
+  return span;
+}
+
+inline bool is_crossing(const Call& call, const Pair& pair) {
+  return call.is_causal && pair.keys.last() > pair.queries.first;
+}
+
+// Rows of a tile on the diagonal are multiplied in strips, each over the columns that one of its rows sees: half of such
+// a tile is hidden. Products in bfloat16 take it whole, since each shape costs brgemm a compilation.
+constexpr int64_t kStrip = 16;
+
+// Calls body(first row, rows, columns) for each strip; for all rows at once in a tile off the diagonal.
+template <class T, class Body>
+void for_each_strip(const Pair& pair, bool crossing, int64_t rows, int64_t stride, const Body& body) {
+  if (!crossing || !std::is_same_v<T, float>) return body(0, rows, Span{0, stride});
+  for (int64_t first = 0; first < rows; first += kStrip) {
+    const int64_t count = std::min(kStrip, rows - first);
+    const int64_t start = visible(pair, true, first).start / kStrip * kStrip;
+    const int64_t stop = std::min(stride, round_up(visible(pair, true, first + count - 1).stop, kStrip));
+    body(first, count, Span{start, std::max(start, stop)});
+  }
+}
+
 // Products of single rectangles are few and small, and are done in float whatever the tiles' format. These give
 // a sub-block of an operand as floats: the place itself, or a copy in `space`.
 struct Block {
@@ -68,7 +103,11 @@ class Scores {
                    int64_t row) {
     const int64_t stride = plan_.stride;
     const Level& finest = plan_.levels[meeting.depth - 1];
-    gemm(rows, stride, finest.prefix, left, plan_.rank, right, stride, to, row, false);
+    const bool crossing = is_crossing(call_, pair);
+    for_each_strip<T>(pair, crossing, rows, stride, [&](int64_t first, int64_t count, Span seen) {
+      gemm(count, seen.stop - seen.start, finest.prefix, left + first * plan_.rank, plan_.rank, right + kWide * seen.start,
+           stride, to + first * row + seen.start, row, false);
+    });
     if (meeting.mixed) add_rectangles(pair, meeting, left, right, to, row);
     float factor = scale_ * finest.gain;
     // A factor of 0 would turn -inf into NaN, and one below 0 would turn a maximum into a minimum.
@@ -77,7 +116,7 @@ class Scores {
       if (call_.bias.data) add_bias(pair, to, row);
       factor = 1;
     }
-    hide(pair, rows, to, row);
+    hide(pair, crossing, rows, to, row);
     return factor;
   }
 
@@ -96,6 +135,9 @@ class Scores {
   }
 
  private:
+  // A column of a right operand is a pair in bfloat16.
+  static constexpr int64_t kWide = std::is_same_v<T, float> ? 1 : 2;
+
   void add_rectangles(const Pair& pair, const Meeting& meeting, const T* left, const T* right, float* to, int64_t row) {
     for (size_t l = meeting.depth; l < plan_.levels.size(); ++l) {
       const Level& level = plan_.levels[l];
@@ -123,18 +165,12 @@ class Scores {
   }
 
   // -inf where a key comes after its query, and in the padding of either tile.
-  void hide(const Pair& pair, int64_t rows, float* to, int64_t row) const {
-    const Tile row_tile = pair.rows(), column_tile = pair.columns();
-    const bool crossing = call_.is_causal && pair.keys.last() > pair.queries.first;
-    if (!crossing && column_tile.count == plan_.stride && row_tile.count == rows) return;
+  void hide(const Pair& pair, bool crossing, int64_t rows, float* to, int64_t row) const {
+    if (!crossing && pair.columns().count == plan_.stride && pair.rows().count == rows) return;
     for (int64_t i = 0; i < rows; ++i) {
-      int64_t start = 0, stop = i < row_tile.count ? column_tile.count : 0;
-      if (crossing && pair.keys_are_rows) start = row_tile.first + i - column_tile.first;
-      if (crossing && !pair.keys_are_rows) stop = std::min(stop, row_tile.first + i + 1 - column_tile.first);
-      start = std::clamp<int64_t>(start, 0, plan_.stride);
-      stop = std::clamp<int64_t>(stop, 0, plan_.stride);
-      std::fill(to + i * row, to + i * row + start, kHidden);
-      std::fill(to + i * row + stop, to + i * row + plan_.stride, kHidden);
+      const Span seen = visible(pair, crossing, i);
+      std::fill(to + i * row, to + i * row + seen.start, kHidden);
+      std::fill(to + i * row + seen.stop, to + i * row + plan_.stride, kHidden);
     }
   }
 
