@@ -1,11 +1,12 @@
 # make test   makes the environment, installs, lints, type-checks and tests
+# make bench  measures the attention op on this machine and renders docs/results
 # make demo   makes the environment and compares three attention structures on real text
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: test demo lint clean
+.PHONY: test demo bench lint clean
 
 # torch goes first and alone: whatever pulls it later must find it there, or it brings its largest build.
 $(VENV)/installed: pyproject.toml Makefile
@@ -24,6 +25,9 @@ test: lint
 
 demo: $(VENV)/installed
 	$(BIN)/structattn compare language --attentions standard mlr swa:64 --data stdlib --preset demo --out runs/demo
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.attention
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
