@@ -21,14 +21,13 @@ def check(structure="standard", **options):
 def test_mup_passes(structure):
     result = check(structure)
     assert result.passed, result.verdict
-    assert max(map(abs, result.slopes.values())) < 0.3
+    assert max(map(abs, result.slopes.values())) <= 0.25
 
 
 def test_one_rate_for_all_fails():
     result = check(mup=False)
     assert not result.passed
-    assert result.slopes["change of head"] > 0.8
-    assert result.slopes["change of q_proj 1"] > 0.5
+    assert {"size of head", "size of contract 1", "change of q_proj 1", "change of v_proj 2"} <= set(result.failures)
     assert "standard parametrisation: fail" in result.verdict
 
 
@@ -41,7 +40,7 @@ def test_a_rate_that_is_not_scaled_fails(monkeypatch, part, layer):
     monkeypatch.setattr(mup, "rate_multiplier", lambda what, base: 1.0 if what.part is part else right(what, base))
     result = check()
     assert layer in result.failures
-    assert result.slopes[layer] > 0.6
+    assert result.slopes[layer] > 0.5
 
 
 def test_structured_factors_that_are_not_scaled_fail(monkeypatch):
@@ -54,7 +53,7 @@ def test_structured_factors_that_are_not_scaled_fail(monkeypatch):
     monkeypatch.setattr(mup, "rate_multiplier", of_the_whole_matrix)
     # The fan-ins of BTT's factors grow as the root of the width: so does what goes wrong.
     failures = check("btt").failures
-    assert {"change of left structure 1", "change of left structure 2"} <= set(failures), failures
+    assert {"change of left structure 2", "change of right structure 2"} <= set(failures), failures
 
 
 def test_embeddings_that_are_scaled_fail(monkeypatch):
@@ -76,7 +75,7 @@ def test_a_start_of_fixed_deviation_fails(monkeypatch):
             tensor.div_(tensor.std()).mul_(0.02)
 
     monkeypatch.setattr("structattn.models.pretrained.initialise_", fixed)
-    result = check()
+    result = check(learning_rate=1e-4)  # What little is learnt does not hide the start.
     assert {"size of expand 1", "size of q_proj 1"} <= set(result.failures)
 
 
@@ -99,7 +98,7 @@ def test_bad_widths(widths, message):
 
 def test_plot_shows_both_curves_of_every_layer():
     sizes = {"head": (1.0, 1.0, 1.0), "expand 1": (1.0, 2.0, 4.0)}
-    result = CoordinateCheck("standard", True, WIDTHS, sizes, sizes, 0.35)
+    result = CoordinateCheck("standard", True, WIDTHS, sizes, sizes, 0.25)
     assert result.slopes["size of expand 1"] == pytest.approx(1.0)
     assert result.failures == ["size of expand 1", "change of expand 1"]
     figure = result.plot()

@@ -18,7 +18,10 @@ class Part(enum.Enum):
     """The part a tensor plays, which says how it starts and how it trains."""
 
     EMBEDDING = "embedding"
-    """Table of tokens or positions. Starts small, trains at the base rate."""
+    """Table of tokens. Deviation 1: the residual stream starts at the size that norms keep it at."""
+
+    POSITION = "position"
+    """Table of positions. Starts small, so that what a token is speaks before where it stands."""
 
     READ_IN = "read-in"
     """Matrix from an input of fixed size. Deviation `1/sqrt(fan_in)`, trains at the base rate."""
@@ -60,11 +63,11 @@ class Description:
     @property
     def decays(self) -> bool:
         """Whether weight decay is for it: matrices, not tables or gains."""
-        return self.part not in (Part.EMBEDDING, Part.GAIN)
+        return self.part not in (Part.EMBEDDING, Part.POSITION, Part.GAIN)
 
 
-EMBEDDING_DEVIATION = 0.02
-"""Deviation of a fresh embedding. The first norm undoes the scale; a small one lets the first steps turn it."""
+POSITION_DEVIATION = 0.02
+"""Deviation of a fresh table of positions."""
 
 
 def initialise_(tensor: torch.Tensor, description: Description) -> None:
@@ -77,6 +80,8 @@ def initialise_(tensor: torch.Tensor, description: Description) -> None:
     elif description.part is Part.GAIN:
         initialization.ones_(tensor)
     elif description.part is Part.EMBEDDING:
-        initialization.normal_(tensor, std=EMBEDDING_DEVIATION)
+        initialization.normal_(tensor, std=1.0)
+    elif description.part is Part.POSITION:
+        initialization.normal_(tensor, std=POSITION_DEVIATION)
     else:
         initialization.normal_(tensor, std=1.0 / math.sqrt(description.fan_in))

@@ -40,7 +40,7 @@ class StructuredModel(PreTrainedModel):
         """Fans and part of every parameter, by its name; a shared one once."""
         described = self._describe_ends()
         if self.backbone.positions is not None:
-            described["backbone.positions.weight"] = Description(1, self.config.dim, Part.EMBEDDING)
+            described["backbone.positions.weight"] = Description(1, self.config.dim, Part.POSITION)
         for index, block in enumerate(self.backbone.layers):
             prefix = f"backbone.blocks.{index}"
             for name, (fan_in, fan_out) in block.attention.fans().items():

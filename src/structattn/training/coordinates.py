@@ -116,9 +116,9 @@ def check_coordinates(
     head_dim: int = 32,
     layers: int = 2,
     steps: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 4e-3,
     mup: bool = True,
-    tolerance: float = 0.35,
+    tolerance: float = 0.25,
     seeds: int = 2,
 ) -> CoordinateCheck:
     """Train a language model of each width for a few steps on one batch and measure every matrix's output.
