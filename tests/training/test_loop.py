@@ -1,6 +1,8 @@
 """The loop: it learns, it counts, it stops where it should, and it goes on where it stopped."""
 
+import dataclasses
 import errno
+import functools
 import math
 import os
 
@@ -12,6 +14,7 @@ from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.characters import encode
 from structattn.tasks.corpus import Corpus
 from structattn.training import WALL_CLOCK, NonFiniteLossError, Progress, RunFolderError
+from structattn.training.checkpoint import restore_checkpoint
 from structattn.training.evaluation import evaluate
 from structattn.training.precision import uses_bfloat16
 from training.tiny import TASK, make_model, make_task, run, run_with_dropout
@@ -19,6 +22,10 @@ from training.tiny import TASK, make_model, make_task, run, run_with_dropout
 
 def reproducible(rows):
     return [{name: value for name, value in row.items() if name not in WALL_CLOCK} for row in rows]
+
+
+def full_length(total_steps):
+    return make_task(total_steps, dataclasses.replace(TASK, curriculum=0.0))
 
 
 class StopAt(Progress):
@@ -261,6 +268,18 @@ def test_auto_is_what_the_processor_is_made_for(monkeypatch, feature):
     assert [uses_bfloat16(name, cpu) for name in ("auto", "float32", "bfloat16")] == [False, False, True]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, feature: True})
     assert [uses_bfloat16(name, cpu) for name in ("auto", "float32", "bfloat16")] == [True, False, True]
+
+
+def test_a_compiled_model_leaves_the_same_checkpoint(tmp_path, monkeypatch):
+    plain = run(tmp_path / "plain", steps=3, task=full_length)
+    # Traced but not turned into machine code, which takes a minute.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled = run(tmp_path / "compiled", steps=3, compile=True, task=full_length)
+    assert compiled.metrics[-1]["train_loss"] == pytest.approx(plain.metrics[-1]["train_loss"], rel=1e-5)
+    names = [
+        restore_checkpoint(tmp_path / name / "checkpoints").state["model"].keys() for name in ("plain", "compiled")
+    ]
+    assert names[0] == names[1]
 
 
 def test_tensorboard_gets_the_metrics(tmp_path):
