@@ -42,6 +42,14 @@ def test_the_last_two_are_kept(tmp_path):
     assert (restored.state["step"], restored.damaged) == (200_000_000, ())
 
 
+def test_other_files_are_left_alone(tmp_path):
+    (tmp_path / "step-best.ckpt").write_bytes(b"mine")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, state(step))
+    assert names(tmp_path) == ["step-00000002.ckpt", "step-00000003.ckpt", "step-best.ckpt"]
+    assert restore_checkpoint(tmp_path).damaged == ()
+
+
 def test_an_empty_folder_has_none(tmp_path):
     restored = restore_checkpoint(tmp_path / "missing")
     assert (restored.state, restored.path, restored.damaged) == (None, None, ())

@@ -122,8 +122,10 @@ def restore_checkpoint(folder: Path) -> Restored:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint files, newest first."""
-    return sorted(folder.glob("step-*.ckpt"), key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+    """Checkpoint files, newest first; other files are not ours."""
+    steps = {path: path.stem.removeprefix("step-") for path in folder.glob("step-*.ckpt")}
+    ours = [path for path, step in steps.items() if step.isdecimal()]
+    return sorted(ours, key=lambda path: int(steps[path]), reverse=True)
 
 
 def _flush_names(folder: Path) -> None:
