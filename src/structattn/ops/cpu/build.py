@@ -7,11 +7,11 @@ A library is kept under a digest of all that it depends on: the sources, the com
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,27 +42,23 @@ def load() -> ctypes.CDLL:
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise BuildError(f"the kernel is built on Linux, x86-64 or Arm; this is {sys.platform} {platform.machine()}")
-    command = [_compiler(), *_FLAGS, *_target(), *os.environ.get("STRUCTATTN_CXXFLAGS", "").split()]
+    extra = shlex.split(os.environ.get("STRUCTATTN_CXXFLAGS", ""))
+    command = [*_compiler(), *_FLAGS, *_target(), *extra]
     library = _cache() / f"cpu-{_digest(command)}.so"
-    if not library.exists():
-        # Of processes that start at once, one compiles and the others wait for it.
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with open(library.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not library.exists():
-                _compile(command, library)
     try:
+        if not library.exists():
+            _compile_once(command, library)
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise BuildError(f"{library} does not load: {error}") from error
+        raise BuildError(f"{library} cannot be written or loaded: {error}") from error
 
 
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    found = next(filter(None, map(shutil.which, [named] if named else ["g++", "c++"])), None)
-    if found is None:
-        raise BuildError(f"no C++ compiler: {named or 'g++'} is not on PATH (CXX names another)")
-    return found
+def _compiler() -> list[str]:
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["g++"], ["c++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise BuildError(f"no C++ compiler: {' '.join(named) or 'g++'} is not on PATH (CXX names another)")
 
 
 def _target() -> list[str]:
@@ -82,6 +78,17 @@ def _digest(command: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _compile_once(command: list[str], library: Path) -> None:
+    """Of processes that start at once, one compiles and the others wait for it."""
+    import fcntl  # not on every system that imports this module
+
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(command, library)
+
+
 def _compile(command: list[str], library: Path) -> None:
     torch_root = Path(torch.__file__).parent
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
@@ -92,9 +99,10 @@ def _compile(command: list[str], library: Path) -> None:
         _run([*command, abi, *include, "-c", str(_SOURCES / "binding.cpp"), "-o", str(compiled)])
         # Linked without -fopenmp: its symbols come from the runtime that torch has loaded, so that there is one pool
         # of threads, and not a second one beside torch's.
+        linker = [*command[: command.index(_FLAGS[0])], "-shared"]
         sanitizers = [flag for flag in command if flag.startswith("-fsanitize")]
         libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu", "-lc10"]
-        _run([command[0], "-shared", *sanitizers, str(compiled), "-o", str(built), *libraries])
+        _run([*linker, *sanitizers, str(compiled), "-o", str(built), *libraries])
         os.replace(built, library)
 
 

@@ -146,12 +146,13 @@ class Backward {
         key_grad_(plan.stride * plan.rank),
         value_grad_(plan.stride * plan.value_width) {}
 
-  // Share `share` of the key tiles of key head `slot` in this wave: every packed.shares-th, so that shares weigh the same.
+  // A share of the key tiles of a key head of this wave: every packed.shares-th, so that shares weigh the same.
   void operator()(int64_t task) {
     const int64_t slot = task / packed_.shares, share = task % packed_.shares;
     const int64_t group = call_.heads / call_.key_heads;
-    const int64_t b = (first_head_ / group + slot) / call_.key_heads, kv = (first_head_ / group + slot) % call_.key_heads;
-    std::fill_n(packed_.query_grad_at(share, slot * group, 0), group * plan_.query_tiles * plan_.stride * plan_.rank, 0.0f);
+    const int64_t head = first_head_ / group + slot, b = head / call_.key_heads, kv = head % call_.key_heads;
+    const int64_t positions = group * plan_.query_tiles * plan_.stride;
+    std::fill_n(packed_.query_grad_at(share, slot * group, 0), positions * plan_.rank, 0.0f);
     const Row& row = plan_.rows[b];
     for (int64_t index = share; index * plan_.width < row.keys; index += packed_.shares) {
       const Tile keys = plan_.key_tile(row, index);
@@ -206,9 +207,10 @@ class Backward {
     }
     const Pair diagonal{b, h, row, plan_.query_tile(row, first), keys, true};
     add_products(diagonal, meetings, slot, share, rows, first, count);
-    for (int64_t s = 0; s < count; ++s)
-      if (meetings[s].mixed)
-        add_rectangles({b, h, row, plan_.query_tile(row, first + s), keys, true}, meetings[s], slot, share, first + s, s);
+    for (int64_t s = 0; s < count; ++s) {
+      const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
+      if (meetings[s].mixed) add_rectangles(pair, meetings[s], slot, share, first + s, s);
+    }
   }
 
   // The gradient of probabilities, 0 where nothing is seen.

@@ -149,7 +149,8 @@ class Forward {
   }
 
   // Probabilities of row i relative to its running maximum; the output so far is scaled to a maximum that has grown.
-  void softmax_row(const float* scores, const float* factors, int64_t count, T* probabilities, int64_t i, bool rescale) {
+  void softmax_row(const float* scores, const float* factors, int64_t count, T* probabilities, int64_t i,
+                   bool rescale) {
     Vec tops[2] = {splat(kHidden), splat(kHidden)};
     for (int64_t k = 0; k < count; ++k) {
       const Vec factor = splat(factors[k]);

@@ -98,14 +98,16 @@ void for_each_task(int64_t tasks, bool cheap, const MakeWorker& make_worker) {
   });
 }
 
-// Heads go through in waves, each wave's packed tensors in the same memory: a few MB however large the batch, unless one
-// head per thread needs more.
+// Heads go through in waves, each wave's packed tensors in the same memory: a few MB however large the batch, unless
+// one head per thread needs more.
 constexpr int64_t kWaveBytes = int64_t{32} << 20;
 
 inline int64_t heads_per_wave(int64_t heads, int64_t bytes_per_head) {
   const int64_t threads = at::get_num_threads();
-  const int64_t fit = kWaveBytes / std::max<int64_t>(bytes_per_head, 1);
-  return std::min(heads, std::max<int64_t>(fit / threads, 1) * threads);
+  const int64_t fit = std::max<int64_t>(kWaveBytes / std::max<int64_t>(bytes_per_head, 1) / threads, 1) * threads;
+  const int64_t waves = std::max<int64_t>((heads + fit - 1) / fit, 1);
+  const int64_t even = (heads + waves - 1) / waves;  // waves of one size leave no thread idle in the last
+  return std::min(heads, (even + threads - 1) / threads * threads);
 }
 
 // Calls of so few multiply-adds stay on the calling thread: to wake another takes longer.

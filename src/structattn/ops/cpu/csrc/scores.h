@@ -44,8 +44,8 @@ inline bool is_crossing(const Call& call, const Pair& pair) {
   return call.is_causal && pair.keys.last() > pair.queries.first;
 }
 
-// Rows of a tile on the diagonal are multiplied in strips, each over the columns that one of its rows sees: half of such
-// a tile is hidden. Products in bfloat16 take it whole, since each shape costs brgemm a compilation.
+// Rows of a tile on the diagonal are multiplied in strips, each over the columns that one of its rows sees: half of
+// such a tile is hidden. Products in bfloat16 take it whole, since each shape costs brgemm a compilation.
 constexpr int64_t kStrip = 16;
 
 // Calls body(first row, rows, columns) for each strip; for all rows at once in a tile off the diagonal.
@@ -97,7 +97,7 @@ class Scores {
       : call_(call), plan_(plan), scale_(static_cast<float>(call.scale) * kLog2E), widened_(plan) {}
 
   // Writes scores (rows, stride) of a pair to `to`, `row` apart, and returns the factor that brings them to base-2
-  // logarithms. `left` is the left operand of the rows' tile, `right` the transposed right operand of the columns' tile.
+  // logarithms. `left` is the left operand of the rows' tile, `right` the transposed right operand of the columns'.
   // Where no pair shares more than all do, and nothing hides or shifts scores, that is one product.
   float operator()(const Pair& pair, const Meeting& meeting, int64_t rows, const T* left, const T* right, float* to,
                    int64_t row) {
@@ -105,8 +105,8 @@ class Scores {
     const Level& finest = plan_.levels[meeting.depth - 1];
     const bool crossing = is_crossing(call_, pair);
     for_each_strip<T>(pair, crossing, rows, stride, [&](int64_t first, int64_t count, Span seen) {
-      gemm(count, seen.stop - seen.start, finest.prefix, left + first * plan_.rank, plan_.rank, right + kWide * seen.start,
-           stride, to + first * row + seen.start, row, false);
+      gemm(count, seen.stop - seen.start, finest.prefix, left + first * plan_.rank, plan_.rank,
+           right + kWide * seen.start, stride, to + first * row + seen.start, row, false);
     });
     if (meeting.mixed) add_rectangles(pair, meeting, left, right, to, row);
     float factor = scale_ * finest.gain;

@@ -1,9 +1,9 @@
 // Geometry: how the score matrix is cut into tiles, and which levels two tiles share.
 //
 // Positions count from a row's first valid key. A tile is a run of at most `width` positions that starts at a multiple
-// of it (a row's first query tile may start later). Tiles nest in the blocks of coarse levels wherever a divisor allows,
-// so a pair of tiles has one depth; where it does not, and in tiles wider than fine blocks, levels beyond the common
-// prefix are added rectangle by rectangle.
+// of it (a row's first query tile may start later). Tiles nest in the blocks of coarse levels wherever a divisor lets
+// them, so that a pair of tiles has one depth; where none does, and in tiles wider than fine blocks, levels beyond the
+// common prefix are added rectangle by rectangle.
 #pragma once
 
 #include <algorithm>
@@ -73,7 +73,8 @@ struct Plan {
   }
 };
 
-// The widest tile up to kMostTile that holds whole blocks of the finest level that does not fit it, if one is near.
+// The widest tile up to kMostTile that holds whole blocks of the coarsest level that fits it, and of which the next
+// coarser level's blocks hold whole ones; half as wide at the least, else as wide as fits.
 inline int64_t tile_width(const Call& call) {
   int64_t base = 1, coarser = 0;
   for (int64_t l = 1; l < call.levels; ++l) {
@@ -110,7 +111,8 @@ inline Plan::Plan(const Call& call, int64_t pair)
   }
   query_tiles = key_tiles = 0;
   for (const Row& row : rows) {
-    if (row.queries) query_tiles = std::max(query_tiles, (row.position + row.queries - 1) / width - row.position / width + 1);
+    const int64_t last = row.position + row.queries - 1;
+    if (row.queries) query_tiles = std::max(query_tiles, last / width - row.position / width + 1);
     key_tiles = std::max(key_tiles, (row.keys + width - 1) / width);
   }
 }
