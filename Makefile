@@ -25,6 +25,9 @@ test: lint
 
 demo: $(VENV)/installed
 	$(BIN)/structattn compare language --attentions standard mlr swa:64 --data stdlib --preset demo --out runs/demo
+	@echo; echo "The best model writes:"
+	$(BIN)/structattn generate --run runs/demo --prompt "def " --length 300
+	@echo; echo "report: runs/demo/report.html"
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.attention

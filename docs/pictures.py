@@ -1,4 +1,4 @@
-"""Draw the README's picture: how many dimensions each pair of tokens gets. `python docs/pictures.py` writes it beside."""
+"""Draw the README's picture, how many dimensions each pair of tokens gets: `python docs/pictures.py` writes it."""
 
 from pathlib import Path
 

@@ -24,6 +24,7 @@ FLOORS = {
     "tasks": {"checks"},
     "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
     "studies": {"checks", "structures", "ops", "flops", "layers", "models", "integrations", "tasks", "training"},
+    "__main__": {"cli"},
     "cli": {"checks", "structures", "ops", "flops", "layers", "models", "integrations", "tasks", "training", "studies"},
 }
 HEAVY = ("transformers", "accelerate", "matplotlib", "pandas", "tyro", "rich", "datasets", "tensorboard", "wandb")

@@ -6,7 +6,7 @@ torch's counter. Attention counts the pairs a mask leaves visible, so that a cau
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,8 @@ class Flops:
 
     forward: int
     backward: int
+    scores: int = field(default=0, compare=False)
+    """What inner products of queries and keys take of `forward`: a part of it, not a third cost."""
 
     @property
     def training(self) -> int:
@@ -31,10 +33,10 @@ class Flops:
         return self.forward + self.backward
 
     def __add__(self, other: Flops) -> Flops:
-        return Flops(self.forward + other.forward, self.backward + other.backward)
+        return Flops(self.forward + other.forward, self.backward + other.backward, self.scores + other.scores)
 
     def __mul__(self, times: int) -> Flops:
-        return Flops(self.forward * times, self.backward * times)
+        return Flops(self.forward * times, self.backward * times, self.scores * times)
 
     __rmul__ = __mul__
 
@@ -86,7 +88,8 @@ def attention(
     key_length = query_length if key_length is None else key_length
     pairs = hierarchy.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
     scores = sum(rank * count for rank, count in zip(hierarchy.ranks, pairs, strict=True))
-    return 2 * batch * heads * Flops(scores + value_dim * pairs[0], 3 * scores + 2 * value_dim * pairs[0])
+    values = value_dim * pairs[0]
+    return 2 * batch * heads * Flops(scores + values, 3 * scores + 2 * values, scores)
 
 
 def sliding_window(

@@ -256,8 +256,7 @@ def pair_maps(results: Results) -> Figure | None:
     figure = new_figure(0.8 + 2.1 * columns, 2.45 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     length, most = results.sizes["context_length"], max(width.max() for width in shown.values())
-    colours = checks.require("matplotlib", "plot").colormaps[MAP].copy()
-    colours.set_bad("none")
+    colours = checks.require("matplotlib", "plot").colormaps[MAP].with_extremes(bad="none")
     for axes, (name, width) in zip(grid.flat, shown.items(), strict=False):
         later = np.triu(np.ones_like(width, dtype=bool), k=1)
         image = axes.imshow(

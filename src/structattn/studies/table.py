@@ -32,8 +32,8 @@ class Table:
 
 # Columns of metrics in the rows of each task, with their headings.
 _METRICS = {
-    "language": {"nats_per_character": "nats per character", "bits_per_character": "bits per character"},
-    "regression": {"last_error": "error at last position", "mean_error": "error, all positions"},
+    "language": {"nats_per_character": "nats/char", "bits_per_character": "bits/char"},
+    "regression": {"last_error": "last error", "mean_error": "mean error"},
 }
 
 
@@ -42,13 +42,13 @@ def table(results: Results) -> Table:
     metrics = _METRICS[results.task]
     headings = (
         "structure",
-        "parameters",
+        "params",
         "steps",
-        "training FLOPs",
+        "FLOPs",
         *metrics.values(),
-        "tokens/s in training",
-        "score FLOPs per token",
-        "key numbers per token",
+        "tokens/s",
+        "score FLOPs /token",
+        "keys /token",
     )
     ranking = results.ranking
     rows = [_structure_row(results, name, tuple(metrics), best=name == ranking[0]) for name in ranking]
@@ -66,12 +66,18 @@ def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *
         magnitude(cost.parameters),
         grouped(sum(run.final["step"] for run in runs) / len(runs)),
         magnitude(sum(run.final["flops"] for run in runs) / len(runs)),
-        *(_estimate(results.estimate(structure, column)) for column in metrics),
+        *_metric_cells(results, structure, metrics),
         grouped(speed),
         magnitude(cost.score_flops_per_token),
         grouped(cost.key_numbers_per_token),
     )
     return TableRow(cells, "best" if best else "structure")
+
+
+def _metric_cells(results: Results, structure: str, metrics: tuple[str, ...]) -> list[str]:
+    """The compared metric with its standard error, the others by their means."""
+    estimates = [results.estimate(structure, column) for column in metrics]
+    return [_estimate(estimates[0]), *(MISSING if each is None else number(each.mean) for each in estimates[1:])]
 
 
 def _failed_row(results: Results, structure: str, metrics: tuple[str, ...]) -> TableRow:

@@ -32,6 +32,9 @@ class Preset:
     flops: float
     """Training FLOPs of a run, unless another budget is given."""
 
+    evaluation_tokens: int = 131_072
+    """Tokens of the held-out set."""
+
     def sizes(self) -> dict[str, int]:
         """The fields by name: keyword arguments of a model's config."""
         return {name: getattr(self, name) for name in ("layers", "dim", "heads", "context_length")}
@@ -40,7 +43,16 @@ class Preset:
 # The rows named "paper" are the language models of arXiv 2509.07963, section 5: head rank 64 at every width. Their
 # budgets are 20 tokens per parameter (Hoffmann et al., 2022), for accelerators; `demo` is for two cores and minutes.
 PRESETS: dict[str, Preset] = {
-    "demo": Preset(layers=4, dim=128, heads=4, context_length=256, batch_size=8, learning_rate=4e-3, flops=4e12),
+    "demo": Preset(
+        layers=4,
+        dim=128,
+        heads=4,
+        context_length=256,
+        batch_size=8,
+        learning_rate=2e-3,
+        flops=4e12,
+        evaluation_tokens=16_384,
+    ),
     "paper-256": Preset(layers=6, dim=256, heads=4, context_length=1024, batch_size=32, learning_rate=2e-3, flops=3e15),
     "paper-384": Preset(
         layers=6, dim=384, heads=6, context_length=1024, batch_size=32, learning_rate=2e-3, flops=1.4e16

@@ -1,0 +1,198 @@
+"""What each command does, from the libraries below; errors that are the user's end in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from structattn.cli import commands
+from structattn.cli.progress import Bars
+from structattn.cli.writing import write_on
+from structattn.studies.compare import Comparison, compare
+from structattn.studies.environment import environment
+from structattn.studies.results import Results
+from structattn.studies.run import ModelSizes, load_run, task_name
+from structattn.studies.terminal import print_results
+from structattn.tasks import LanguageConfig, RegressionConfig, TaskConfig
+from structattn.training import PRESETS, RunFolderError, TrainConfig, TrainingError, preset
+from structattn.training.evaluation import evaluate
+
+_ERRORS = (ValueError, TypeError, ImportError, OSError, TrainingError)
+_BUDGETS = ("steps", "tokens", "flops", "minutes")
+
+# In-context regression at a size that two cores train in under an hour.
+_REGRESSION = {"layers": 4, "dim": 32, "heads": 8}
+_REGRESSION_TRAINING: dict[str, Any] = {
+    "steps": 20_000,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "mup": False,
+    "weight_decay": 0.0,
+}
+
+
+def perform(command: commands.Command, arguments: Sequence[str]) -> int:
+    """Do what the command says; the exit status."""
+    debug = (command.what if isinstance(command, commands.Compare | commands.Train) else command).debug
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    disable_progress_bar()  # Hugging Face's own, for the one file of a small model
+    try:
+        return _dispatch(command, ["structattn", *arguments])
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+        return 130
+    except _ERRORS as error:
+        if debug:
+            traceback.print_exc()
+        line = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"structattn: {line}\n")
+        return 1
+
+
+def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
+    match command:
+        case commands.Compare() | commands.Train():
+            return _compare(command.what, line)
+        case commands.Evaluate():
+            return _evaluate(command)
+        case commands.Generate():
+            return _generate(command)
+        case commands.Info():
+            return _info()
+
+
+# --- compare and train ------------------------------------------------------------------------------------------------
+
+
+def _compare(options: commands.Language | commands.Regression, line: Sequence[str]) -> int:
+    comparison = _comparison(options)
+    console = Console()
+    with Bars(console, seeds=comparison.seeds > 1) as bars:
+        results = compare(comparison, options.out, overwrite=options.overwrite, announce=bars.announce, command=line)
+    print_results(results, console)
+    console.print(f"report: {options.out / 'report.html'}", highlight=False)
+    for run in results.failed:
+        sys.stderr.write(f"structattn: {run.error}\n")
+    return 1 if results.failed else 0
+
+
+def _comparison(options: commands.Language | commands.Regression) -> Comparison:
+    """What the options ask for, defaults filled in."""
+    match options:
+        case commands.CompareLanguage(attentions=names) | commands.CompareRegression(attentions=names):
+            attentions = names
+        case commands.TrainLanguage(attention=name) | commands.TrainRegression(attention=name):
+            attentions = (name,)
+    if isinstance(options, commands.Language):
+        row = preset(options.preset)
+        length = row.context_length if options.context_length is None else options.context_length
+        task: TaskConfig = LanguageConfig(options.data, length, max(length, row.evaluation_tokens))
+        positions = options.positions or "rotary"
+        sizes = {"layers": row.layers, "dim": row.dim, "heads": row.heads}
+        training: dict[str, Any] = {
+            "flops": row.flops, "batch_size": row.batch_size, "learning_rate": row.learning_rate
+        }  # fmt: skip
+    else:
+        task = RegressionConfig(options.input_dim, options.curriculum)
+        positions = options.positions or "learned"
+        sizes, training = dict(_REGRESSION), dict(_REGRESSION_TRAINING)
+    sizes |= {name: value for name in sizes if (value := getattr(options, name)) is not None}
+    return Comparison(
+        attentions, task, ModelSizes(**sizes, positions=positions), _training(options, training), options.seeds
+    )
+
+
+def _training(options: commands.Training, defaults: dict[str, Any]) -> TrainConfig:
+    """The preset's training with what the options change; a budget replaces the preset's, of whatever kind."""
+    given = [name for name in _BUDGETS if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"give one budget at most, got {' and '.join(f'--{name}' for name in given)}")
+    if given:
+        defaults = {name: value for name, value in defaults.items() if name not in _BUDGETS}
+    for name in (*_BUDGETS, "batch_size", "learning_rate", "schedule"):
+        if getattr(options, name) is not None:
+            defaults[name] = getattr(options, name)
+    if "tokens" in defaults:
+        defaults["tokens"] = int(defaults["tokens"])
+    if options.mup is not None:
+        defaults["mup"] = options.mup == "on"
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    if options.tensorboard:
+        trackers.append("tensorboard")
+    if options.wandb:
+        trackers.append("wandb")
+    return TrainConfig(**defaults, precision=options.precision, compile=options.compile, trackers=tuple(trackers))
+
+
+# --- trained models ---------------------------------------------------------------------------------------------------
+
+
+def _run_folder(folder: Path) -> Path:
+    """A run's own folder: the best of a comparison's."""
+    if not folder.is_dir():
+        raise RunFolderError(folder, "there is no such folder")
+    if (folder / "results.json").exists():
+        best = Results.load(folder).best_run
+        if best is None:
+            raise RunFolderError(folder, "no run of this comparison is finished")
+        return folder / best.folder
+    return folder
+
+
+def _evaluate(command: commands.Evaluate) -> int:
+    config, model = load_run(_run_folder(command.run))
+    if command.data is not None:
+        if not isinstance(config.task, LanguageConfig):
+            raise ValueError("--data is for language models; this run is of another task")
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=command.data))
+    task, training = config.build_task(1), config.train
+    metrics = evaluate(model, task, training.batch_size, precision=training.precision)
+    console = Console(highlight=False)
+    console.print(f"{config.attention}, {task_name(config.task)}, seed {config.seed}")
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            console.print(f"  {value:.4f} {task.units[name]}")
+    return 0
+
+
+def _generate(command: commands.Generate) -> int:
+    config, model = load_run(_run_folder(command.run))
+    if not isinstance(config.task, LanguageConfig):
+        raise ValueError("generate is for language models; this run is of another task")
+    for piece in write_on(model, command.prompt, command.length, command.temperature, command.seed):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
+
+
+def _info() -> int:
+    from rich.table import Table
+
+    from structattn.ops import backends
+
+    console = Console(highlight=False)
+    facts = environment()
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
+    console.print(f"structattn {facts['structattn']}, Python {facts['python']}, {packages}")
+    console.print(f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
+    console.print(f"accelerator: {facts['accelerator'] or 'none'}")
+    console.print("\nbackends of the attention op, best first:")
+    for status in backends():
+        console.print(f"  {status}", markup=False)
+    table = Table("preset", "layers", "width", "heads", "context", "batch", "learning rate", "training FLOPs")
+    for name, row in PRESETS.items():
+        cells = (row.layers, row.dim, row.heads, row.context_length, row.batch_size)
+        table.add_row(name, *map(str, cells), f"{row.learning_rate:g}", f"{row.flops:.2g}")
+    console.print()
+    console.print(table)
+    return 0

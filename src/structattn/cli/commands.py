@@ -1,0 +1,206 @@
+"""What can be typed: every command and option, with its help. Nothing heavy is imported, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options that language and regression share; what is left out has the preset's value, or a default."""
+
+    out: Path
+    """Folder for results, figures, report and checkpoints; made where it is missing."""
+
+    steps: int | None = None
+    """Budget: optimiser steps. Give at most one budget."""
+
+    tokens: float | None = None
+    """Budget: tokens trained on, such as 6e6."""
+
+    flops: float | None = None
+    """Budget: training FLOPs of each model, such as 2e13: equal compute for every structure."""
+
+    minutes: float | None = None
+    """Budget: minutes of training for each model. Such a run is not reproducible to the bit."""
+
+    seeds: int = 1
+    """Runs of each structure; from 2 on, results carry a standard error."""
+
+    layers: int | None = None
+    """Blocks of the model."""
+
+    dim: int | None = None
+    """Model width D."""
+
+    heads: int | None = None
+    """Attention heads."""
+
+    batch_size: int | None = None
+    """Sequences per step."""
+
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW."""
+
+    schedule: Literal["cosine", "constant"] | None = None
+    """Learning rate after the warm-up."""
+
+    mup: Literal["on", "off"] | None = None
+    """muP: learning rates of matrices fall with their fan-in, so that one rate serves every width."""
+
+    positions: Literal["learned", "rotary"] | None = None
+    """Learned position table (default for regression), or rotary embedding (default for language)."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of matrix products; auto is bfloat16 where the device has instructions for it."""
+
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too."""
+
+    wandb: bool = False
+    """Send metrics to Weights & Biases too."""
+
+    overwrite: bool = False
+    """Delete what another comparison left in the folder."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Language(Training):
+    """Character-level language modelling on your text."""
+
+    data: str = "stdlib"
+    """Text: stdlib (Python's own source), a file, a folder (its .txt files), a pattern, or openwebtext."""
+
+    preset: str = "demo"
+    """Sizes of the model and defaults of the training; `structattn info` lists them."""
+
+    context_length: int | None = None
+    """Characters of a training window."""
+
+
+@dataclass(frozen=True)
+class Regression(Training):
+    """In-context linear regression: which structures can compare high-dimensional inputs."""
+
+    input_dim: int = 8
+    """Dimensions d of the inputs; a prompt has 2d points, 4d tokens."""
+
+    curriculum: float = 0.06
+    """Share of the steps over which prompts grow to their full size."""
+
+
+@dataclass(frozen=True)
+class CompareLanguage(Language):
+    """Character-level language modelling on your text."""
+
+    attentions: tuple[str, ...] = ("standard", "mlr", "swa:64")
+    """Structures to compare: standard, mlr, mlr:8x8, mlr:16,8,4,4, swa:64, gswa:64,16, btt, bmlr:16,8,4,4, …"""
+
+
+@dataclass(frozen=True)
+class CompareRegression(Regression):
+    """In-context linear regression: which structures can compare high-dimensional inputs."""
+
+    attentions: tuple[str, ...] = ("standard", "standard:1", "btt")
+    """Structures to compare: standard, standard:1 (one head of full rank), btt, bmlr:2,1,1, …"""
+
+
+@dataclass(frozen=True)
+class TrainLanguage(Language):
+    """Character-level language modelling on your text."""
+
+    attention: str = "mlr"
+    """Structure of the model's attention: standard, mlr, mlr:8x8, mlr:16,8,4,4, swa:64, gswa:64,16, btt, …"""
+
+
+@dataclass(frozen=True)
+class TrainRegression(Regression):
+    """In-context linear regression."""
+
+    attention: str = "btt"
+    """Structure of the model's attention: standard, standard:1 (one head of full rank), btt, bmlr:2,1,1, …"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train one model per attention structure under one budget; table, figures and report of what came out."""
+
+    what: (
+        Annotated[CompareLanguage, tyro.conf.subcommand("language")]
+        | Annotated[CompareRegression, tyro.conf.subcommand("regression")]
+    )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model (one per seed): as `compare`, with a single structure."""
+
+    what: (
+        Annotated[TrainLanguage, tyro.conf.subcommand("language")]
+        | Annotated[TrainRegression, tyro.conf.subcommand("regression")]
+    )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained model on the held-out set of its task, or of another text."""
+
+    run: Path
+    """Folder of a run, or of a comparison: then its best run."""
+
+    data: str | None = None
+    """Another text to evaluate on, as for compare."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Let a trained language model write."""
+
+    run: Path
+    """Folder of a run, or of a comparison: then its best run."""
+
+    prompt: str = "\n"
+    """Text to go on from."""
+
+    length: int = 400
+    """Characters to write."""
+
+    temperature: float = 0.8
+    """0 takes the likeliest character each time; above, the higher the bolder."""
+
+    seed: int = 0
+    """Names the random choices."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Versions, machine, backends of the attention op with reasons, presets."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+)
+"""Any command."""

@@ -1,0 +1,76 @@
+"""Progress bars of training runs, in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from structattn.studies.run import RunConfig
+from structattn.training import Progress as Follower
+from structattn.training import Row, StepReport
+
+_UNITS = 1000
+
+
+class Bars:
+    """One bar for each run of a comparison, made when the run begins; used as a context.
+
+    Args:
+        console: where to draw.
+        seeds: whether to name the seed of a run.
+    """
+
+    def __init__(self, console: Console, *, seeds: bool) -> None:
+        self.seeds = seeds
+        self.display = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[news]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+        )
+
+    def __enter__(self) -> Bars:
+        self.display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.display.stop()
+
+    def announce(self, config: RunConfig, index: int, count: int) -> Follower:
+        """A bar for run `index` of `count`."""
+        name = f"[{index + 1}/{count}] {config.attention}" + (f" seed {config.seed}" if self.seeds else "")
+        return _Bar(self.display, self.display.add_task(name.replace("[", r"\[", 1), total=_UNITS, news="starting"))
+
+
+class _Bar(Follower):
+    """Follows one run."""
+
+    def __init__(self, display: Progress, task: TaskID) -> None:
+        self.display, self.task = display, task
+        self.validation = ""
+
+    def on_start(self, step: int, total_steps: int, damaged: tuple[Path, ...]) -> None:
+        """Begin where the run stands, and name the checkpoints that could not be used."""
+        for path in damaged:
+            self.display.console.print(f"[yellow]damaged checkpoint skipped:[/] {path}")
+        self.display.update(self.task, completed=_UNITS * step // max(1, total_steps), news="")
+
+    def on_step(self, report: StepReport) -> None:
+        """Loss and speed."""
+        news = f"loss {report.loss:.3f}{self.validation}  {report.tokens_per_second:,.0f} tokens/s"
+        self.display.update(self.task, completed=int(_UNITS * report.fraction), news=news)
+
+    def on_evaluation(self, row: Row) -> None:
+        """The newest validation metric stays beside the loss."""
+        metric = row.get("nats_per_character", row.get("last_error"))
+        self.validation = f"  validation {metric:.3f}"
+
+    def on_end(self, row: Row) -> None:
+        """Full, also where the run was done before."""
+        self.on_evaluation(row)
+        news = f"done{self.validation}  {row['tokens_per_second']:,.0f} tokens/s"
+        self.display.update(self.task, completed=_UNITS, news=news)

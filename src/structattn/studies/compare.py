@@ -1,0 +1,191 @@
+"""The main job: train one model per attention structure and seed under one budget, and say which did best."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from structattn.models import StructuredModel
+from structattn.studies import files
+from structattn.studies.environment import environment
+from structattn.studies.figures import draw_all
+from structattn.studies.report import write_report
+from structattn.studies.results import Cost, Results, Run
+from structattn.studies.run import ModelSizes, RunConfig, claim, execute, task_name
+from structattn.studies.table import grouped, magnitude
+from structattn.tasks import LanguageConfig, LanguageTask, RegressionConfig, RegressionTask, TaskConfig, build_task
+from structattn.tasks.baselines import least_squares_error, ridge_error, zero_error
+from structattn.training import Progress, TrainConfig
+
+_RIDGE_PENALTY = 1.0
+
+Announce = Callable[[RunConfig, int, int], Progress]
+"""Called before each run with its config, its number and how many there are; what it returns follows the run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and how.
+
+    Raises:
+        ValueError: no structure, one named twice, or no seed.
+    """
+
+    attentions: tuple[str, ...]
+    """Spellings of the structures."""
+
+    task: TaskConfig
+    sizes: ModelSizes
+    train: TrainConfig
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.attentions:
+            raise ValueError("attentions must name at least one structure, got none")
+        for name in self.attentions:
+            if self.attentions.count(name) > 1:
+                raise ValueError(f"attentions must differ, got {name!r} twice")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        """Every run: all structures with the first seed, then all with the next."""
+        return [
+            RunConfig(name, self.task, self.sizes, dataclasses.replace(self.train, seed=seed), seed)
+            for seed in range(self.seeds)
+            for name in self.attentions
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """In values that JSON knows."""
+        plain = self.runs[0].to_dict()
+        del plain["attention"], plain["seed"], plain["train"]["seed"]
+        return {"attentions": list(self.attentions), "seeds": self.seeds, **plain}
+
+
+def compare(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    announce: Announce | None = None,
+    command: Sequence[str] = (),
+) -> Results:
+    """Run the comparison in `folder`, or what is left of it; write results, figures and `report.html`.
+
+    A run whose loss becomes NaN is reported in the results, and the others go on. After each run the results so far
+    are on disk.
+
+    Args:
+        comparison: what to compare.
+        folder: of this comparison alone.
+        overwrite: delete what another config has left there.
+        announce: is told of each run before it starts.
+        command: the command line, for the record.
+
+    Raises:
+        RunFolderError: `folder` holds another comparison, or a file cannot be written.
+        TypeError, ValueError: something does not fit together; raised before any training.
+    """
+    configs = comparison.runs
+    costs = {config.attention: _cost(config) for config in configs[: len(comparison.attentions)]}
+    task = build_task(comparison.task, seed=0, total_steps=1)
+    if overwrite:
+        _clear(folder)
+    claim(folder, "config.json", comparison.to_dict())
+    files.write_json(folder / "environment.json", environment(command))
+    runs = [Run(config.attention, config.seed, _run_folder(config)) for config in configs]
+    results = _results(comparison, task, costs, runs)
+    for index, config in enumerate(configs):
+        progress = announce(config, index, len(configs)) if announce else None
+        outcome = execute(config, folder / runs[index].folder, progress)
+        if isinstance(outcome, str):
+            runs[index] = dataclasses.replace(runs[index], error=outcome)
+        else:
+            runs[index] = dataclasses.replace(runs[index], rows=tuple(outcome.metrics))
+        results = dataclasses.replace(results, runs=tuple(runs))
+        results.save(folder)
+    write_outputs(results, folder)
+    return results
+
+
+def write_outputs(results: Results, folder: Path) -> None:
+    """Figures and report of the results in `folder`, beside them."""
+    files.make_folder(folder / "figures")
+    pictures = draw_all(results, folder / "figures")
+    config, machine = files.read_json(folder / "config.json"), files.read_json(folder / "environment.json")
+    write_report(results, pictures, machine, config, folder / "report.html")
+
+
+def _cost(config: RunConfig) -> Cost:
+    """Costs by formula; building the model is also the check that structure and sizes fit."""
+    model: StructuredModel = config.build_model()
+    length = config.context_length
+    flops = model.flops(length)
+    return Cost(
+        parameters=model.num_parameters(),
+        training_flops_per_token=flops.training / length,
+        score_flops_per_token=flops.scores / length,
+        key_numbers_per_token=model.key_numbers(length) / length,
+    )
+
+
+def _results(comparison: Comparison, task: Any, costs: Mapping[str, Cost], runs: Sequence[Run]) -> Results:
+    metric, unit = next(iter(task.units.items()))
+    budget = comparison.train.budget
+    amount = getattr(comparison.train, budget)
+    words = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget, budget)
+    sizes = dataclasses.asdict(comparison.sizes) | {"context_length": task.context_length}
+    return Results(
+        task=task_name(comparison.task),
+        metric=metric,
+        unit=unit,
+        budget=f"{magnitude(amount) if budget in ('tokens', 'flops') else grouped(amount)} {words}",
+        equal=budget,
+        data=_data(task),
+        sizes={name: size for name, size in sizes.items() if isinstance(size, int)},
+        costs=costs,
+        runs=tuple(runs),
+        baselines=_baselines(task),
+    )
+
+
+def _data(task: Any) -> str:
+    if isinstance(task, LanguageTask):
+        train, validation = len(task.corpus.train), len(task.corpus.validation)
+        return f"{task.corpus.name}: {train:,} characters to train on, {validation:,} to validate on"
+    config: RegressionConfig = task.config
+    return f"x, w ~ N(0, I) in {config.input_dim} dimensions, {config.num_points} points in a prompt"
+
+
+def _baselines(task: Any) -> dict[str, list[float]]:
+    """Predictors that are not models, for regression: their error at every position of the same prompts."""
+    if not isinstance(task, RegressionTask):
+        return {}
+    return {
+        "least squares": least_squares_error(task).tolist(),
+        f"ridge ({_RIDGE_PENALTY:g})": ridge_error(task, _RIDGE_PENALTY).tolist(),
+        "zero": zero_error(task).tolist(),
+    }
+
+
+def _run_folder(config: RunConfig) -> str:
+    """Where a run lies in the comparison's folder: a name that any file system takes."""
+    return f"runs/{re.sub(r'[^A-Za-z0-9.=+-]+', '-', config.attention)}-seed{config.seed}"
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a comparison writes, and nothing else that may lie in the folder."""
+    for name in ("config.json", "environment.json", "results.json", "metrics.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("runs", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+__all__ = ["Announce", "Comparison", "LanguageConfig", "compare", "write_outputs"]

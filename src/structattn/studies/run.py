@@ -1,0 +1,186 @@
+"""One run: a model with a given attention structure, trained on a task; all that defines it is in its `run.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from structattn.models import (
+    LanguageModel,
+    LanguageModelConfig,
+    RegressionModel,
+    RegressionModelConfig,
+    StructuredModel,
+)
+from structattn.studies import files
+from structattn.tasks import LanguageConfig, RegressionConfig, Task, TaskConfig, build_task
+from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
+
+_TASKS: dict[str, type[TaskConfig]] = {"language": LanguageConfig, "regression": RegressionConfig}
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of the model, the same for every structure of a comparison."""
+
+    layers: int
+    dim: int
+    heads: int
+    positions: str = "learned"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that defines a run."""
+
+    attention: str
+    """Spelling of the attention structure."""
+
+    task: TaskConfig
+    sizes: ModelSizes
+    train: TrainConfig
+    seed: int = 0
+    """Names the start of the model, the order of the data, and dropout."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest sequence."""
+        if isinstance(self.task, LanguageConfig):
+            return self.task.context_length
+        return 4 * self.task.input_dim
+
+    def build_model(self) -> StructuredModel:
+        """The fresh model, a pure function of the config.
+
+        Raises:
+            TypeError, ValueError: sizes or structure that do not fit each other.
+        """
+        common = dataclasses.asdict(self.sizes) | {"attention": self.attention, "context_length": self.context_length}
+        with seeded(self.seed):
+            if isinstance(self.task, LanguageConfig):
+                return LanguageModel(LanguageModelConfig(**common))
+            return RegressionModel(RegressionModelConfig(**common, input_dim=self.task.input_dim))
+
+    def build_task(self, total_steps: int) -> Task:
+        """The task of a run of so many steps."""
+        return build_task(self.task, seed=self.seed, total_steps=total_steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In values that JSON knows."""
+        plain = dataclasses.asdict(self)
+        plain["task"] = {"name": task_name(self.task), **plain["task"]}
+        plain["train"]["betas"] = list(self.train.betas)
+        plain["train"]["trackers"] = list(self.train.trackers)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> RunConfig:
+        """What `to_dict` gave."""
+        task = dict(plain["task"])
+        training: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain["train"].items()
+        }
+        return cls(
+            plain["attention"],
+            _TASKS[task.pop("name")](**task),
+            ModelSizes(**plain["sizes"]),
+            TrainConfig(**training),
+            plain["seed"],
+        )
+
+
+def task_name(config: TaskConfig) -> str:
+    """`language` or `regression`."""
+    return next(name for name, kind in _TASKS.items() if isinstance(config, kind))
+
+
+def execute(config: RunConfig, folder: Path, progress: Progress | None = None) -> TrainResult | str:
+    """Begin the run in `folder`, go on with it, or read its result; the trained model ends in `folder/model`.
+
+    Returns:
+        The result; or, where the loss became NaN or infinite, why in one line: such a run is over.
+
+    Raises:
+        RunFolderError: `folder` holds a run of another config, or cannot be written.
+        TypeError, ValueError: the config does not fit together, or its data cannot be used.
+    """
+    claim(folder, "run.json", config.to_dict())
+    failure = folder / "failed.txt"
+    if failure.exists():
+        return failure.read_text(encoding="utf-8").strip()
+    model = config.build_model()
+    try:
+        with seeded(config.seed):
+            result = train(
+                model, config.build_task, config.train, folder, structure=config.attention, progress=progress
+            )
+    except NonFiniteLossError as error:
+        files.write_text(failure, f"{error}\n")
+        return str(error)
+    if not (folder / "model" / "config.json").exists():
+        _save_model(model, folder / "model")
+    return result
+
+
+def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
+    """The config of a finished run and its trained model.
+
+    Raises:
+        RunFolderError: there is no finished run in `folder`.
+    """
+    if not (folder / "run.json").exists():
+        raise RunFolderError(folder, "there is no run here (no run.json)")
+    config = RunConfig.from_dict(files.read_json(folder / "run.json"))
+    if not (folder / "model" / "config.json").exists():
+        raise RunFolderError(folder, "the run here is not finished: train it to the end first")
+    kind = LanguageModel if isinstance(config.task, LanguageConfig) else RegressionModel
+    return config, kind.from_pretrained(folder / "model")
+
+
+def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
+    """Write `config` as `folder/name`, or see that the very same is there.
+
+    Raises:
+        RunFolderError: another config is there, or it cannot be written.
+    """
+    path = folder / name
+    if not path.exists():
+        files.make_folder(folder)
+        files.write_json(path, config)
+        return
+    there = files.read_json(path)
+    if there != config:
+        change = next(_differences(there, config))
+        raise RunFolderError(
+            folder, f"holds results of another config ({change}); choose another folder or --overwrite"
+        )
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's default generator starts from `seed`; outside it is as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _save_model(model: StructuredModel, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except OSError as error:
+        raise RunFolderError(folder, f"the model cannot be written: {error.strerror or error}") from error
+
+
+def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
+    """Where two configs differ, in words."""
+    if isinstance(there, dict) and isinstance(ours, dict):
+        for key in sorted(there.keys() | ours.keys()):
+            yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))
+    elif there != ours:
+        yield f"{name} was {there!r}, is {ours!r}"

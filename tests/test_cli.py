@@ -1,0 +1,246 @@
+"""The command line as a user types it: what it writes, how it goes on, and how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tyro")
+pytest.importorskip("transformers")
+
+from structattn.cli import main
+from structattn.training import loop
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
+TINY = ["--layers", "1", "--dim", "16", "--heads", "2", "--batch-size", "4"]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("STRUCTATTN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 60)
+    return path
+
+
+def _compare(text, out, *options, structures=("standard", "mlr", "swa:8"), steps="4"):
+    command = ["compare", "language", "--attentions", *structures, "--data", str(text), "--context-length", "32"]
+    return main([*command, *TINY, "--steps", steps, "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """One finished comparison, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STRUCTATTN_CACHE", str(folder / "cache"))
+        (folder / "text.txt").write_text(TEXT * 60)
+        assert _compare(folder / "text.txt", folder / "out", "--seeds", "2") == 0
+    return folder / "out"
+
+
+def test_compare_writes_everything(compared):
+    names = {path.name for path in compared.iterdir()}
+    assert {"config.json", "environment.json", "results.json", "metrics.jsonl", "figures", "report.html"} <= names
+    results = json.loads((compared / "results.json").read_text())
+    assert [run["structure"] for run in results["runs"]] == ["standard", "mlr", "swa:8"] * 2
+    assert all(run["final"]["step"] == 4 for run in results["runs"])
+    lines = [json.loads(line) for line in (compared / "metrics.jsonl").read_text().splitlines()]
+    assert {line["seed"] for line in lines} == {0, 1}
+    figures = {path.name for path in (compared / "figures").iterdir()}
+    assert {"loss-flops.png", "loss-flops.svg", "loss-steps.png", "costs.png", "depth-maps.png"} <= figures
+    page = (compared / "report.html").read_text()
+    assert "<svg" in page
+    assert 'src="http' not in page
+    assert "swa:8" in page
+
+
+def test_rerun_reports_that_it_is_done(text, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert _compare(text, out) == 0
+    first = json.loads((out / "results.json").read_text())
+    capsys.readouterr()
+    monkeypatch.setattr(loop._Run, "_step", lambda *_: pytest.fail("trained again"))
+    assert _compare(text, out) == 0
+    assert json.loads((out / "results.json").read_text()) == first
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_unless_overwritten(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert _compare(text, out, structures=["standard"]) == 0
+    (out / "notes.txt").write_text("mine")
+    before = (out / "results.json").read_text()
+    assert _compare(text, out, structures=["standard"], steps="5") == 1
+    error = capsys.readouterr().err
+    assert "train.steps was 4, is 5" in error
+    assert "--overwrite" in error
+    assert (out / "results.json").read_text() == before
+    assert _compare(text, out, "--overwrite", structures=["standard"], steps="5") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert json.loads((out / "results.json").read_text())["runs"][0]["final"]["step"] == 5
+
+
+def test_nan_loss_is_reported_and_the_others_go_on(text, tmp_path, capsys, monkeypatch):
+    gradient = loop._Run._gradient
+
+    def spoilt(run, step):
+        loss = gradient(run, step)
+        return loss * float("nan") if run.structure == "mlr" and step == 2 else loss
+
+    monkeypatch.setattr(loop._Run, "_gradient", spoilt)
+    out = tmp_path / "out"
+    assert _compare(text, out) == 1
+    error = capsys.readouterr().err
+    assert "the training loss of mlr is nan at step 2" in error
+    results = json.loads((out / "results.json").read_text())
+    assert [run["error"] is None for run in results["runs"]] == [True, False, True]
+    assert "at step 2" in (out / "report.html").read_text()
+
+
+def test_equal_flops(text, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        "compare",
+        "language",
+        "--attentions",
+        "standard",
+        "swa:8",
+        "--data",
+        str(text),
+        "--context-length",
+        "32",
+    ]
+    assert main([*command, *TINY, "--flops", "3e8", "--out", str(out)]) == 0
+    finals = [run["final"] for run in json.loads((out / "results.json").read_text())["runs"]]
+    assert finals[0]["step"] < finals[1]["step"]
+    assert all(0.8 * 3e8 < final["flops"] <= 3e8 for final in finals)
+
+
+def test_regression(tmp_path):
+    out = tmp_path / "out"
+    command = ["compare", "regression", "--input-dim", "4", "--attentions", "standard", "btt", "bmlr:4,2,2"]
+    assert main([*command, *TINY, "--steps", "3", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["baselines"]["least squares"][-1] < 1e-6
+    assert len(results["runs"][1]["final"]["error_by_position"]) == 8
+    assert (out / "figures" / "error-position.png").exists()
+
+
+def test_train_evaluate_generate(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["train", "language", "--attention", "mlr:4,4", "--data", str(text), "--context-length", "32"]
+    assert main([*command, *TINY, "--steps", "3", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(out)]) == 0
+    evaluated = capsys.readouterr().out
+    final = json.loads((out / "results.json").read_text())["runs"][0]["final"]
+    assert f"{final['nats_per_character']:.4f} nats per character" in evaluated
+    run = out / "runs" / "mlr-4-4-seed0"
+    texts = []
+    for folder in (out, run, run):
+        assert main(["generate", "--run", str(folder), "--prompt", "It was", "--length", "40"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0].startswith("It was")
+    assert len(texts[0]) == len("It was") + 40 + 1
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiled: eligible" in printed
+    assert "paper-768" in printed
+
+
+def test_generate_wants_a_language_model_and_a_prompt(compared, tmp_path, capsys):
+    assert main(["generate", "--run", str(compared), "--prompt", ""]) == 1
+    assert "prompt must hold a character" in capsys.readouterr().err
+    assert main(["generate", "--run", str(tmp_path / "none")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    assert main(["generate", "--run", str(tmp_path)]) == 1
+    assert "there is no run here" in capsys.readouterr().err
+
+
+BAD = {
+    "missing": (["--data", "nowhere.txt"], "nowhere.txt"),
+    "empty": (["--data", "EMPTY"], "empty"),
+    "binary": (["--data", "BINARY"], "is not text: NUL byte at byte offset 2"),
+    "short": (["--data", "SHORT"], "context_length 32 needs at least 33"),
+    "structure": (["--attentions", "standart"], "did you mean 'standard'"),
+    "twice": (["--attentions", "mlr", "mlr"], "'mlr' twice"),
+    "ranks": (["--attentions", "mlr:8,4"], "ranks must sum to the head width 8, got 8|4 = 12"),
+    "preset": (["--preset", "dmo"], "did you mean 'demo'"),
+    "two budgets": (["--tokens", "1e6"], "give one budget at most, got --steps and --tokens"),
+    "heads": (["--heads", "3"], "heads must divide dim = 16"),
+    "length": (["--context-length", "0"], "context_length must be a positive integer, got 0"),
+    "batch": (["--batch-size", "0"], "batch_size must be a positive integer, got 0"),
+    "rate": (["--learning-rate", "nan"], "learning_rate must be finite, got nan"),
+    "seeds": (["--seeds", "0"], "seeds must be at least 1, got 0"),
+    "window": (["--attentions", "swa:0"], "window must be a positive integer, got 0"),
+    "file": (["--out", "FILE"], "the folder cannot be made"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(text, tmp_path, capsys, name):
+    options, message = BAD[name]
+    contents = {"EMPTY": b"", "BINARY": b"ab\0cd" * 100, "SHORT": b"too short", "FILE": b"in the way"}
+    for word, content in contents.items():
+        (tmp_path / word).write_bytes(content)
+    options = [str(tmp_path / word) if word in contents else word for word in options]
+    out = tmp_path / "out"
+    assert _compare(text, out, *options) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compair", "language"], "compare"),
+        (["compare", "languages", "--out", "x"], "language"),
+        (["compare", "language", "--out", "x", "--attention", "mlr"], "--attentions"),
+        (["compare", "language"], "--out"),
+    ],
+)
+def test_typos_are_answered(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code != 0
+    assert message in capsys.readouterr().err
+
+
+def test_disk_that_fills_keeps_what_was_written(text, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    interrupted = _compare(text, out, structures=["standard"], steps="4")
+    assert interrupted == 0
+    kept = (out / "results.json").read_text()
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith("results.json"):
+            raise OSError(28, "No space left on device")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert _compare(text, out, structures=["standard"], steps="4") == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert error.count("\n") == 1
+    assert (out / "results.json").read_text() == kept
+
+
+def test_help_is_quick_and_version_is_known():
+    """Help imports neither torch nor transformers."""
+    program = "import sys; from structattn.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    program += "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False False"
+    assert "compare" in run.stdout
+    run = subprocess.run([sys.executable, "-m", "structattn", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("structattn ")
