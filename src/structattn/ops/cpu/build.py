@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from structattn.cache import cache_folder
+
 _SOURCES = Path(__file__).parent / "csrc"
 # Contracting a·b + c into one rounding is what makes the products fast; the other two free comparisons and exp2
 # from duties that no caller can observe.
@@ -35,7 +37,7 @@ def load() -> ctypes.CDLL:
     """The library, compiled if the cache does not hold it.
 
     Environment: `CXX` names the compiler, `STRUCTATTN_CXXFLAGS` adds flags (`-march=haswell`), and
-    `STRUCTATTN_CACHE_DIR` moves the cache from `~/.cache/structattn`.
+    `STRUCTATTN_CACHE` moves the cache.
 
     Raises:
         BuildError: without a compiler, or where it fails.
@@ -44,7 +46,7 @@ def load() -> ctypes.CDLL:
         raise BuildError(f"the kernel is built on Linux, x86-64 or Arm; this is {sys.platform} {platform.machine()}")
     extra = shlex.split(os.environ.get("STRUCTATTN_CXXFLAGS", ""))
     command = [*_compiler(), *_FLAGS, *_target(), *extra]
-    library = _cache() / f"cpu-{_digest(command)}.so"
+    library = cache_folder() / f"cpu-{_digest(command)}.so"
     try:
         if not library.exists():
             _compile_once(command, library)
@@ -63,11 +65,6 @@ def _compiler() -> list[str]:
 
 def _target() -> list[str]:
     return ["-mcpu=native"] if platform.machine() == "aarch64" else ["-march=native"]
-
-
-def _cache() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "structattn"
-    return Path(os.environ.get("STRUCTATTN_CACHE_DIR") or default)
 
 
 def _digest(command: list[str]) -> str:
