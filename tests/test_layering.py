@@ -12,16 +12,17 @@ import structattn
 
 ROOT = Path(structattn.__file__).parent
 
-# Each floor with the floors it may import from, besides itself. `checks` is the ground under all of them.
+# Each floor with the floors it may import from, besides itself. `checks` and `cache` are the ground.
 FLOORS = {
     "checks": set(),
+    "cache": set(),
     "structures": {"checks"},
-    "ops": {"checks"},
+    "ops": {"checks", "cache"},
     "flops": {"checks", "structures", "ops"},
     "layers": {"checks", "structures", "ops", "flops"},
     "models": {"checks", "structures", "ops", "flops", "layers"},
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
-    "tasks": {"checks"},
+    "tasks": {"checks", "cache"},
     "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
     "studies": {"checks", "structures", "ops", "flops", "layers", "models", "integrations", "tasks", "training"},
     "__main__": {"cli"},

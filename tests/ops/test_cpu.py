@@ -72,7 +72,7 @@ except ValueError as error:
 
 
 def test_without_a_compiler_tiled_serves_with_one_warning(tmp_path):
-    result = python(FALLBACK, CXX="no-such-compiler", STRUCTATTN_CACHE_DIR=str(tmp_path))
+    result = python(FALLBACK, CXX="no-such-compiler", STRUCTATTN_CACHE=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("1 ")
     assert result.stdout.count("no C++ compiler: no-such-compiler is not on PATH") == 3
@@ -82,14 +82,14 @@ def test_without_a_compiler_tiled_serves_with_one_warning(tmp_path):
 @needs_kernel
 def test_a_failed_build_shows_the_compilers_last_lines(tmp_path):
     flags = "-DSTRUCTATTN_NO_SUCH -include no_such_header.h"
-    result = python(FALLBACK, STRUCTATTN_CXXFLAGS=flags, STRUCTATTN_CACHE_DIR=str(tmp_path))
+    result = python(FALLBACK, STRUCTATTN_CXXFLAGS=flags, STRUCTATTN_CACHE=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "no_such_header.h" in result.stdout
     assert not list(tmp_path.rglob("*.so"))
 
 
 def test_import_builds_nothing(tmp_path):
-    result = python("import structattn.ops", STRUCTATTN_CACHE_DIR=str(tmp_path))
+    result = python("import structattn.ops", STRUCTATTN_CACHE=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -98,7 +98,7 @@ def test_import_builds_nothing(tmp_path):
 @pytest.mark.slow
 def test_processes_that_start_at_once_compile_once(tmp_path):
     code = "from structattn.ops.cpu import build; build.load()"
-    environment = os.environ | {"STRUCTATTN_CACHE_DIR": str(tmp_path), "STRUCTATTN_CXXFLAGS": "-O0"}
+    environment = os.environ | {"STRUCTATTN_CACHE": str(tmp_path), "STRUCTATTN_CXXFLAGS": "-O0"}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
     assert len(list(tmp_path.glob("*.so"))) == 1

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from structattn.cache import cache_folder
 from structattn.tasks import corpus as corpus_module
 from structattn.tasks.characters import decode
-from structattn.tasks.corpus import cache_folder, load_corpus
+from structattn.tasks.corpus import load_corpus
 
 
 @pytest.fixture

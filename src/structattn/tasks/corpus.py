@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from structattn.cache import cache_folder
 from structattn.tasks.characters import NEWLINE, encode
 from structattn.tasks.sources import Source, open_source
 
@@ -78,12 +79,6 @@ def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpu
     if not (train.is_file() and validation.is_file()):
         _build(source, train, validation)
     return Corpus(data, digest, _memory_map(train), _memory_map(validation))
-
-
-def cache_folder() -> Path:
-    """`$STRUCTATTN_CACHE`, or `~/.cache/structattn` where it is not set."""
-    named = os.environ.get("STRUCTATTN_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "structattn"
 
 
 def _build(source: Source, train_path: Path, validation_path: Path) -> None:
