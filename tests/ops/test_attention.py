@@ -275,6 +275,35 @@ def test_compiles_whole(backend):
     torch.testing.assert_close(compiled(*longer, start), step(*longer, start))
 
 
+@pytest.mark.parametrize("backend", names())
+@pytest.mark.parametrize("case", ["padding-causal", "bias-full-full", "gqa-8:2"])
+def test_operator_and_direct_call_are_one(backend, case):
+    """A call goes straight to the backend unless something watches operators: both ways give the same numbers."""
+    direct = results(CASES[case], backend)
+    with FlopCounterMode(display=False) as counter:
+        watched = results(CASES[case], backend)
+    assert counter.get_flop_counts()["Global"].keys() >= {torch.ops.structattn.mlr_attention}
+    for name, value in watched.items():
+        assert torch.equal(value, direct[name]), name
+
+
+def test_direct_call_frees_and_guards_its_tensors():
+    query, key, value = (torch.randn(1, 1, 8, 64, requires_grad=True) for _ in range(3))
+    out = mlr_attention(query, key, value, FLAT)
+    out.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        out.sum().backward()
+    out = mlr_attention(query, key, value, FLAT)
+    with torch.no_grad():
+        query.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+    out = mlr_attention(query, key, value, FLAT)
+    (grad,) = torch.autograd.grad(out.sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("backend", ["auto", "tiled"])
 def test_autocast(backend):
     query, key, value = (torch.randn(1, 2, 30, 64) for _ in range(3))

@@ -13,6 +13,7 @@ from torch import Tensor
 from structattn import checks
 from structattn.ops import operator, registry
 from structattn.ops.arguments import bias_with_four_axes, check_hierarchy, check_key_bound, check_tensors
+from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
 
 
@@ -83,6 +84,5 @@ def mlr_attention(
     if checks.probability("dropout_p", dropout_p) > 0:
         seed = torch.randint(2**62, (), device=query.device)
     scale = 1 / math.sqrt(rank) if scale is None else checks.finite("scale", scale)
-    return operator.attend(
-        (query, key, value, bias, start, end, seed), hierarchy, is_causal, scale, query_offset, dropout_p, backend
-    )
+    call = Call(query, key, value, bias, start, end, seed, hierarchy, is_causal, scale, query_offset, dropout_p)
+    return operator.attend(call, backend)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from structattn.ops import registry
@@ -25,19 +27,66 @@ _CHOICES = (
 )
 
 
-def attend(
-    tensors: tuple[Tensor | None, ...],
-    hierarchy: Hierarchy,
-    is_causal: bool,
-    scale: float,
-    query_offset: int,
-    dropout_p: float,
-    backend: str,
-) -> Tensor:
-    """Call the operator: `tensors` as in `_TENSORS`, all of it checked; the output `(B, Hq, Tq, dv)`."""
-    numbers = (list(hierarchy.ranks), [size or 0 for size in hierarchy.block_sizes], list(hierarchy.gains))
-    choices = (*numbers, is_causal, scale, query_offset, dropout_p, backend)
-    return torch.ops.structattn.mlr_attention(*tensors, *choices)[0]
+_PLAIN = {Tensor, Parameter, type(None)}
+
+
+def attend(call: Call, backend: str) -> Tensor:
+    """The output `(B, Hq, Tq, dv)` of a checked call.
+
+    Through the operator wherever something watches or rewrites operators; else straight to the backend, since the
+    operator's way through Python takes longer than a short call's arithmetic.
+    """
+    tensors = (call.query, call.key, call.value, call.attn_bias, call.key_start, call.key_end, call.seed)
+    if not _is_plain(tensors):
+        hierarchy = call.hierarchy
+        numbers = (list(hierarchy.ranks), [size or 0 for size in hierarchy.block_sizes], list(hierarchy.gains))
+        choices = (*numbers, call.is_causal, call.scale, call.query_offset, call.dropout_p, backend)
+        return torch.ops.structattn.mlr_attention(*tensors, *choices)[0]
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors[:4]):
+        return _Eager.apply(*tensors, call, backend)
+    return _run(call, backend)[0]
+
+
+def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether plain tensors meet no compiler, dispatch mode (such as a FLOP counter), transform or autocast."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_any_autocast_enabled()
+        or not _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp by the backend of that name."""
+    check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
+    return registry.choose(backend, call).forward(call)
+
+
+class _Eager(torch.autograd.Function):
+    """What the operator's registration says to autograd, for calls that do not pass through it."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """Tensors in the order of `_TENSORS`, the call that holds them, the backend's name."""
+        *tensors, call, backend = args
+        out, lse = _run(call, backend)
+        ctx.save_for_backward(out, lse, *tensors)
+        # The tensors are autograd's to hold, so that it can free them and see them change.
+        ctx.choices = (call.hierarchy, call.is_causal, call.scale, call.query_offset, call.dropout_p)
+        ctx.backend = backend
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, value and bias."""
+        out, lse, *tensors = ctx.saved_tensors
+        call, needs_bias_grad = Call(*tensors, *ctx.choices), ctx.needs_input_grad[3]
+        chosen = registry.choose(ctx.backend, call)
+        grads = chosen.backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
+        return (*grads, None, None, None, None, None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -55,9 +104,7 @@ def _call(tensors: tuple[Any, ...], choices: tuple[Any, ...]) -> tuple[Call, str
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    call, backend = _call(args[:7], args[7:])
-    check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
-    return registry.choose(backend, call).forward(call)
+    return _run(*_call(args[:7], args[7:]))
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
