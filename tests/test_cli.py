@@ -148,6 +148,18 @@ def test_train_evaluate_generate(text, tmp_path, capsys):
     assert len(texts[0]) == len("It was") + 40 + 1
 
 
+def test_mup_check(tmp_path, capsys):
+    quick = ["mup-check", "--attention", "standard", "--widths", "32", "64", "--steps", "2"]
+    status = main([*quick, "--plot", str(tmp_path / "check.png")])
+    printed = capsys.readouterr().out
+    assert status == (0 if "muP: pass" in printed else 1)
+    assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*quick, "--plot", str(tmp_path / "none" / "check.png")]) == 1
+    assert "its folder does not exist" in capsys.readouterr().err
+    assert main(["mup-check", "--widths", "64"]) == 1
+    assert "widths must be at least two" in capsys.readouterr().err
+
+
 def test_info(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out

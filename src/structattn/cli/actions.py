@@ -66,6 +66,8 @@ def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
             return _evaluate(command)
         case commands.Generate():
             return _generate(command)
+        case commands.MupCheck():
+            return _mup_check(command)
         case commands.Info():
             return _info()
 
@@ -173,6 +175,22 @@ def _generate(command: commands.Generate) -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
+
+
+def _mup_check(command: commands.MupCheck) -> int:
+    from structattn.training.coordinates import check_coordinates
+
+    if command.plot is not None and not command.plot.parent.is_dir():
+        raise RunFolderError(command.plot, "its folder does not exist")
+    check = check_coordinates(command.attention, widths=command.widths, steps=command.steps, mup=command.mup == "on")
+    console = Console(highlight=False)
+    console.print(check.verdict, markup=False)
+    for name in check.failures:
+        console.print(f"  {name}: width^{check.slopes[name]:+.2f}")
+    if command.plot is not None:
+        check.plot().savefig(command.plot, dpi=150)
+        console.print(f"figure: {command.plot}")
+    return 0 if check.passed else 1
 
 
 def _info() -> int:

@@ -189,6 +189,29 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class MupCheck:
+    """Check that activations keep their size as the width grows, as muP promises; exit status 1 where they do not."""
+
+    attention: str = "mlr"
+    """Attention structure to check."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Model widths, ascending, multiples of 32."""
+
+    steps: int = 8
+    """Training steps, after which to measure."""
+
+    mup: Literal["on", "off"] = "on"
+    """off shows what goes wrong without it."""
+
+    plot: Path | None = None
+    """File for a figure of sizes against width, such as check.png."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Versions, machine, backends of the attention op with reasons, presets."""
 
@@ -201,6 +224,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[MupCheck, tyro.conf.subcommand("mup-check")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 """Any command."""
