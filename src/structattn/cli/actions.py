@@ -81,7 +81,7 @@ def _compare(options: commands.Language | commands.Regression, line: Sequence[st
     with Bars(console, seeds=comparison.seeds > 1) as bars:
         results = compare(comparison, options.out, overwrite=options.overwrite, announce=bars.announce, command=line)
     print_results(results, console)
-    console.print(f"report: {options.out / 'report.html'}", highlight=False)
+    console.print(f"report: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
     for run in results.failed:
         sys.stderr.write(f"structattn: {run.error}\n")
     return 1 if results.failed else 0
@@ -189,7 +189,7 @@ def _mup_check(command: commands.MupCheck) -> int:
         console.print(f"  {name}: width^{check.slopes[name]:+.2f}")
     if command.plot is not None:
         check.plot().savefig(command.plot, dpi=150)
-        console.print(f"figure: {command.plot}")
+        console.print(f"figure: {command.plot}", soft_wrap=True)
     return 0 if check.passed else 1
 
 
