@@ -24,7 +24,7 @@ def print_results(results: Results, console: Console) -> None:
     for row in cells.rows:
         shown.add_row(*row.cells, style=_STYLES[row.kind])
     console.print()
-    console.print(shown)
+    console.print(shown, width=max(console.width, 100), crop=False)  # nothing is cut off in a narrow terminal
     said = verdict(results)
     for sentence in (said.answer, said.trust, said.savings):
         if sentence:
