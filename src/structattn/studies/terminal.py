@@ -20,7 +20,7 @@ def print_results(results: Results, console: Console) -> None:
     shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for place, heading in enumerate(cells.headings):
         narrow = max(len(cell) for cell in [*heading.split(), *(row.cells[place] for row in cells.rows)])
-        shown.add_column(heading, justify="right" if place else "left", min_width=narrow, max_width=max(narrow, 12))
+        shown.add_column(heading, justify="right" if place else "left", min_width=narrow, max_width=max(narrow, 8))
     for row in cells.rows:
         shown.add_row(*row.cells, style=_STYLES[row.kind])
     console.print()
