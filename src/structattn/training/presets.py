@@ -50,7 +50,7 @@ PRESETS: dict[str, Preset] = {
         context_length=256,
         batch_size=8,
         learning_rate=2e-3,
-        flops=3e12,
+        flops=7e12,
         evaluation_tokens=16_384,
     ),
     "paper-256": Preset(layers=6, dim=256, heads=4, context_length=1024, batch_size=32, learning_rate=2e-3, flops=3e15),
