@@ -3,6 +3,7 @@
 from structattn.layers.base import Attention
 from structattn.layers.bilinear import BilinearAttention
 from structattn.layers.build import build_attention
+from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.config import (
     KINDS,
     AttentionConfig,
@@ -35,13 +36,17 @@ __all__ = [
     "BilinearConfig",
     "BilinearMLRConfig",
     "ButterflyConfig",
+    "CacheLayout",
+    "CachePart",
     "GlobalSlidingWindowAttention",
     "GlobalSlidingWindowConfig",
+    "KeyValueCache",
     "KroneckerConfig",
     "LowRankConfig",
     "MLRAttention",
     "MLRConfig",
     "MonarchConfig",
+    "Reach",
     "RotaryEmbedding",
     "SlidingWindowAttention",
     "SlidingWindowConfig",

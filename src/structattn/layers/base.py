@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from structattn import checks, flops
 from structattn.flops import Flops
+from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.arguments import check_key_bound, check_key_bounds
@@ -29,8 +30,8 @@ QKV = tuple[Tensor, Tensor, Tensor]
 class Attention(nn.Module, abc.ABC):
     """Self-attention `(B, T, D) -> (B, T, D)` at any `T`.
 
-    A call is three steps that a key-value cache can come between: `project` makes queries, keys and values of tokens at
-    given positions, `attend` mixes values, `output` joins the heads.
+    A call is three steps that a key-value cache comes between when generating: `project` makes queries, keys and values
+    of tokens at given positions, `attend` mixes values, `output` joins the heads.
 
     Attributes:
         dim: `D`.
@@ -71,7 +72,14 @@ class Attention(nn.Module, abc.ABC):
         self.v_proj = new_linear(dim, self.kv_heads * value_dim, bias, device, dtype)
         self.out_proj = new_linear(heads * value_dim, dim, bias, device, dtype)
 
-    def forward(self, x: Tensor, *, key_start: Tensor | None = None, key_end: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        key_start: Tensor | None = None,
+        key_end: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
         """Attention among the tokens of each row.
 
         Args:
@@ -79,6 +87,8 @@ class Attention(nn.Module, abc.ABC):
             key_start: `(B,)` integers, the first real token of each row; positions count from it, so a left-padded row
                 gives what it gives unpadded.
             key_end: `(B,)` integers, one past the last real token of each row.
+            cache: from `new_cache`; `x` are then the tokens after those it holds, and are added to it. Indices in
+                `key_start` count from the first token in the cache; `key_end` has no place then.
 
         Returns:
             `(B, T, D)`. A token that attends to nothing (left padding) mixes zeros.
@@ -88,6 +98,8 @@ class Attention(nn.Module, abc.ABC):
         """
         self._check_input(x)
         key_start, key_end = check_key_bound("key_start", key_start, x), check_key_bound("key_end", key_end, x)
+        if cache is not None:
+            return self._continue(x, cache, key_start, key_end)
         if not torch.compiler.is_compiling():  # reading the numbers would break the graph; the op reads them again
             check_key_bounds(key_start, key_end, x.shape[1])
         positions = torch.arange(x.shape[1], device=x.device)
@@ -116,6 +128,59 @@ class Attention(nn.Module, abc.ABC):
     def output(self, mixed: Tensor) -> Tensor:
         """Heads `(B, Hq, T, dv)` joined and projected: `(B, T, D)`."""
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    # ---- the cache
+
+    @abc.abstractmethod
+    def cache_layout(self) -> CacheLayout:
+        """What a key-value cache of this layer keeps."""
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache; see `forward`."""
+        return KeyValueCache(self.cache_layout())
+
+    def project_for_cache(self, x: Tensor, positions: Tensor) -> QKV:
+        """As `project`, where the layer has a choice: in the form whose keys the cache keeps."""
+        return self.project(x, positions)
+
+    def key_parts(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
+        """The parts of the cache's layout, of tokens `x` and what `project_for_cache` made their keys."""
+        return key.split([part.width for part in self.cache_layout().keys], dim=-1)
+
+    @abc.abstractmethod
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
+        """Mixed values `(B, Hq, Tq, dv)` of the last `Tq` tokens in the cache."""
+
+    def _continue(self, x: Tensor, cache: KeyValueCache, key_start: Tensor | None, key_end: Tensor | None) -> Tensor:
+        self._check_cache(x, cache, key_end)
+        read = cache.length
+        positions = torch.arange(read, read + x.shape[1], device=x.device)
+        if key_start is not None:
+            positions = positions - key_start[:, None]
+        query, key, value = self.project_for_cache(x, positions)
+        cache.append(self.key_parts(x, key), value)
+        # A row may still be all padding: it starts where the cache ends, and sees nothing.
+        begun = None if key_start is None else key_start.clamp(max=cache.length)
+        if read == 0:
+            mixed = self.attend(query, key, value, key_start=begun)
+        else:
+            mixed = self.attend_cached(query, cache, begun)
+        cache.forget(key_start)
+        return self.output(mixed)
+
+    def _check_cache(self, x: Tensor, cache: KeyValueCache, key_end: Tensor | None) -> None:
+        if not isinstance(cache, KeyValueCache):
+            raise TypeError(f"cache must be a KeyValueCache, from new_cache(), or None; got {type(cache).__name__}")
+        if not self.is_causal:
+            raise ValueError("cache must be None where is_causal is False: every token sees the ones that follow")
+        if key_end is not None:
+            raise ValueError("key_end must be None with a cache: pad rows on the left, so that new tokens follow old")
+        if cache.layout != self.cache_layout():
+            raise ValueError(
+                f"cache is of another layer: it holds {cache.layout}; this one needs {self.cache_layout()}"
+            )
+        if cache.rows not in (None, x.shape[0]):
+            raise ValueError(f"x must have the {cache.rows} rows of the cache, got {x.shape[0]}")
 
     @abc.abstractmethod
     def key_numbers(self, length: int) -> int:
@@ -268,6 +333,15 @@ class ProjectedAttention(Attention):
             query = self.rotary(query, positions, self.level_ranks)
             key = self.rotary(key, positions, self.level_ranks)
         return query, key, split_heads(self.v_proj(x), self.kv_heads)
+
+    def cache_layout(self) -> CacheLayout:
+        """All keys and values."""
+        return CacheLayout((CachePart(self.kv_heads, self.head_dim),), CachePart(self.kv_heads, self.value_dim))
+
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
+        """Mixed values `(B, H, Tq, dv)`."""
+        offset = cache.length - query.shape[2]
+        return self.attend(query, cache.keys[0].live, cache.value.live, key_start=key_start, query_offset=offset)
 
 
 @torch.no_grad()

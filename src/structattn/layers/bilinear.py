@@ -5,6 +5,7 @@ Shapes: x (B, T, D), features (B, H, T, F), contracted vectors (B, H, T, D), val
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.base import QKV, Attention, draw_linears, split_heads, width_per_head
+from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
@@ -149,11 +151,10 @@ class BilinearAttention(Attention):
     # ---- the layer
 
     def project(self, x: Tensor, positions: Tensor) -> QKV:
-        """Queries and keys as the side has them (`side_for` the length of `x`), with norm and scale, and values.
+        """Queries and keys as the side has them (`side_for` the length of `x`), with norm and scale, and values."""
+        return self._project(x, positions, self.side_for(x.shape[1]))
 
-        A cache that grows token by token needs a fixed side: with `"auto"` it would change with the length.
-        """
-        side = self.side_for(x.shape[1])
+    def _project(self, x: Tensor, positions: Tensor, side: FixedSide) -> QKV:
         query, key = {"split": self._split, "key": self._key_side, "query": self._query_side}[side](x)
         if self.rotary is not None:
             query = self.rotary(query, positions, self._levels(side))
@@ -190,14 +191,19 @@ class BilinearAttention(Attention):
         """Queries and keys that score `xᵀ LN(M y)` where the norm is on the key: `[q, Σ g]` and `[k, -μ] / σ`."""
         if self.norm != "key":
             return query, key
+        rate, shift = self._statistics(x)
+        total = gained.sum(-1, keepdim=True).unsqueeze(1) * self.scales[0]  # (B, 1, T, 1)
+        query = torch.cat([query, total.to(query.dtype).expand(-1, self.heads, -1, -1)], dim=-1)
+        key = torch.cat([key * rate, shift], dim=-1)
+        return query, key.to(query.dtype)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What LayerNorm takes from `M_h y`, each `(B, H, T, 1)`: `1/σ` and `-μ/σ`."""
         contracted = self.structure(x).transpose(1, 2)
         precise = contracted.to(torch.promote_types(contracted.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=-1, correction=0, keepdim=True)
         rate = torch.rsqrt(variance + LevelNorm.eps)
-        total = gained.sum(-1, keepdim=True).unsqueeze(1) * self.scales[0]  # (B, 1, T, 1)
-        query = torch.cat([query, total.to(query.dtype).expand(-1, self.heads, -1, -1)], dim=-1)
-        key = torch.cat([key * rate, -mean * rate], dim=-1)
-        return query, key.to(query.dtype)
+        return rate, -mean * rate
 
     def attend(
         self,
@@ -223,6 +229,51 @@ class BilinearAttention(Attention):
             dropout_p=self._dropout_p(),
         )
 
+    # ---- the cache
+
+    @property
+    def cached_side(self) -> FixedSide:
+        """The side whose keys take the fewest numbers: what a cache holds, and generation is contracted on."""
+        return min(self._sides, key=self._key_numbers_per_token)
+
+    def cache_layout(self) -> CacheLayout:
+        """On the query side `y`, one for all heads, and with the norm on the key two numbers for each head."""
+        value = CachePart(self.kv_heads, self.value_dim)
+        if self.cached_side != "query":
+            return CacheLayout((CachePart(self.heads, self._width(self.cached_side)),), value)
+        statistics = (CachePart(self.heads, 2),) if self._keeps_statistics("query") else ()
+        return CacheLayout((CachePart(1, self.dim), *statistics), value)
+
+    def _keeps_statistics(self, side: FixedSide) -> bool:
+        return side == "query" and self.norm == "key"
+
+    def project_for_cache(self, x: Tensor, positions: Tensor) -> QKV:
+        """As `project`, contracted on `cached_side`."""
+        return self._project(x, positions, self.cached_side)
+
+    def key_parts(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
+        """Keys as they are; on the query side with the norm on the key, `y` and `(1/σ, -μ/σ)`."""
+        if self._keeps_statistics(self.cached_side):
+            return x.unsqueeze(1).to(key.dtype), torch.cat(self._statistics(x), dim=-1).to(key.dtype)
+        return (key,)
+
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
+        """Mixed values `(B, H, Tq, dv)`."""
+        value, offset = cache.value.live, cache.length - query.shape[2]
+        if not self._keeps_statistics(self.cached_side):
+            return self.attend(query, cache.keys[0].live, value, key_start=key_start, query_offset=offset)
+        y, statistics = (keys.live for keys in cache.keys)
+        rate, shift = statistics.transpose(-2, -1).unsqueeze(-2).unbind(2)  # (B, H, 1, T) each
+        score = (query[..., :-1] @ y.transpose(-2, -1)) * rate + query[..., -1:] * shift
+        i = torch.arange(offset, cache.length, device=query.device)[:, None]
+        j = torch.arange(cache.length, device=query.device)
+        visible = j <= i
+        if key_start is not None:
+            visible = visible & (j >= key_start.view(-1, 1, 1, 1))
+        probability = torch.softmax(score.masked_fill(~visible, torch.finfo(score.dtype).min), dim=-1)
+        probability = probability.masked_fill(~visible, 0.0)  # a query that sees nothing mixes zeros
+        return probability @ _widen(value, self.heads)
+
     def key_numbers(self, length: int) -> int:
         """What a cache holds: `H·width` numbers for each token; on the query side one `y` for all heads.
 
@@ -231,7 +282,7 @@ class BilinearAttention(Attention):
         return length * min(self._key_numbers_per_token(side) for side in self._sides)
 
     def _key_numbers_per_token(self, side: FixedSide) -> int:
-        statistics = 2 * self.heads if side == "query" and self.norm == "key" else 0
+        statistics = 2 * self.heads if self._keeps_statistics(side) else 0
         return (self.dim if side == "query" else self.heads * self._width(side)) + statistics
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:

@@ -9,7 +9,9 @@ from torch import Tensor
 from structattn import flops
 from structattn.flops import Flops
 from structattn.layers.base import QKV, LayerOptions, ProjectedAttention, width_per_head
+from structattn.layers.cache import CacheLayout, KeyValueCache
 from structattn.layers.choices import LevelWeight, level_weights, spread
+from structattn.layers.levels import attend_levels, level_cache_layout
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 
@@ -82,6 +84,14 @@ class MLRAttention(ProjectedAttention):
             enable_gqa=True,
             dropout_p=self._dropout_p(),
         )
+
+    def cache_layout(self) -> CacheLayout:
+        """Keys level by level, level `l` for the current block alone; all values."""
+        return level_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
+
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
+        """Mixed values `(B, H, Tq, dv)`."""
+        return attend_levels(query, cache, self.hierarchy, scale=1.0, key_start=key_start)
 
     def key_numbers(self, length: int) -> int:
         """`T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` for each key head where causal, `T·r` where not."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import Tensor
 
 from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
+from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
@@ -16,6 +17,14 @@ from structattn.ops.window import window_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+class _Place(TypedDict):
+    """Where queries and keys stand: arguments that both parts of an attention share."""
+
+    key_start: Tensor | None
+    key_end: Tensor | None
+    query_offset: int
 
 
 class SlidingWindowAttention(ProjectedAttention):
@@ -74,6 +83,18 @@ class SlidingWindowAttention(ProjectedAttention):
             enable_gqa=True,
             dropout_p=self._dropout_p(),
         )
+
+    def cache_layout(self) -> CacheLayout:
+        """Keys and values of the last `window` tokens."""
+        near = Reach(window=self.window)
+        keys = CachePart(self.kv_heads, self.head_dim, near)
+        return CacheLayout((keys,), CachePart(self.kv_heads, self.value_dim, near))
+
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
+        """Mixed values `(B, H, Tq, dv)`."""
+        offset = cache.length - cache.value.first - query.shape[2]
+        start = _from(cache.value.first, key_start)
+        return self.attend(query, cache.keys[0].live, cache.value.live, key_start=start, query_offset=offset)
 
     def key_numbers(self, length: int) -> int:
         """`min(T, window) · r` for each key head where causal, `T · r` where not."""
@@ -139,30 +160,50 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         """Mixed values `(B, H, Tq, dv)`."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_key, near_key = key.split(self.level_ranks, -1)
-        far = dense_attention(
-            global_query,
-            global_key,
+        place: _Place = {"key_start": key_start, "key_end": key_end, "query_offset": query_offset}
+        far = self._attend_globally(global_query, global_key, value, place)
+        near = self._attend_nearby(near_query, near_key, value, place)
+        return far + near
+
+    def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, place: _Place) -> Tensor:
+        return dense_attention(
+            query,
+            key,
             value,
             is_causal=self.is_causal,
             scale=self.global_scale,
-            key_start=key_start,
-            key_end=key_end,
-            query_offset=query_offset,
             dropout_p=self._dropout_p(),
+            **place,
         )
-        near = window_attention(
-            near_query,
-            near_key,
+
+    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, place: _Place) -> Tensor:
+        return window_attention(
+            query,
+            key,
             value,
             self.window,
             is_causal=self.is_causal,
             scale=self.window_scale,
-            key_start=key_start,
-            key_end=key_end,
-            query_offset=query_offset,
             enable_gqa=True,
             dropout_p=self._dropout_p(),
+            **place,
         )
+
+    def cache_layout(self) -> CacheLayout:
+        """Global keys and values of all tokens, the other keys of the last `window`."""
+        far = CachePart(self.kv_heads, self.global_rank)
+        near = CachePart(self.kv_heads, self.head_dim - self.global_rank, Reach(window=self.window))
+        return CacheLayout((far, near), CachePart(self.kv_heads, self.value_dim))
+
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
+        """Mixed values `(B, H, Tq, dv)`."""
+        global_query, near_query = query.split(self.level_ranks, -1)
+        global_keys, near_keys = cache.keys
+        offset, first = cache.length - query.shape[2], near_keys.first
+        place: _Place = {"key_start": key_start, "key_end": None, "query_offset": offset}
+        far = self._attend_globally(global_query, global_keys.live, cache.value.live, place)
+        place = {"key_start": _from(first, key_start), "key_end": None, "query_offset": offset - first}
+        near = self._attend_nearby(near_query, near_keys.live, cache.value.live[:, :, first:], place)
         return far + near
 
     def key_numbers(self, length: int) -> int:
@@ -179,6 +220,11 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
     def extra_repr(self) -> str:
         """With the window and the global rank."""
         return f"window={self.window}, global_rank={self.global_rank}, {super().extra_repr()}"
+
+
+def _from(first: int, key_start: Tensor | None) -> Tensor | None:
+    """Starts of rows, counted from the key at index `first`."""
+    return None if key_start is None else (key_start - first).clamp(min=0)
 
 
 def _window_flops(layer: ProjectedAttention, window: int, rank: int, length: int, batch: int, dense: bool) -> Flops:

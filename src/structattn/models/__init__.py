@@ -11,6 +11,7 @@ checks.require("transformers", "hf")
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
 
+from structattn.models.cache import ModelCache, StoreCache, StoreLayer  # noqa: E402
 from structattn.models.configuration import BackboneConfig, LanguageModelConfig, RegressionModelConfig  # noqa: E402
 from structattn.models.language import LanguageModel  # noqa: E402
 from structattn.models.pretrained import StructuredModel  # noqa: E402
@@ -20,9 +21,12 @@ __all__ = [
     "BackboneConfig",
     "LanguageModel",
     "LanguageModelConfig",
+    "ModelCache",
     "RegressionModel",
     "RegressionModelConfig",
     "RegressionOutput",
+    "StoreCache",
+    "StoreLayer",
     "StructuredModel",
 ]
 

@@ -5,6 +5,7 @@ Shapes: `B` rows, `T` tokens, `D` width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from structattn import flops
-from structattn.layers import build_attention
+from structattn.layers import KeyValueCache, build_attention
 from structattn.models.configuration import BackboneConfig
 from structattn.models.parameters import Description, Part
 
@@ -64,9 +65,16 @@ class Block(GradientCheckpointingLayer):
         self.mlp = MLP(config.dim, config.mlp_ratio * config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, key_start: Tensor | None = None, key_end: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        key_start: Tensor | None = None,
+        key_end: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
         """`(B, T, D)` to `(B, T, D)`."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), key_start=key_start, key_end=key_end))
+        mixed = self.attention(self.attention_norm(x), key_start=key_start, key_end=key_end, cache=cache)
+        x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -89,13 +97,20 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, key_start: Tensor | None = None, key_end: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        key_start: Tensor | None = None,
+        key_end: Tensor | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Tensor:
         """Hidden states of embedded tokens.
 
         Args:
             x: `(B, T, D)`.
             key_start: `(B,)` integers, the first token of each row that is not padding; positions count from it.
             key_end: `(B,)` integers, one past the last.
+            caches: of each block; `x` are then the tokens after those they hold, and are added to them.
 
         Returns:
             `(B, T, D)`.
@@ -104,21 +119,22 @@ class Backbone(nn.Module):
             ValueError: the tokens outnumber the rows of a learned position table.
         """
         if self.positions is not None:
-            x = x + self._learned_positions(self.positions, x.shape[1], key_start)
+            read = caches[0].length if caches else 0
+            x = x + self._learned_positions(self.positions, read, x.shape[1], key_start)
         x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, key_start, key_end)
+        for index, block in enumerate(self.blocks):
+            x = block(x, key_start, key_end, caches[index] if caches else None)
         return self.norm(x)
 
-    def _learned_positions(self, table: nn.Embedding, length: int, key_start: Tensor | None) -> Tensor:
-        """`(1 or B, T, D)`; what stands before `key_start` gets the first position, and is never read."""
-        longest = length if key_start is None else length - int(key_start.min())
+    def _learned_positions(self, table: nn.Embedding, read: int, length: int, key_start: Tensor | None) -> Tensor:
+        """`(1 or B, T, D)`, after `read` tokens; before `key_start` the first position, which is never read."""
+        longest = read + length - (0 if key_start is None else int(key_start.min()))
         if longest > self.context_length:
             raise ValueError(
                 f"the learned position table has {self.context_length} rows (context_length), got {longest} tokens; "
                 "positions='rotary' has no such limit"
             )
-        index = torch.arange(length, device=table.weight.device)[None]
+        index = torch.arange(read, read + length, device=table.weight.device)[None]
         if key_start is not None:
             index = (index - key_start[:, None]).clamp(min=0)
         positions: Tensor = table(index)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from structattn import flops
 from structattn.models.backbone import Backbone
+from structattn.models.cache import ModelCache
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.parameters import Description, Part
 from structattn.models.pretrained import StructuredModel, padding_bounds
@@ -22,7 +23,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
     The head has its own matrix by default: it starts at zero and its rate falls with the width, while the embedding's
     does not, and the two want different scales; at a vocabulary of characters sharing would save next to nothing.
 
-    It works in `transformers.Trainer` and in `generate` (which recomputes every token: there is no cache yet).
+    It works in `transformers.Trainer` and in `generate`, with a cache that keeps what each attention layer reads again.
     """
 
     config_class = LanguageModelConfig
@@ -46,28 +47,49 @@ class LanguageModel(StructuredModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> CausalLMOutput:
+        past_key_values: ModelCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> CausalLMOutputWithPast:
         """Logits of the token after each.
 
         Args:
             input_ids: `(B, T)` integers in [0, V).
             attention_mask: `(B, T)`, 0 for padding, which may stand at either end of a row. A row gives what it gives
-                without its padding; the logits at padding mean nothing.
+                without its padding; the logits at padding mean nothing. With a cache it spans the cached tokens too,
+                and padding must stand on the left.
             labels: `(B, T)` integers, the same tokens as `input_ids`: they are shifted here. -100 is left out.
             num_items_in_batch: tokens to average the loss over where a batch comes in parts (`transformers.Trainer`).
+            past_key_values: a cache, whose tokens `input_ids` follow; they are added to it.
+            use_cache: whether to make a cache where none is given.
+            logits_to_keep: give logits for the last so many tokens alone; 0 for all.
 
         Returns:
-            `logits (B, T, V)` in float32 (under autocast: in its type) and, with labels, the mean cross-entropy `loss`.
+            `logits (B, T, V)` in float32 (under autocast: in its type), with labels the mean cross-entropy `loss`, and
+            the cache.
 
         Raises:
-            ValueError: the mask has holes, or a learned position table has fewer rows than tokens.
+            TypeError: the cache is of a class of transformers.
+            ValueError: the mask has holes, a learned position table has fewer rows than tokens, or the cache is of
+                another model or of this one before its parameters changed.
         """
-        key_start, key_end = padding_bounds(attention_mask, input_ids.shape)
-        logits = self.head(self.backbone(self.embedding(input_ids), key_start, key_end))
+        if past_key_values is None and use_cache:
+            past_key_values = ModelCache(self)
+        if past_key_values is not None:
+            self._check_cache(past_key_values)
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        batch, length = input_ids.shape
+        key_start, key_end = padding_bounds(attention_mask, (batch, read + length))
+        stores = None
+        if past_key_values is not None:
+            _check_padding_is_left(key_end, read + length)
+            stores, key_end = past_key_values.stores, None
+        hidden = self.backbone(self.embedding(input_ids), key_start, key_end, stores)
+        logits = self.head(hidden[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -78,13 +100,49 @@ class LanguageModel(StructuredModel, GenerationMixin):
         return self.head
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> dict[str, Tensor | None]:
-        """Every token so far: without a cache a step of `generate` reads them all."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        self,
+        input_ids: Tensor,
+        past_key_values: ModelCache | None = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """The tokens that are not in the cache yet; without a cache, all of them."""
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        return {
+            "input_ids": input_ids[:, read:],
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "logits_to_keep": logits_to_keep,
+        }
 
-    def _prepare_cache_for_generation(self, *_: Any) -> None:
-        """No cache."""
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any
+    ) -> None:
+        """An empty cache in `model_kwargs`, unless there is one or none is wanted."""
+        given = model_kwargs.get("past_key_values")
+        if given is not None:
+            self._check_cache(given)
+            given._is_user_defined = True  # Hugging Face's mark, read at the end of `generate`
+            return
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"cache_implementation must be None, got {generation_config.cache_implementation!r}: "
+                "the attention layers say what is kept"
+            )
+        if generation_config.use_cache is not False:
+            cache = ModelCache(self)
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
+            model_kwargs["past_key_values"] = cache
+
+    def _check_cache(self, cache: object) -> None:
+        if not isinstance(cache, ModelCache):
+            raise TypeError(
+                f"past_key_values must be a structattn.models.ModelCache of this model, got {type(cache).__name__}"
+            )
+        cache.check(self)
 
     def _describe_ends(self) -> dict[str, Description]:
         vocabulary, dim = self.embedding.weight.shape
@@ -95,3 +153,11 @@ class LanguageModel(StructuredModel, GenerationMixin):
 
     def _ends_flops(self, tokens: int) -> flops.Flops:
         return flops.linear(self.config.dim, self.config.vocab_size, tokens)
+
+
+def _check_padding_is_left(key_end: Tensor | None, length: int) -> None:
+    if key_end is not None and bool((key_end < length).any()):
+        raise ValueError(
+            "attention_mask must pad on the left where there is a cache, so that new tokens follow old ones; "
+            f"got padding on the right in row {int((key_end < length).nonzero()[0])}"
+        )

@@ -69,7 +69,7 @@ class StructuredModel(PreTrainedModel):
             initialise_(parameters[name], description)
 
 
-def padding_bounds(attention_mask: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+def padding_bounds(attention_mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
     """The run of real tokens in each row, as `key_start` and `key_end`; both None where there is no padding.
 
     Args:
@@ -81,7 +81,7 @@ def padding_bounds(attention_mask: Tensor | None, shape: torch.Size) -> tuple[Te
     """
     if attention_mask is None:
         return None, None
-    if attention_mask.shape != shape:
+    if tuple(attention_mask.shape) != tuple(shape):
         raise ValueError(
             f"attention_mask must have the shape (B, T) = {tuple(shape)}, got {tuple(attention_mask.shape)}"
         )

@@ -1,0 +1,144 @@
+"""Key-value caches as transformers passes them around: one layer of a `transformers.Cache` around each store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from structattn.layers.cache import KeyValueCache
+
+if TYPE_CHECKING:
+    from structattn.models.pretrained import StructuredModel
+
+
+class StoreLayer(CacheLayerMixin):
+    """One layer of a cache: what beam search, assisted decoding and the rest of `generate` do to it.
+
+    Args:
+        store: holds the keys and values.
+    """
+
+    is_croppable = True
+
+    def __init__(self, store: KeyValueCache) -> None:
+        super().__init__()
+        self.store = store
+        self.is_initialized = True
+
+    @property
+    def record_past(self) -> bool:
+        """Whether the past stays until the next `crop`."""
+        return self.store.recording
+
+    @record_past.setter
+    def record_past(self, record: bool) -> None:
+        self.store.recording = record
+
+    def activate_past_recording(self) -> None:
+        """Keep the past until the next `crop`: candidates of assisted decoding may be taken back."""
+        self.record_past = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the store allocates when it is appended to."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; gives the store itself and its values."""
+        widths = [part.width for part in self.store.layout.keys]
+        self.store.append(key_states.split(widths, dim=-1), value_states)
+        return self.store, self.store.value.live
+
+    def get_seq_length(self) -> int:
+        """Tokens read."""
+        return self.store.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask for so many new tokens spans, and the first of them."""
+        return self.store.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.store.reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens; a positive number is what to keep (transformers 5.17)."""
+        kept = tokens_to_remove if tokens_to_remove > 0 else self.store.length + tokens_to_remove
+        self.store.crop(kept)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows go on from the rows at these indices."""
+        self.store.take_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the rows at these indices stay."""
+        self.store.take_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times."""
+        if self.store.rows is not None:
+            self.store.take_rows(torch.arange(self.store.rows).repeat_interleave(repeats))
+
+
+class StoreCache(Cache):
+    """A cache of stores, one for each attention layer.
+
+    Args:
+        stores: in the order of the layers.
+    """
+
+    def __init__(self, stores: Iterable[KeyValueCache]) -> None:
+        super().__init__(layers=[StoreLayer(store) for store in stores])
+
+    @property
+    def stores(self) -> list[KeyValueCache]:
+        """Each layer's keys and values."""
+        return [layer.store for layer in self.layers if isinstance(layer, StoreLayer)]
+
+    @property
+    def key_numbers(self) -> int:
+        """Live key numbers of one row, all layers."""
+        return sum(store.key_numbers for store in self.stores)
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of the keys of all rows and layers, room for growth included."""
+        return sum(store.key_bytes for store in self.stores)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, room for growth included."""
+        return sum(store.nbytes for store in self.stores)
+
+
+class ModelCache(StoreCache):
+    """The cache that a model of this package generates with: each attention layer says what it keeps.
+
+    Args:
+        model: whose tokens the cache will hold. Changing its parameters afterwards makes what is in the cache
+            meaningless, and the next call with it an error.
+    """
+
+    def __init__(self, model: StructuredModel) -> None:
+        super().__init__(block.attention.new_cache() for block in model.backbone.layers)
+        self._made_by = _stamp(model)
+
+    def check(self, model: StructuredModel) -> None:
+        """ValueError unless the model is the one the cache was made for, with the same parameters."""
+        if self.get_seq_length() and _stamp(model) != self._made_by:
+            raise ValueError(
+                "past_key_values was filled by another model, or its parameters changed since: make a new cache"
+            )
+        self._made_by = _stamp(model)
+
+
+def _stamp(model: StructuredModel) -> tuple[int, int]:
+    """Changes with the model, and with every write to its parameters that autograd counts."""
+    versions = (p._version for p in model.parameters() if not p.is_inference())
+    return id(model), sum(versions)
