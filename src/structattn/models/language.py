@@ -79,7 +79,9 @@ class LanguageModel(StructuredModel, GenerationMixin):
             self._check_cache(past_key_values)
         read = 0 if past_key_values is None else past_key_values.get_seq_length()
         batch, length = input_ids.shape
-        key_start, key_end = padding_bounds(attention_mask, (batch, read + length))
+        key_start, key_end = padding_bounds(
+            attention_mask, (batch, read + length), may_begin_later=past_key_values is not None
+        )
         stores = None
         if past_key_values is not None:
             _check_padding_is_left(key_end, read + length)

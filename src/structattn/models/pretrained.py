@@ -69,12 +69,15 @@ class StructuredModel(PreTrainedModel):
             initialise_(parameters[name], description)
 
 
-def padding_bounds(attention_mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+def padding_bounds(
+    attention_mask: Tensor | None, shape: tuple[int, int], *, may_begin_later: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
     """The run of real tokens in each row, as `key_start` and `key_end`; both None where there is no padding.
 
     Args:
         attention_mask: `(B, T)`, 1 for real tokens and 0 for padding at either end, or None.
         shape: `(B, T)` of the tokens.
+        may_begin_later: whether a row may be all padding so far, with real tokens still to come: it starts at `T`.
 
     Raises:
         ValueError: the mask has another shape, or a row with padding between real tokens or with no real token.
@@ -88,11 +91,12 @@ def padding_bounds(attention_mask: Tensor | None, shape: tuple[int, ...]) -> tup
     real = attention_mask.bool()
     if bool(real.all()):
         return None, None
-    start = real.int().argmax(dim=1)
+    begun = real.any(dim=1)
+    start = torch.where(begun, real.int().argmax(dim=1), shape[1])
     end = start + real.sum(dim=1)
     places = torch.arange(shape[1], device=real.device)
     run = (places >= start[:, None]) & (places < end[:, None])
-    broken = ((run != real).any(dim=1) | ~real.any(dim=1)).nonzero()
+    broken = ((run != real).any(dim=1) | ~(begun | may_begin_later)).nonzero()
     if len(broken):
         raise ValueError(
             f"attention_mask must have one run of ones in every row, got holes or none in row {int(broken[0])}"

@@ -1,0 +1,218 @@
+"""The key-value cache: the numbers of a whole recompute, and no more of them kept than can be read again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layers.cases import ROTARY, SPELLINGS, build, each_kind, tokens
+from structattn import Hierarchy
+from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
+from structattn.layers.levels import level_cache_layout
+from structattn.layers.timeline import QUANTUM
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+LENGTH = 53  # past three contexts of 16, and a multiple of no block
+
+
+@torch.no_grad()
+def in_chunks(layer: Attention, x: torch.Tensor, chunks: list[int], key_start=None) -> torch.Tensor:
+    """What the layer gives for `x`, read in chunks of these lengths."""
+    cache = layer.new_cache()
+    parts = x.split(chunks, dim=1)
+    return torch.cat([layer(part, key_start=key_start, cache=cache) for part in parts], dim=1)
+
+
+CHUNKS = {
+    "one by one": [1] * LENGTH,
+    "fives": [5] * 10 + [3],
+    "a prompt, then one by one": [20, *[1] * 33],
+    "long chunks after a prompt": [17, 30, 6],
+}
+
+
+@each_kind
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize("padding", [None, [0, 3, 25]], ids=["unpadded", "padded"])
+def test_reading_in_chunks_is_reading_at_once(spelling, chunks, padding):
+    layer, x = build(spelling), tokens(3, LENGTH)
+    key_start = None if padding is None else torch.tensor(padding)
+    whole, chunked = layer(x, key_start=key_start), in_chunks(layer, x, chunks, key_start)
+    for row, start in enumerate(padding or [0, 0, 0]):
+        torch.testing.assert_close(chunked[row, start:], whole[row, start:], **CLOSE)
+
+
+@pytest.mark.parametrize("spelling", ROTARY)
+@pytest.mark.parametrize("padding", [None, [0, 3, 25]], ids=["unpadded", "padded"])
+def test_with_a_rotary_embedding(spelling, padding):
+    layer, x = build(spelling, rotary=RotaryEmbedding()), tokens(3, LENGTH)
+    key_start = None if padding is None else torch.tensor(padding)
+    chunked = in_chunks(layer, x, [11, 2, *[1] * 40], key_start)
+    whole = build(spelling, rotary=RotaryEmbedding())(x, key_start=key_start)
+    for row, start in enumerate(padding or [0, 0, 0]):
+        torch.testing.assert_close(chunked[row, start:], whole[row, start:], **CLOSE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_chunks_and_crops(data):
+    """Tokens taken back and read again leave no trace."""
+    layer = build(data.draw(st.sampled_from(SPELLINGS)))
+    x = tokens(2, LENGTH)
+    cache, read, parts = layer.new_cache(), 0, {}
+    cache.recording = True
+    while read < LENGTH:
+        count = data.draw(st.integers(1, LENGTH - read))
+        with torch.no_grad():
+            out = layer(x[:, read : read + count], cache=cache)
+        parts |= {read + index: out[:, index] for index in range(count)}
+        taken_back = data.draw(st.integers(0, count - 1))
+        read += count - taken_back
+        cache.crop(read)
+    chunked = torch.stack([parts[index] for index in range(LENGTH)], dim=1)
+    torch.testing.assert_close(chunked, layer(x), **CLOSE)
+
+
+@each_kind
+def test_live_key_numbers_are_those_stated(spelling):
+    layer, x, cache = build(spelling), tokens(2, LENGTH), None
+    cache = layer.new_cache()
+    assert cache.key_numbers == 0
+    for length in range(1, LENGTH + 1):
+        with torch.no_grad():
+            layer(x[:, length - 1 : length], cache=cache)
+        assert cache.key_numbers == layer.key_numbers(length)
+    prefilled = layer.new_cache()
+    with torch.no_grad():
+        layer(x, cache=prefilled)
+    assert prefilled.key_numbers == layer.key_numbers(LENGTH)
+
+
+@each_kind
+def test_storage_is_owned_and_little_larger_than_what_is_live(spelling):
+    layer, x = build(spelling), tokens(2, LENGTH)
+    cache, constant = layer.new_cache(), QUANTUM * 2 * 8 * layer.key_numbers(1)
+    for length in range(1, LENGTH + 1):
+        with torch.no_grad():
+            layer(x[:, length - 1 : length], cache=cache)
+        assert cache.key_bytes <= 1.25 * cache.key_numbers * 2 * 8 + constant
+        for timeline in (*cache.keys, cache.value):
+            assert timeline.storage._base is None
+            assert timeline.nbytes == timeline.storage.numel() * 8
+
+
+def test_the_keys_of_a_long_sequence_take_a_seventh():
+    hierarchy = Hierarchy.dyadic([8] * 8, 8192)
+    cache, whole = KeyValueCache(level_cache_layout(hierarchy, 1, 1)), 65_536 * 64 * 4
+    for _ in range(64):
+        keys = torch.zeros(1, 1, 1024, 64)
+        cache.append(keys.split(hierarchy.ranks, dim=-1), keys[..., :1])
+        cache.forget()
+    assert cache.length == 65_536
+    assert cache.key_numbers == hierarchy.key_numbers(65_536)
+    assert cache.key_bytes <= whole / 7
+
+
+def test_beams_go_on_from_other_rows():
+    layer, x = build("mlr"), tokens(3, LENGTH)
+    rows, cache = torch.tensor([2, 0, 0, 1]), layer.new_cache()
+    key_start = torch.tensor([0, 3, 7])
+    with torch.no_grad():
+        layer(x[:, :21], key_start=key_start, cache=cache)
+        cache.take_rows(rows)
+        out = torch.cat(
+            [layer(x[rows, at : at + 1], key_start=key_start[rows], cache=cache) for at in range(21, LENGTH)], dim=1
+        )
+    torch.testing.assert_close(out, layer(x, key_start=key_start)[rows, 21:], **CLOSE)
+
+
+def test_the_query_side_keeps_one_vector_for_all_heads():
+    """Training contracts on the split side, generation on the query side: the same numbers."""
+    free, fixed = build("btt"), build("btt+side=split")
+    assert free.cached_side == "query"
+    assert [(part.heads, part.width) for part in free.cache_layout().keys] == [(1, 16), (4, 2)]
+    without_norm = build("btt:2+norm=none")
+    assert [(part.heads, part.width) for part in without_norm.cache_layout().keys] == [(1, 16)]
+    assert without_norm.key_numbers(100) == 100 * 16
+    x = tokens(2, LENGTH)
+    torch.testing.assert_close(in_chunks(free, x, [1] * LENGTH), fixed(x), **CLOSE)
+
+
+def test_windows_keep_their_window():
+    layer, cache = build("swa:3"), build("swa:3").new_cache()
+    with torch.no_grad():
+        layer(tokens(1, 20), cache=cache)
+    assert (cache.keys[0].first, cache.value.first, cache.length) == (17, 17, 20)
+
+
+class TestBadInput:
+    def cache(self, spelling="mlr", length=21, **options):
+        layer = build(spelling, **options)
+        cache = layer.new_cache()
+        with torch.no_grad():
+            layer(tokens(2, length), cache=cache)
+        return layer, cache
+
+    def test_a_crop_past_what_was_dropped(self):
+        _, cache = self.cache()  # blocks of 8: level 2 starts at 16
+        with pytest.raises(ValueError, match="reads back to token 8, and what came before token 16 is dropped"):
+            cache.crop(15)
+        assert cache.length == 21
+        cache.crop(17)
+        assert cache.length == 17
+
+    def test_a_crop_to_more_than_there_is(self):
+        _, cache = self.cache()
+        with pytest.raises(ValueError, match="between 0 and the 21 tokens in the cache, got 22"):
+            cache.crop(22)
+
+    def test_a_crop_to_nothing_starts_anew(self):
+        layer, cache = self.cache(length=3)
+        cache.crop(0)
+        with torch.no_grad():
+            again = layer(tokens(5, 9), cache=cache)
+        torch.testing.assert_close(again, layer(tokens(5, 9)), **CLOSE)
+
+    def test_another_hierarchy(self):
+        _, cache = self.cache()
+        with pytest.raises(
+            ValueError, match=r"cache is of another layer: it holds keys 4 x 2, 4 x 2 in blocks of 8; values"
+        ):
+            build("mlr:1|1|2")(tokens(2, 1), cache=cache)
+
+    def test_another_batch_size(self):
+        layer, cache = self.cache()
+        with pytest.raises(ValueError, match="x must have the 2 rows of the cache, got 3"):
+            layer(tokens(3, 1), cache=cache)
+
+    def test_gradients(self):
+        layer = build("mlr")
+        with pytest.raises(ValueError, match="a cache carries no gradients"):
+            layer(tokens(2, 1), cache=layer.new_cache())
+
+    def test_padding_on_the_right(self):
+        layer, cache = self.cache()
+        with pytest.raises(ValueError, match="key_end must be None with a cache"):
+            layer(tokens(2, 1), key_end=torch.tensor([1, 1]), cache=cache)
+
+    def test_no_causality(self):
+        layer = build("mlr", is_causal=False)
+        with pytest.raises(ValueError, match="cache must be None where is_causal is False"):
+            layer(tokens(2, 1), cache=layer.new_cache())
+
+    def test_something_else(self):
+        with pytest.raises(TypeError, match="cache must be a KeyValueCache"):
+            build("mlr")(tokens(2, 1), cache={})
+
+    def test_parts_of_other_widths(self):
+        cache = KeyValueCache(level_cache_layout(Hierarchy.dyadic([4, 2], 8), 2, 6))
+        with pytest.raises(ValueError, match=r"must be \(1, 2, 3, 2\); got \(1, 2, 3, 1\)"):
+            cache.append([torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 1)], torch.zeros(1, 2, 3, 6))
+
+    def test_empty(self):
+        cache = build_attention("mlr", 16, 4, 16).new_cache()
+        assert cache.rows is None
+        with pytest.raises(ValueError, match="the cache is empty"):
+            _ = cache.value.live

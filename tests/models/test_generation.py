@@ -1,0 +1,172 @@
+"""Generation by the project's models: the cache gives what reading every token anew gives, however one decodes."""
+
+import pytest
+import torch
+from transformers import DynamicCache, TextStreamer
+
+from models.test_language import STRUCTURES, small, tokens, woken
+from structattn.models import ModelCache
+
+GREEDY = {"max_new_tokens": 30, "do_sample": False}
+POSITIONS = {"learned": {"context_length": 64}, "rotary": {"positions": "rotary"}}
+
+
+def model_of(attention, positions="rotary"):
+    """Rotary models have blocks of 8 and less for MLR attention, which halves their context of 16 tokens."""
+    return woken(small(**POSITIONS[positions], attention=attention))
+
+
+def step_by_step(model, x, prompt, chunk, mask=None):
+    """Logits `(B, T - prompt + …, V)` of every token, the prompt in chunks, then token by token."""
+    cache, parts, read = ModelCache(model), [], 0
+    with torch.no_grad():
+        while read < x.shape[1]:
+            end = min(read + chunk, prompt) if read < prompt else read + 1
+            part_mask = None if mask is None else mask[:, :end]
+            parts.append(model(x[:, read:end], attention_mask=part_mask, past_key_values=cache).logits)
+            read = end
+    assert cache.get_seq_length() == x.shape[1]
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("attention", STRUCTURES)
+def test_logits_of_every_step(attention, positions):
+    model, x = model_of(attention, positions), tokens(2, 60)
+    whole = model(x).logits
+    for prompt, chunk in [(1, 1), (37, 37), (37, 5), (23, 1)]:
+        torch.testing.assert_close(step_by_step(model, x, prompt, chunk), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 15, 16, 17, 63, 64, 65, 200, 300])
+@pytest.mark.parametrize("chunk", [1, 5, 64, 300])
+def test_prompts_of_any_length(prompt, chunk):
+    model, x = model_of("mlr:4,2,2"), tokens(1, prompt + 9)
+    torch.testing.assert_close(step_by_step(model, x, prompt, chunk), model(x).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("attention", STRUCTURES)
+def test_left_padding_gives_each_row_what_it_gives_alone(attention, positions):
+    model, x = model_of(attention, positions), tokens(3, 50)
+    mask = torch.ones_like(x)
+    for row, start in enumerate([0, 5, 30]):
+        mask[row, :start] = 0
+    logits = step_by_step(model, x, 33, 8, mask)
+    for row, start in enumerate([0, 5, 30]):
+        alone = model(x[row : row + 1, start:]).logits
+        torch.testing.assert_close(logits[row : row + 1, start:], alone, rtol=1e-5, atol=1e-5)
+
+
+DECODING = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 5},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"num_beams": 3, "do_sample": True},
+    "several": {"do_sample": True, "num_return_sequences": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("attention", ["standard", "mlr:4,2,2", "swa:4", "btt"])
+@pytest.mark.parametrize("how", DECODING.values(), ids=DECODING)
+def test_generate_with_and_without_the_cache(attention, how):
+    model, x = model_of(attention), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 13)
+    x[:, 7:] = x[:, 1:7]  # a repetition, for the lookup to find
+    outputs = []
+    for options in (how, {name: value for name, value in how.items() if name != "prompt_lookup_num_tokens"}):
+        torch.manual_seed(0)
+        outputs.append(model.generate(x, **GREEDY | options, use_cache=options is how))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("attention", ["mlr:4,2,2", "swa:4"])
+def test_generate_with_left_padding(attention):
+    model, x = model_of(attention), tokens(2, 20)
+    mask = torch.ones_like(x)
+    mask[1, :9] = 0
+    together = model.generate(x, attention_mask=mask, **GREEDY)
+    alone = model.generate(x[1:, 9:], **GREEDY)
+    assert torch.equal(together[1, 9:], alone[0])
+
+
+def test_rotary_models_write_past_the_context():
+    model = model_of("mlr:4,2,2")
+    assert model.generate(tokens(1, 3), max_length=100, do_sample=False).shape == (1, 100)
+
+
+def test_a_cache_goes_on_where_it_was():
+    model, x = model_of("mlr:4,2,2"), tokens(1, 10)
+    whole = model.generate(x, **GREEDY)
+    first = model.generate(x, **GREEDY | {"max_new_tokens": 12}, return_dict_in_generate=True)
+    rest = model.generate(first.sequences, **GREEDY | {"max_new_tokens": 18}, past_key_values=first.past_key_values)
+    assert torch.equal(rest, whole)
+    assert isinstance(first.past_key_values, ModelCache)
+
+
+def test_the_cache_holds_what_the_model_states():
+    model = model_of("mlr:4,2,2")
+    with torch.no_grad():
+        cache = model(tokens(1, 21), use_cache=True).past_key_values
+    assert cache.key_numbers == model.key_numbers(21)
+    assert cache.nbytes > cache.key_bytes > 0
+
+
+def test_streaming(capsys):
+    class Letters:
+        def decode(self, tokens, **_):
+            return "".join(chr(97 + int(token)) for token in tokens)
+
+    model, x = model_of("mlr:4,2,2"), tokens(1, 5)
+    out = model.generate(x, **GREEDY, streamer=TextStreamer(Letters()))
+    assert capsys.readouterr().out.strip() == Letters().decode(out[0])
+
+
+class TestBadInput:
+    def filled(self, **fields):
+        model = model_of("mlr:4,2,2")
+        cache = ModelCache(model)
+        with torch.no_grad():
+            model(tokens(2, 21), past_key_values=cache)
+        return model, cache
+
+    def test_parameters_that_changed(self):
+        model, cache = self.filled()
+        with torch.no_grad():
+            model.head.weight.mul_(1.01)
+            with pytest.raises(ValueError, match="its parameters changed since"):
+                model(tokens(2, 1), past_key_values=cache)
+
+    def test_another_model(self):
+        _, cache = self.filled()
+        with pytest.raises(ValueError, match="filled by another model"):
+            model_of("mlr:4,2,2")(tokens(2, 1), past_key_values=cache)
+
+    def test_another_batch_size(self):
+        model, cache = self.filled()
+        with pytest.raises(ValueError, match="the 2 rows of the cache, got 3"), torch.no_grad():
+            model(tokens(3, 1), past_key_values=cache)
+
+    def test_a_cache_of_transformers(self):
+        model = model_of("mlr:4,2,2")
+        with pytest.raises(TypeError, match=r"must be a structattn\.models\.ModelCache of this model, got Dynamic"):
+            model.generate(tokens(1, 3), past_key_values=DynamicCache(), **GREEDY)
+
+    def test_a_kind_of_cache_by_name(self):
+        with pytest.raises(ValueError, match="cache_implementation must be None, got 'static'"):
+            model_of("mlr:4,2,2").generate(tokens(1, 3), cache_implementation="static", **GREEDY)
+
+    def test_padding_on_the_right(self):
+        model = model_of("mlr:4,2,2")
+        mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+        with pytest.raises(ValueError, match="padding on the right in row 1"), torch.no_grad():
+            model(tokens(2, 3), attention_mask=mask, use_cache=True)
+
+    def test_past_the_position_table(self):
+        model = model_of("mlr", "learned")
+        with pytest.raises(ValueError, match="learned position table has 64 rows"):
+            model.generate(tokens(1, 60), **GREEDY)
+
+    def test_gradients(self):
+        with pytest.raises(ValueError, match="a cache carries no gradients"):
+            model_of("mlr:4,2,2")(tokens(1, 3), use_cache=True)
