@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from structattn import checks
+from structattn.models import ModelCache
 from structattn.tasks.characters import decode, encode
 
 if TYPE_CHECKING:
-    from structattn.models import StructuredModel
+    from structattn.models import LanguageModel
 
 
 @torch.inference_mode()
-def write_on(model: StructuredModel, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
+def write_on(model: LanguageModel, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
     """The prompt, then `length` characters one at a time, each drawn from what the model gives it.
 
-    The model sees at most its context: where that is full, the older half of it is dropped.
+    Each step reads one character and the model's key-value cache. A learned position table ends somewhere: there the
+    older half of the text is dropped and the rest read anew. A rotary model goes on.
 
     Raises:
         ValueError: no character of the prompt is in the vocabulary, `length` is not positive, or `temperature` is
@@ -28,21 +30,22 @@ def write_on(model: StructuredModel, prompt: str, length: int, temperature: floa
     checks.positive_int("length", length)
     if not math.isfinite(temperature) or temperature < 0:
         raise ValueError(f"temperature must be 0 or above, got {temperature}")
-    tokens = torch.as_tensor(encode(prompt)).long()
-    if not len(tokens):
+    text = torch.as_tensor(encode(prompt)).long()
+    if not len(text):
         raise ValueError(f"prompt must hold a character of the vocabulary, got {prompt!r}")
     generator = torch.Generator().manual_seed(seed)
-    context = model.config.context_length
+    limit = model.config.context_length if model.config.positions == "learned" else math.inf
     model.eval()
     yield prompt
-    tokens = tokens[-context:]
+    unread, cache = text, ModelCache(model)
     for _ in range(length):
-        if len(tokens) == context:
-            tokens = tokens[context // 2 :]
-        logits = model(tokens[None]).logits[0, -1]
+        if len(text) > limit:
+            text = text[-model.config.context_length // 2 :]
+            unread, cache = text, ModelCache(model)
+        logits = model(unread[None], past_key_values=cache, logits_to_keep=1).logits[0, -1]
         if temperature == 0:
-            token = logits.argmax()[None]
+            unread = logits.argmax()[None]
         else:
-            token = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
-        tokens = torch.cat([tokens, token])
-        yield decode(token.numpy())
+            unread = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
+        text = torch.cat([text, unread])
+        yield decode(unread.numpy())
