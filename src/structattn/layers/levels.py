@@ -22,7 +22,13 @@ def level_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> C
 
 
 def attend_levels(
-    query: Tensor, cache: KeyValueCache, hierarchy: Hierarchy, *, scale: float, key_start: Tensor | None
+    query: Tensor,
+    cache: KeyValueCache,
+    hierarchy: Hierarchy,
+    *,
+    scale: float,
+    key_start: Tensor | None,
+    attn_bias: Tensor | None = None,
 ) -> Tensor:
     """Causal MLR attention of the last tokens in a cache.
 
@@ -32,12 +38,13 @@ def attend_levels(
         hierarchy: the levels.
         scale: factor on every score.
         key_start: `(B,)` integers, the first real token of each row.
+        attn_bias: added to the scores, broadcastable to `(B, Hq, Tq, T)`.
 
     Returns:
         Mixed values `(B, Hq, Tq, dv)`.
     """
     queries = query.shape[2]
-    if queries > _FEW_QUERIES:
+    if queries > _FEW_QUERIES or attn_bias is not None:
         return mlr_attention(
             query,
             _whole_keys(cache),
@@ -45,6 +52,7 @@ def attend_levels(
             hierarchy,
             is_causal=True,
             scale=scale,
+            attn_bias=attn_bias,
             key_start=key_start,
             query_offset=cache.length - queries,
             enable_gqa=True,
