@@ -1,0 +1,139 @@
+"""The key-value cache of a model with MLR attention, as `generate` takes it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from structattn.integrations.transformers.hierarchies import levels_of
+from structattn.integrations.transformers.layers import (
+    DECODER,
+    IMPLEMENTATION,
+    AttentionLayer,
+    attention_layers,
+    is_attention,
+    is_cross_attention,
+)
+from structattn.integrations.transformers.levels import LayerLevels
+from structattn.layers.cache import KeyValueCache
+from structattn.layers.levels import level_cache_layout
+from structattn.models.cache import StoreCache, StoreLayer
+
+
+class CachedKeys:
+    """What a layer of an `MLRCache` hands to the attention function in place of a tensor of keys.
+
+    Args:
+        store: holds keys and values, the new ones included.
+        source: the levels' serial number and the attention layer that they were made for.
+    """
+
+    def __init__(self, store: KeyValueCache, source: tuple[int, int]) -> None:
+        self.store = store
+        self._source = source
+
+    @property
+    def shape(self) -> torch.Size:
+        """`(B, Hkv, T, r)`, as if no key had been dropped."""
+        parts = self.store.layout.keys
+        rows, _, length, _ = self.store.value.live.shape
+        return torch.Size((rows, parts[0].heads, length, sum(part.width for part in parts)))
+
+    def check(self, module: nn.Module, levels: LayerLevels, *, causal: bool) -> None:
+        """ValueError unless the cache was made for this layer with these levels."""
+        if self._source != (levels.serial, id(module)):
+            raise ValueError(
+                "past_key_values was made for another model, or before this one's hierarchy was set anew: make a new "
+                "cache by make_cache(model)"
+            )
+        if not causal:
+            raise ValueError("past_key_values holds what a causal layer reads, and this layer is not causal")
+
+
+class _LevelLayer(StoreLayer):
+    """One layer: keys come in the order of the levels, which is where they are put in order."""
+
+    def __init__(self, layer: AttentionLayer) -> None:
+        levels = levels_of(layer.module)
+        super().__init__(KeyValueCache(level_cache_layout(levels.hierarchy, layer.key_heads, layer.width)))
+        self._levels = levels
+        self._source = (levels.serial, id(layer.module))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; gives all keys, as the attention reads them, and values."""
+        store, values = super().update(self._levels.arrange(key_states), value_states)
+        return CachedKeys(store, self._source), values
+
+
+class MLRCache(StoreCache):
+    """A `transformers.Cache` that keeps level 1 of all keys and level `l` of those in the current block.
+
+    `make_cache` makes one. It serves the model it was made for, with the hierarchy and parameters that it had.
+    `key_numbers`, `key_bytes` and `nbytes` tell its size.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        Cache.__init__(self, layers=[_LevelLayer(layer) for layer in attention_layers(model)[DECODER]])
+        self._parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+        self._written = self._writes()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Append to a layer; ValueError where the model's parameters changed since its tokens were read."""
+        if layer_idx == 0:
+            written = self._writes()
+            if self.get_seq_length() and written != self._written:
+                raise ValueError("past_key_values was filled before the model's parameters changed: make a new cache")
+            self._written = written
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _writes(self) -> int:
+        """Grows with every write to a parameter that autograd counts; -1 once a parameter is gone."""
+        writes = 0
+        for reference in self._parameters:
+            parameter = reference()
+            if parameter is None:
+                return -1
+            writes += 0 if parameter.is_inference() else parameter._version
+        return writes
+
+
+class _EncoderDecoderCache(EncoderDecoderCache):
+    """Compressed keys of the decoder, standard ones of its cross-attention."""
+
+    def check_dynamic_cache(self, method: str) -> None:
+        """Nothing: both parts crop, repeat and select, which is all that the base class asks."""
+
+
+def make_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache for one call of `generate`: `model.generate(..., past_key_values=make_cache(model))`.
+
+    At `T` tokens it holds `Hierarchy.key_numbers(T)` key numbers for each key head, a standard cache `T · r`,
+    and it gives token for token what `use_cache=False` gives. Without it `generate` works too, with a standard cache.
+
+    Args:
+        model: with a hierarchy and the implementation `structattn_mlr` set.
+
+    Returns:
+        An `MLRCache`; for a decoder with cross-attention an `EncoderDecoderCache` whose self-attention part is one.
+
+    Raises:
+        ValueError: the model has no causal attention, another implementation or no hierarchy.
+    """
+    layers = attention_layers(model).get(DECODER, [])
+    if not layers:
+        raise ValueError(f"model has no causal self-attention to cache keys for: {type(model).__name__}")
+    implementation = layers[0].config._attn_implementation
+    if implementation != IMPLEMENTATION:
+        raise ValueError(
+            f"model must have the attention implementation {IMPLEMENTATION!r}, got {implementation!r}: call "
+            "set_hierarchy(model, hierarchy)"
+        )
+    cache = MLRCache(model)
+    if any(is_attention(module) and is_cross_attention(module) for module in model.modules()):
+        return _EncoderDecoderCache(cache, DynamicCache())
+    return cache

@@ -1,0 +1,177 @@
+"""What far pairs of tokens use: the energy of their scores, dimension by dimension, over calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from structattn import checks
+from structattn.integrations.transformers.layers import attention_layers, is_causal, is_cross_attention
+from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
+
+_MEASURING = "structattn_measuring"
+
+Batches = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]]
+
+
+def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Any]]:
+    """An order of dimensions for `set_hierarchy`: those first that carry most energy in the scores of far pairs.
+
+    Args:
+        model: with its standard attention or any other; it is left as it is.
+        batches: see `far_energy`.
+        distance: see `far_energy`.
+
+    Returns:
+        By stack, for each layer and key head, the pairs (without a rotary embedding, the dimensions) by energy, largest
+        first.
+
+    Raises:
+        TypeError, ValueError: see `far_energy`.
+    """
+    energy = far_energy(model, batches, distance=distance)
+    return {
+        stack: [layer.argsort(dim=-1, descending=True, stable=True).tolist() for layer in layers]
+        for stack, layers in energy.items()
+    }
+
+
+@torch.no_grad()
+def far_energy(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Tensor]]:
+    r"""The mean energy that each pair of dimensions `p` adds to the scores of far tokens, under standard attention::
+
+        e_p = mean over i, j with i - j >= distance of (q_i[p] · (k_j[p] - k̄[p]))²
+
+    where `k̄` is the mean key of its sequence, which softmax does not see. An encoder counts tokens on both sides.
+    Under a rotary embedding `p` is a pair, and queries and keys are those after rotation; without one it is a
+    dimension. Computed exactly from running second moments, in memory linear in the number of tokens.
+
+    Args:
+        model: is run in evaluation mode with its standard attention, and left as it is.
+        batches: token ids `(B, T)`, or the model's keyword arguments (`input_ids`, `attention_mask`, `labels`, …), or
+            an iterable of either.
+        distance: from which on tokens are far, at least 1; half of the batch's tokens by default.
+
+    Returns:
+        By stack, for each layer, `(Hkv, r/2)` or `(Hkv, r)` in float64: query heads that share a key head are averaged.
+
+    Raises:
+        TypeError, ValueError: bad arguments, no tokens that far apart, or a model whose layers or pairs cannot be
+            known.
+    """
+    if distance is not None:
+        checks.positive_int("distance", distance)
+    stacks = attention_layers(model)
+    meters: dict[int, _Meter] = {}
+    for layer in (layer for layers in stacks.values() for layer in layers):
+        pairing = find_pairing(model, layer.module, layer.name, layer.width)
+        meters[id(layer.module)] = _Meter(unit_dimensions(pairing, layer.width), distance)
+    with _measuring(model, meters):
+        for batch in _as_keywords(batches):
+            model(**batch)
+    return {stack: [meters[id(layer.module)].mean(layer.name) for layer in layers] for stack, layers in stacks.items()}
+
+
+@dataclass
+class _Meter:
+    """Sums one layer's energy over what it is shown."""
+
+    units: Tensor
+    distance: int | None
+    energy: Tensor | None = None
+    pairs: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
+        """Count a batch: query `(B, Hq, T, r)`, key `(B, Hkv, T, r)`, real `(B, T)`."""
+        length, heads = key.shape[2], key.shape[1]
+        distance = -(-length // 2) if self.distance is None else self.distance
+        weight = real.to(torch.float64)[:, None, :, None]  # (B, 1, T, 1)
+        key = key.double()
+        key = (key - (key * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp(min=1)) * weight
+        query = (query.double() * weight).unflatten(1, (heads, -1))  # (B, Hkv, Hq / Hkv, T, r)
+        units = self.units.to(key.device)
+        key, query = key[..., units], query[..., units]  # (…, T, units, 1 or 2)
+        moments = key[..., :, None] * key[..., None, :]  # (B, Hkv, T, units, w, w)
+        counts = weight[:, 0, :, 0]
+        energy, pairs = _far(query, moments, counts, distance)
+        if not is_causal:
+            behind = _far(query.flip(3), moments.flip(2), counts.flip(1), distance)
+            energy, pairs = energy + behind[0], pairs + behind[1]
+        self.energy = energy if self.energy is None else self.energy + energy
+        self.pairs = self.pairs.to(pairs.device) + pairs * query.shape[2]
+
+    def mean(self, name: str) -> Tensor:
+        """Energy of one score `(Hkv, units)`."""
+        if self.energy is None or not bool(self.pairs):
+            raise ValueError(f"batches must hold tokens further apart than distance = {self.distance}; none met {name}")
+        return self.energy / self.pairs
+
+
+def _far(query: Tensor, moments: Tensor, counts: Tensor, distance: int) -> tuple[Tensor, Tensor]:
+    """Energy `(Hkv, units)` of all pairs at least so far apart, query after key, and their number."""
+    length = moments.shape[2]
+    if distance >= length:
+        return moments.new_zeros(moments.shape[1], moments.shape[3]), counts.new_zeros(())
+    before = moments.cumsum(2)[:, :, : length - distance]  # what a query `distance` later has far behind it
+    late = query[..., distance:, :, :]
+    energy = torch.einsum("bhgtui,bhtuij,bhgtuj->hu", late, before, late)
+    return energy, (counts.cumsum(1)[:, : length - distance] * counts[:, distance:]).sum()
+
+
+_METERS: ContextVar[Mapping[int, _Meter] | None] = ContextVar("meters", default=None)
+
+
+@contextmanager
+def _measuring(model: PreTrainedModel, meters: Mapping[int, _Meter]) -> Iterator[None]:
+    """The model in evaluation mode with the measuring attention; afterwards as it was."""
+    before, training = model.config._attn_implementation, model.training
+    token = _METERS.set(meters)
+    try:
+        model.eval()
+        model.set_attn_implementation(_MEASURING)
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+        _METERS.reset(token)
+
+
+def _measuring_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Standard attention that shows its queries and keys to the layer's meter."""
+    meters = _METERS.get()
+    if meters is None:
+        raise ValueError(f"{_MEASURING!r} serves far_energy alone; set another attention implementation")
+    if not is_cross_attention(module):
+        batch, _, length, _ = key.shape
+        real = torch.ones(batch, length, dtype=torch.bool, device=key.device)
+        # The last query of a causal mask, and any of one that is not, sees every real key.
+        real = real if attention_mask is None else attention_mask[:, 0, -1].expand(batch, -1)
+        meters[id(module)].add(query, key, real, is_causal=is_causal(module))
+    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return out
+
+
+def _as_keywords(batches: Batches) -> Iterator[dict[str, Any]]:
+    each: Iterable[Any] = [batches] if isinstance(batches, (Tensor, Mapping)) else batches
+    for batch in each:
+        if not isinstance(batch, (Tensor, Mapping)):
+            raise TypeError(
+                f"batches must be token ids or mappings of the model's arguments, got {type(batch).__name__}"
+            )
+        keywords = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
+        yield keywords | {"use_cache": False}
+
+
+AttentionInterface.register(_MEASURING, _measuring_forward)
+AttentionMaskInterface.register(_MEASURING, sdpa_mask)

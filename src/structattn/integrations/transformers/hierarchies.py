@@ -1,0 +1,183 @@
+"""Which hierarchy each layer of a model has: set by `set_hierarchy`, kept in the model's config, read at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from structattn import checks
+from structattn.integrations.transformers.layers import (
+    IMPLEMENTATION,
+    AttentionLayer,
+    attention_layers,
+    describe,
+    stack_of,
+)
+from structattn.integrations.transformers.levels import LayerLevels
+from structattn.integrations.transformers.pairs import find_pairing, rates
+from structattn.ops.hierarchy import Hierarchy
+
+SETTINGS = "structattn_mlr"
+"""The field of the model's config: `{"pairing": …, "decoder": [{"hierarchy": text, "order": lists or None}, …]}`."""
+
+NamedOrder = Literal["as_trained", "fastest_first", "slowest_first"]
+LayerOrder = Sequence[int] | Sequence[Sequence[int]]
+Order = NamedOrder | Sequence[LayerOrder] | Mapping[str, NamedOrder | Sequence[LayerOrder]]
+Hierarchies = Hierarchy | str | Sequence[Hierarchy | str] | Mapping[str, Hierarchy | str | Sequence[Hierarchy | str]]
+
+
+def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Order = "as_trained") -> None:
+    """Give a model MLR attention with these levels in its self-attention; cross-attention stays as it is.
+
+    Weights stay as they are; one level (`Hierarchy.flat(width)`) is the attention that the model has. The choice is
+    kept in `model.config`, so that `save_pretrained` and `from_pretrained(..., attn_implementation="structattn_mlr")`
+    bring it back, and switching to another implementation and back by `model.set_attn_implementation` does, too.
+
+    Args:
+        model: its attention layers use the attention interface.
+        hierarchy: levels whose ranks sum to the head width, or their text form (`"16|8|4|4@1024"`): one for all layers,
+            or one per layer; where a model has an encoder and a decoder, one for all or `{"encoder": …, "decoder": …}`.
+        order: the order in which levels take the dimensions of a head. Under a rotary embedding it is one of pairs,
+            since a level must own whole pairs. `"as_trained"`: as they come (pair 0 is the fastest to turn);
+            `"fastest_first"` and `"slowest_first"`: pairs by frequency; or for each layer a permutation, or one for
+            each key head, as `measure_order` gives them. Which dimensions come first decides what far pairs see:
+            measure it, do not guess.
+
+    Raises:
+        TypeError, ValueError: before anything is changed, naming the layer: ranks that do not sum to the head width,
+            an odd rank under a rotary embedding, another number of layers, an order that is no permutation, a model
+            whose layers, or the pairs that its rotary embedding turns, cannot be known.
+    """
+    stacks = attention_layers(model)
+    hierarchies = _by_layer("hierarchy", hierarchy, stacks)
+    orders = _by_layer("order", order, stacks)
+    settings: dict[str, Any] = {"pairing": None}
+    for stack, layers in stacks.items():
+        settings[stack] = []
+        for layer, levels, places in zip(layers, hierarchies[stack], orders[stack], strict=True):
+            parsed = _parse_hierarchy(levels)
+            if parsed.levels > 1 or places != "as_trained":
+                settings["pairing"] = find_pairing(model, layer.module, layer.name, layer.width)
+            settings[stack].append({"hierarchy": str(parsed), "order": _places(places, model, layer)})
+    made = [(layer, _levels(layer, settings)) for layers in stacks.values() for layer in layers]
+    _switch(model, [layer for layer, _ in made])
+    for config in (model.config, *(layer.config for layer, _ in made)):
+        setattr(config, SETTINGS, settings)
+    for layer, levels in made:
+        layer.module.structattn_levels = levels
+
+
+def get_hierarchy(model: PreTrainedModel) -> dict[str, list[Hierarchy]]:
+    """The hierarchies that a model has, by stack and layer: `{"decoder": [first layer's, …]}`.
+
+    Raises:
+        ValueError: none is set.
+    """
+    settings = _settings(model)
+    return {
+        stack: [Hierarchy.parse(layer["hierarchy"]) for layer in settings[stack]] for stack in attention_layers(model)
+    }
+
+
+def levels_of(module: nn.Module) -> LayerLevels:
+    """The levels of an attention layer, made from its config where it does not have them yet.
+
+    Raises:
+        ValueError: its config has none.
+    """
+    settings = _settings(module)
+    levels = getattr(module, "structattn_levels", None)
+    if levels is None or levels.settings is not settings:
+        levels = _levels(describe(f"{stack_of(module)} layer {module.layer_idx}", module), settings)
+        module.structattn_levels = levels
+    return levels
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    settings = getattr(module.config, SETTINGS, None)
+    if settings is None:
+        raise ValueError(
+            f"the attention implementation {IMPLEMENTATION!r} needs a hierarchy, and config.{SETTINGS} has none: call "
+            "structattn.integrations.transformers.set_hierarchy(model, hierarchy)"
+        )
+    return settings
+
+
+def _levels(layer: AttentionLayer, settings: dict[str, Any]) -> LayerLevels:
+    stack = settings.get(layer.stack, ())
+    if layer.index >= len(stack):
+        raise ValueError(f"config.{SETTINGS} has {len(stack)} layers of the {layer.stack}, none for {layer.name}")
+    choice = stack[layer.index]
+    levels = LayerLevels(
+        Hierarchy.parse(choice["hierarchy"]),
+        settings["pairing"],
+        choice["order"],
+        width=layer.width,
+        key_heads=layer.key_heads,
+        name=layer.name,
+    )
+    levels.settings = settings
+    device = next(layer.module.parameters()).device
+    return levels if device.type == "meta" else levels.to(device)
+
+
+def _switch(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> None:
+    """Set the implementation; transformers only logs where a model cannot take one."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(IMPLEMENTATION)
+    deaf = [layer.name for layer in layers if layer.config._attn_implementation != IMPLEMENTATION]
+    if deaf:
+        model.set_attn_implementation(before)
+        raise ValueError(f"model does not let its attention implementation be set, at {', '.join(deaf)}")
+
+
+def _by_layer(name: str, value: Any, stacks: Mapping[str, list[AttentionLayer]]) -> dict[str, list[Any]]:
+    """`value` spread over the layers of each stack."""
+    if not isinstance(value, Mapping):
+        if len(stacks) > 1 and not isinstance(value, (str, Hierarchy)):
+            raise ValueError(f"{name} must be one for all layers or a mapping of {' and '.join(stacks)}, got {value!r}")
+        value = dict.fromkeys(stacks, value)
+    if set(value) != set(stacks):
+        raise ValueError(f"{name} must have the keys {', '.join(stacks)}, got {', '.join(map(str, value)) or 'none'}")
+    return {stack: _spread(f"{name} of the {stack}", value[stack], len(layers)) for stack, layers in stacks.items()}
+
+
+def _spread(name: str, value: Any, layers: int) -> list[Any]:
+    if isinstance(value, (str, Hierarchy)):
+        return [value] * layers
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be one for all layers or a sequence with one per layer, got {value!r}")
+    if len(value) != layers:
+        raise ValueError(f"{name} must have one entry per layer ({layers}), got {len(value)}")
+    return list(value)
+
+
+def _parse_hierarchy(value: object) -> Hierarchy:
+    if isinstance(value, str):
+        return Hierarchy.parse(value)
+    if not isinstance(value, Hierarchy):
+        raise TypeError(f"hierarchy must be a Hierarchy or its text form, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _places(order: Any, model: PreTrainedModel, layer: AttentionLayer) -> list[list[int]] | None:
+    """A layer's order as lists, one for each key head or one for all; None for dimensions as they come."""
+    if isinstance(order, str):
+        checks.one_of("order", order, get_args(NamedOrder))
+        return None if order == "as_trained" else [_by_frequency(model, layer, fastest=order == "fastest_first")]
+    if isinstance(order, Sequence) and order and not isinstance(order[0], Sequence):
+        return [list(order)]
+    return [list(places) for places in order] if isinstance(order, Sequence) else order
+
+
+def _by_frequency(model: PreTrainedModel, layer: AttentionLayer, *, fastest: bool) -> list[int]:
+    known = rates(model)
+    if not known or any(not torch.equal(rate, known[0]) for rate in known):
+        raise ValueError(
+            f"order by frequency needs one rotary embedding in the model, got {len(known)} at {layer.name}"
+        )
+    return known[0].argsort(descending=fastest, stable=True).tolist()

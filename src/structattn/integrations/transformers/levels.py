@@ -1,0 +1,105 @@
+"""The levels of one attention layer: its hierarchy, and which dimensions of its heads each level owns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from structattn.integrations.transformers.pairs import Pairing, unit_dimensions
+from structattn.ops.hierarchy import Hierarchy
+
+_SERIALS = itertools.count()
+
+
+class LayerLevels(nn.Module):
+    """Brings the dimensions of queries and keys into the order in which levels own them.
+
+    Without an order, dimensions stay as they are, but that rotary pairs are put side by side where there are levels to
+    give them to.
+
+    Args:
+        hierarchy: the levels.
+        pairing: how the rotary embedding pairs dimensions; None without one.
+        order: for each key head (or once for all) the pairs, or without rotation the dimensions, in the order in which
+            levels take them.
+        width: of a head.
+        key_heads: key heads of the layer.
+        name: of the layer, for errors.
+
+    Attributes:
+        index: `(1 or Hkv, r)`, the dimension that comes at each place; None where all stay in place.
+        serial: no other levels have this number.
+
+    Raises:
+        ValueError: ranks do not sum to the width, a level would own half a pair, or an order is no permutation.
+    """
+
+    index: Tensor | None
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        pairing: Pairing | None,
+        order: Sequence[Sequence[int]] | None,
+        *,
+        width: int,
+        key_heads: int,
+        name: str,
+    ) -> None:
+        super().__init__()
+        _check_hierarchy(hierarchy, pairing, width, name)
+        units = unit_dimensions(pairing, width)
+        index = None
+        if order is not None:
+            index = units[_check_order(order, len(units), key_heads, name)].flatten(1)
+        elif hierarchy.levels > 1 and pairing == "halves":
+            index = units.flatten()[None]
+        self.hierarchy = hierarchy
+        self.serial = next(_SERIALS)
+        self.settings: Mapping[str, Any] | None = None
+        self.register_buffer("index", index, persistent=False)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """`x (B, H, T, r)`, of query or key heads, with its dimensions in the order of the levels."""
+        if self.index is None:
+            return x
+        if len(self.index) == 1:
+            return x.index_select(-1, self.index[0])
+        index = self.index.repeat_interleave(x.shape[1] // len(self.index), dim=0)
+        return x.gather(-1, index[:, None].expand(x.shape))
+
+    def extra_repr(self) -> str:
+        """The hierarchy."""
+        return str(self.hierarchy)
+
+
+def _check_hierarchy(hierarchy: Hierarchy, pairing: Pairing | None, width: int, name: str) -> None:
+    ranks = "|".join(map(str, hierarchy.ranks))
+    if hierarchy.rank != width:
+        raise ValueError(
+            f"hierarchy's ranks must sum to the head width {width} of {name}, got {ranks} = {hierarchy.rank}"
+        )
+    for level, rank in enumerate(hierarchy.ranks, start=1):
+        if pairing is not None and rank % 2:
+            raise ValueError(
+                f"hierarchy's ranks must be even at {name}, whose rotary embedding turns pairs of dimensions; "
+                f"got rank {rank} at level {level} of {ranks}"
+            )
+
+
+def _check_order(order: object, units: int, key_heads: int, name: str) -> Tensor:
+    """The permutations as a tensor `(1 or Hkv, units)`."""
+    if isinstance(order, str) or not isinstance(order, Sequence) or not order:
+        raise TypeError(f"order at {name} must be lists of integers, one for each key head, got {order!r}")
+    if len(order) not in (1, key_heads):
+        raise ValueError(f"order at {name} must have one list for each of {key_heads} key heads, got {len(order)}")
+    for head, places in enumerate(order):
+        if not isinstance(places, Sequence) or sorted(places) != list(range(units)):
+            raise ValueError(
+                f"order at {name} must hold each of 0 … {units - 1} once for key head {head}, got {places}"
+            )
+    return torch.tensor(order)

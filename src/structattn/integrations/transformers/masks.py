@@ -1,0 +1,118 @@
+"""Masks: which keys of each row are real. What MLR attention cannot honour is refused, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+
+def mlr_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    *,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> Tensor | None:
+    """The mask that transformers' models hand to their attention layers: `(B, Tk)`, or None where no key is padding.
+
+    Args:
+        batch_size: `B`.
+        q_length: queries `Tq`.
+        kv_length: keys `Tk`, those in the cache included.
+        q_offset: index of the first query among the keys.
+        kv_offset: index of the first key.
+        mask_function: says of a pair whether it is visible.
+        attention_mask: `(B, Tk)`, false for padding.
+        local_size: the window or chunk that `mask_function` cuts out.
+        use_vmap: whether the model or its user added to `mask_function`.
+        device: where positions are made.
+
+    Raises:
+        ValueError: sliding windows, packed sequences, masks of another form, a cache with room for tokens to come.
+    """
+    if isinstance(q_offset, Tensor) or kv_offset:
+        raise ValueError("MLR attention does not serve static or sliding caches: use make_cache(model) or DynamicCache")
+    if local_size is not None:
+        check_window(local_size, kv_length)
+    if use_vmap:
+        raise ValueError("MLR attention does not serve masks that a function adds to the causal one")
+    if mask_function is causal_mask_function and kv_length != q_offset + q_length:
+        raise ValueError(
+            f"queries must be the last of the tokens; got {q_length} queries from index {q_offset} on and {kv_length} "
+            "keys: MLR attention does not serve static caches, nor prefixes that stand before the tokens"
+        )
+    if mask_function not in (causal_mask_function, bidirectional_mask_function):
+        _check_causal(mask_function, batch_size, q_length, q_offset, device)
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (batch_size, kv_length):
+        raise ValueError(
+            f"attention_mask must have the shape (B, Tk) = {(batch_size, kv_length)}, the tokens in the cache "
+            f"included, got {tuple(attention_mask.shape)}"
+        )
+    real = attention_mask.bool()
+    # Whether any key is padding is a number, which a compiler does not have.
+    return None if not torch.compiler.is_compiling() and bool(real.all()) else real
+
+
+def check_window(window: int, key_length: int) -> None:
+    """ValueError unless a sliding window reaches over all keys."""
+    if key_length > window:
+        raise ValueError(
+            f"MLR attention sees every key, while the model has a window of {window} tokens and here are {key_length}; "
+            "turn the window off in the model's config (`sliding_window=None`)"
+        )
+
+
+def _check_causal(
+    mask_function: Callable[..., Any], batch_size: int, q_length: int, q_offset: int, device: torch.device | str
+) -> None:
+    """Error unless every token sees the one before it and not the one after: packed sequences hide some."""
+    rows = torch.arange(batch_size, device=device)[:, None]
+    at = torch.arange(q_offset, q_offset + q_length, device=device)
+    sees_before = mask_function(rows, 0, at[1:], at[:-1])
+    sees_after = mask_function(rows, 0, at[:-1], at[1:])
+    check_all(
+        torch.as_tensor(sees_before & ~sees_after),
+        "MLR attention serves causal masks alone: got one that hides a token from the next (several sequences packed "
+        "into a row, by position_ids that start anew) or shows it a later one",
+    )
+
+
+def check_all(condition: Tensor, message: str) -> None:
+    """ValueError where a condition fails; from an accelerator or a compiled graph, which have no number yet, later."""
+    if torch.compiler.is_compiling() or condition.device.type != "cpu":
+        torch._assert_async(condition.all(), message)
+    elif not bool(condition.all()):
+        raise ValueError(message)
+
+
+def run_of_keys(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The run of real keys in each row, `key_start` and `key_end (B,)`.
+
+    Args:
+        mask: `(B, Tk)`, true for real keys.
+
+    Raises:
+        ValueError: a row has padding between real keys, or no real key.
+    """
+    start, count = mask.int().argmax(dim=1), mask.sum(dim=1)
+    end = start + count
+    places = torch.arange(mask.shape[1], device=mask.device)
+    run = (places >= start[:, None]) & (places < end[:, None])
+    check_all(
+        (run == mask).all(dim=1) & (count > 0),
+        "attention_mask must have one run of ones in every row: got one with holes, or with no real token",
+    )
+    return start, end

@@ -1,0 +1,74 @@
+"""Which dimensions of a head belong together: the pairs that a rotary embedding turns, or each by itself.
+
+A score of rotated vectors is a function of relative position pair by pair, so that a level must own whole pairs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Pairing = Literal["halves", "neighbours"]
+"""How a rotary embedding pairs the dimensions of a head of width `r`: `i` with `i + r/2`, or `2i` with `2i + 1`."""
+
+
+def unit_dimensions(pairing: Pairing | None, width: int) -> Tensor:
+    """The dimensions of each unit that an order moves as one: `(r/2, 2)` for pairs, `(r, 1)` without rotation."""
+    dimensions = torch.arange(width)
+    if pairing is None:
+        return dimensions[:, None]
+    return dimensions.view(2, -1).T if pairing == "halves" else dimensions.view(-1, 2)
+
+
+def rotates(model: nn.Module) -> bool:
+    """Whether the model has a rotary position embedding."""
+    return getattr(model.config, "rope_parameters", None) is not None or bool(rates(model))
+
+
+def rates(model: nn.Module) -> list[Tensor]:
+    """Angles per position of each pair, `(r/2,)`, of every rotary embedding in the model."""
+    return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "inv_freq"]
+
+
+def find_pairing(model: nn.Module, attention: nn.Module, name: str, width: int) -> Pairing | None:
+    """How the model's rotary embedding pairs the dimensions of an attention layer's heads; None if it has none.
+
+    Asked of the `rotate_half` that the attention's own file defines, by turning a vector of distinct numbers.
+
+    Raises:
+        ValueError: it cannot be known, or not all dimensions are rotated.
+    """
+    if not rotates(model):
+        return None
+    turned = {2 * len(rate) for rate in rates(model)}
+    if turned != {width}:
+        part = " or ".join(map(str, sorted(turned))) or "an unknown number"
+        raise ValueError(
+            f"{name} has heads of width {width}, of which the rotary embedding turns {part}: levels are known only for "
+            "heads that are turned whole"
+        )
+    rotate_half: Callable[[Tensor], Tensor] | None = getattr(
+        sys.modules[type(attention).__module__], "rotate_half", None
+    )
+    places = torch.arange(width)
+    if rotate_half is not None:
+        partners = (rotate_half((places + 1.0)[None, None, None])[0, 0, 0].abs() - 1).long()
+        for pairing in ("halves", "neighbours"):
+            if torch.equal(partners, _partners(pairing, width)):
+                return pairing
+    raise ValueError(
+        f"cannot tell which dimensions the rotary embedding of {name} ({type(attention).__name__}) pairs, "
+        "so that levels cannot be given whole pairs"
+    )
+
+
+def _partners(pairing: Pairing, width: int) -> Tensor:
+    """For each dimension the one it is paired with."""
+    pairs = unit_dimensions(pairing, width)
+    partners = torch.empty(width, dtype=torch.long)
+    partners[pairs] = pairs.flip(1)
+    return partners

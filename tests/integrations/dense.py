@@ -1,0 +1,90 @@
+"""What MLR attention in a model means: the formula's score matrix, written out, as an attention function of its own.
+
+It shares no code with the package but the class that holds ranks, block sizes and gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from structattn import Hierarchy
+
+NAME = "dense_levels_of_the_tests"
+_SELF_ATTENTION = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "GPT2Attention")
+
+
+def self_attention(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Self-attention modules by stack, by the names they have in the families tested."""
+    decoder = [module for module in model.modules() if type(module).__name__ in _SELF_ATTENTION]
+    if decoder:
+        return {"decoder": decoder}
+    named = [(name, module) for name, module in model.named_modules() if name.endswith("SelfAttention")]
+    return {stack: [module for name, module in named if name.startswith(stack)] for stack in ("encoder", "decoder")}
+
+
+def install(model: nn.Module, hierarchies: dict[str, list[Hierarchy]], orders: dict[str, list] | None = None) -> None:
+    """Switch a model to the dense meaning; orders are of pairs where the model rotates, by layer and key head."""
+    rotates = getattr(model.config, "rope_parameters", None) is not None
+    for stack, modules in self_attention(model).items():
+        for index, module in enumerate(modules):
+            hierarchy = hierarchies[stack][index]
+            places = orders[stack][index] if orders else [list(range(hierarchy.rank // (2 if rotates else 1)))]
+            half = hierarchy.rank // 2
+            module.dense_levels = (hierarchy, [_dimensions(head, half if rotates else None) for head in places])
+    model.set_attn_implementation(NAME)
+
+
+def _dimensions(order: Sequence[int], half: int | None) -> list[int]:
+    return list(order) if half is None else [d for pair in order for d in (pair, pair + half)]
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    i, j = torch.arange(keys - queries, keys)[:, None], torch.arange(keys)[None]
+    visible = j <= i if module.is_causal else torch.ones(queries, keys, dtype=torch.bool)
+    start = torch.zeros(len(query), 1, 1, 1, dtype=torch.long)
+    if attention_mask is not None:
+        visible = visible & attention_mask
+        start = attention_mask[:, :, -1:].int().argmax(-1, keepdim=True)
+    if hasattr(module, "dense_levels"):
+        score = _score(*module.dense_levels, query, key, i - start, j - start)
+    else:
+        score = query @ key.mT
+    score = score * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    score = score + (0.0 if position_bias is None else position_bias)
+    weights = torch.softmax(score.masked_fill(~visible, torch.finfo(score.dtype).min), -1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def _score(
+    hierarchy: Hierarchy, dimensions: list[list[int]], query: Tensor, key: Tensor, i: Tensor, j: Tensor
+) -> Tensor:
+    """`c_m · Σ_{d < R_m} q[d] k[d]`, `(B, H, Tq, Tk)`: pair by pair the depth, then the gain of that depth."""
+    heads = query.shape[1]
+    index = torch.tensor(dimensions).repeat_interleave(heads // len(dimensions), dim=0)[None, :, None]
+    query, key = (x.gather(-1, index.expand(x.shape)) for x in (query, key))
+    depth = sum((i // size == j // size).long() if size else torch.ones_like(i + j) for size in hierarchy.block_sizes)
+    score = torch.zeros(1, dtype=query.dtype)
+    for m, (width, gain) in enumerate(zip(hierarchy.prefix_ranks, hierarchy.gains, strict=True), start=1):
+        score = score + torch.where(depth == m, gain * (query[..., :width] @ key[..., :width].mT), 0.0)
+    return score
+
+
+AttentionInterface.register(NAME, _forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
