@@ -55,6 +55,13 @@ class CachedKeys:
             raise ValueError("past_key_values holds what a causal layer reads, and this layer is not causal")
 
 
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """`x` as the attention op casts it under autocast, so that what is read from a cache was rounded alike."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
 class _LevelLayer(StoreLayer):
     """One layer: keys come in the order of the levels, which is where they are put in order."""
 
@@ -66,7 +73,8 @@ class _LevelLayer(StoreLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; gives all keys, as the attention reads them, and values."""
-        store, values = super().update(self._levels.arrange(key_states), value_states)
+        keys = in_autocast_dtype(self._levels.arrange(key_states))
+        store, values = super().update(keys, in_autocast_dtype(value_states))
         return CachedKeys(store, self._source), values
 
 
@@ -78,14 +86,22 @@ class MLRCache(StoreCache):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        Cache.__init__(self, layers=[_LevelLayer(layer) for layer in attention_layers(model)[DECODER]])
+        layers = attention_layers(model)[DECODER]
+        Cache.__init__(self, layers=[_LevelLayer(layer) for layer in layers])
+        # References that keep nothing alive, so that a cache can be copied without copying the model.
+        self._config = weakref.ref(layers[0].config)
         self._parameters = [weakref.ref(parameter) for parameter in model.parameters()]
         self._written = self._writes()
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append to a layer; ValueError where the model's parameters changed since its tokens were read."""
+        """Append to a layer; ValueError where the model's parameters or implementation changed in between."""
         if layer_idx == 0:
-            written = self._writes()
+            written, implementation = self._writes(), getattr(self._config(), "_attn_implementation", None)
+            if implementation != IMPLEMENTATION:
+                raise ValueError(
+                    f"past_key_values holds keys level by level, which only {IMPLEMENTATION!r} reads, while the model "
+                    f"has the attention implementation {implementation!r}"
+                )
             if self.get_seq_length() and written != self._written:
                 raise ValueError("past_key_values was filled before the model's parameters changed: make a new cache")
             self._written = written

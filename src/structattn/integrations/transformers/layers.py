@@ -11,7 +11,7 @@ IMPLEMENTATION = "structattn_mlr"
 """The name of the attention implementation, as `model.set_attn_implementation` takes it."""
 
 DECODER, ENCODER = "decoder", "encoder"
-_WIDTHS = ("head_dim", "key_value_proj_dim", "attention_head_size")
+_WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
 
 
 @dataclass(frozen=True)

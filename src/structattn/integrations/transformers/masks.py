@@ -62,8 +62,11 @@ def mlr_mask(
             f"included, got {tuple(attention_mask.shape)}"
         )
     real = attention_mask.bool()
+    # Where the keys are not the queries' own, `kv_length` may be the mask's: what attends will see whether it fits.
     # Whether any key is padding is a number, which a compiler does not have.
-    return None if not torch.compiler.is_compiling() and bool(real.all()) else real
+    if (mask_function is bidirectional_mask_function and kv_length != q_length) or torch.compiler.is_compiling():
+        return real
+    return None if bool(real.all()) else real
 
 
 def check_window(window: int, key_length: int) -> None:
@@ -101,18 +104,18 @@ def check_all(condition: Tensor, message: str) -> None:
 def run_of_keys(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The run of real keys in each row, `key_start` and `key_end (B,)`.
 
+    A row without a real key has an empty run at its end: what comes of a left-padded row when it is read in chunks.
+
     Args:
         mask: `(B, Tk)`, true for real keys.
 
     Raises:
-        ValueError: a row has padding between real keys, or no real key.
+        ValueError: a row has padding between real keys.
     """
-    start, count = mask.int().argmax(dim=1), mask.sum(dim=1)
+    count = mask.sum(dim=1)
+    start = torch.where(count > 0, mask.int().argmax(dim=1), mask.shape[1])
     end = start + count
     places = torch.arange(mask.shape[1], device=mask.device)
     run = (places >= start[:, None]) & (places < end[:, None])
-    check_all(
-        (run == mask).all(dim=1) & (count > 0),
-        "attention_mask must have one run of ones in every row: got one with holes, or with no real token",
-    )
+    check_all(run == mask, "attention_mask must have one run of ones in every row, got one with holes")
     return start, end

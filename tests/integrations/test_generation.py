@@ -1,0 +1,229 @@
+"""Generation with the compressed cache: token for token what a full recompute gives, or an error."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+
+from integrations import dense
+from integrations.families import DECODERS, FAMILIES, HEAD, make, mask, tokens
+from structattn import Hierarchy
+from structattn.integrations import transformers as st
+
+LEVELS = Hierarchy((2, 2, 4), (None, 12, 6))
+NEW = 22  # from 21 tokens on (1 with T5), over edges of both blocks
+MODES = {
+    "greedy": {},
+    "beam": {"num_beams": 3},
+    "sampling": {"do_sample": True, "temperature": 1.5},
+    "lookup": {"prompt_lookup_num_tokens": 4, "no_repeat_ngram_size": 0},
+}
+
+
+def write(model, x, real=None, cache=None, **options):
+    """What `generate` appends; with `cache=False` by full recompute."""
+    torch.manual_seed(11)
+    kept = {"use_cache": False} if cache is False else {"past_key_values": cache}
+    # Without the ban on repetition models of random weights repeat themselves.
+    options = {"max_new_tokens": NEW, "do_sample": False, "no_repeat_ngram_size": 2} | options
+    attention_mask = torch.ones_like(x) if real is None else real
+    written = model.generate(x, attention_mask=attention_mask, **kept, **options)
+    return written if model.config.is_encoder_decoder else written[:, x.shape[1] :]
+
+
+def repetitive(length=21):
+    """A prompt that repeats itself, so that prompt lookup proposes candidates: some are accepted, others not."""
+    return tokens(1, 5).repeat(1, 5)[:, :length]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    @pytest.mark.parametrize("padding", ["none", "left"])
+    @pytest.mark.parametrize("mode", ["greedy", "beam", "sampling"])
+    def test_tokens_are_those_of_a_full_recompute(self, family, mode, padding):
+        model, x, real = make(family), tokens(), mask(padding)
+        st.set_hierarchy(model, LEVELS)
+        expected = write(model, x, real, cache=False, **MODES[mode])
+        assert torch.equal(write(model, x, real, st.make_cache(model), **MODES[mode]), expected)
+        assert torch.equal(write(model, x, real, **MODES[mode]), expected)  # the cache of transformers
+        assert len(expected[0].unique()) > 4
+
+    def test_prompt_lookup(self, family, monkeypatch):
+        model, x = make(family), repetitive()
+        st.set_hierarchy(model, LEVELS)
+        expected = write(model, x, cache=False, no_repeat_ngram_size=0)
+        cache, cropped = st.make_cache(model), []
+        crop = cache.crop
+        monkeypatch.setattr(cache, "crop", lambda count: cropped.append(count) or crop(count))
+        assert torch.equal(write(model, x, cache=cache, **MODES["lookup"]), expected)
+        assert min(cropped) < 0
+
+    def test_greedy_tokens_are_those_of_the_formula(self, family):
+        model, x, real = make(family), tokens(), mask("left")
+        modules = dense.self_attention(model)
+        st.set_hierarchy(model, LEVELS)
+        written = write(model, x, real, st.make_cache(model))
+        dense.install(model, {stack: [LEVELS] * len(layers) for stack, layers in modules.items()})
+        assert torch.equal(write(model, x, real, cache=False), written)
+        model.set_attn_implementation("sdpa")
+        assert not torch.equal(write(model, x, real), written)
+
+    def test_one_level_writes_what_the_model_writes(self, family):
+        model, x, real = make(family), tokens(), mask("left")
+        expected = write(model, x, real)
+        st.set_hierarchy(model, Hierarchy.flat(HEAD))
+        assert torch.equal(write(model, x, real, st.make_cache(model)), expected)
+
+    def test_the_cache_holds_the_key_numbers(self, family):
+        model = make(family)
+        st.set_hierarchy(model, [LEVELS, Hierarchy.flat(HEAD)] if family != "t5" else LEVELS)
+        cache = st.make_cache(model)
+        write(model, tokens(), cache=cache)
+        mine = cache.self_attention_cache if family == "t5" else cache
+        length = cache.get_seq_length()
+        assert length == (NEW if family == "t5" else 21 + NEW - 1)
+        layers = [LEVELS, LEVELS if family == "t5" else Hierarchy.flat(HEAD)]
+        heads = 2 if family in ("llama", "qwen2", "qwen3") else 4
+        assert mine.key_numbers == heads * sum(hierarchy.key_numbers(length) for hierarchy in layers)
+        assert mine.key_numbers < 2 * heads * HEAD * length
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("order", ["as_trained", "by head"])
+def test_logits_from_the_cache_are_those_of_a_full_recompute(family, order):
+    """Token by token and in chunks, over every edge, in float64; a permutation for each key head included."""
+    model, x = make(family, dtype=torch.float64), tokens(length=40)
+    heads, units = (4, HEAD) if family == "gpt2" else (2, HEAD // 2)
+    orders = [[torch.randperm(units).tolist() for _ in range(heads)] for _ in range(2)]
+    st.set_hierarchy(model, LEVELS, order="as_trained" if order == "as_trained" else orders)
+    with torch.no_grad():
+        whole = model(x).logits
+        for chunk in (1, 7, 23):
+            cache = st.make_cache(model)
+            pieces = [model(piece, past_key_values=cache).logits for piece in x.split(chunk, dim=1)]
+            torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_under_autocast(family):
+    """Rounded as without a cache: logits differ by roundings of bfloat16 alone."""
+    model, x = make(family), tokens(length=30)
+    st.set_hierarchy(model, LEVELS)
+    given = {"encoder_outputs": (torch.randn(2, 9, 32),)} if family == "t5" else {}
+    name, cache = "decoder_input_ids" if family == "t5" else "input_ids", st.make_cache(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = model(**given, **{name: x}).logits
+        pieces = [model(**given, **{name: piece}, past_key_values=cache).logits for piece in x.split([20, 1, 9], 1)]
+    part = torch.cat(pieces, 1)
+    assert part.dtype == whole.dtype == torch.bfloat16
+    assert (part - whole).abs().max() < 0.1 * whole.abs().max()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_a_left_padded_prompt_is_read_in_chunks(chunk):
+    """The first ones are padding alone in some rows."""
+    model, x, real = make("llama"), tokens(), mask("left")
+    st.set_hierarchy(model, LEVELS)
+    expected = write(model, x, real, cache=False)
+    assert torch.equal(write(model, x, real, st.make_cache(model), prefill_chunk_size=chunk), expected)
+
+
+def test_a_prompt_is_read_once_for_several_continuations():
+    """A copied cache goes on by itself, and the original stays as it was."""
+    model, x = make("llama"), tokens(length=30)
+    st.set_hierarchy(model, LEVELS)
+    prompt = st.make_cache(model)
+    with torch.no_grad():
+        model(x[:, :20], past_key_values=prompt)
+    for _ in range(2):
+        assert torch.equal(write(model, x, cache=copy.deepcopy(prompt)), write(model, x, cache=False))
+    assert prompt.get_seq_length() == 20
+
+
+def read(model, cache, rows=2):
+    with torch.no_grad():
+        return model(tokens(rows, 13), past_key_values=cache)
+
+
+class TestACacheThatDoesNotFit:
+    @pytest.fixture
+    def model(self):
+        model = make("llama")
+        st.set_hierarchy(model, LEVELS)
+        return model
+
+    def test_made_for_another_model(self, model):
+        other = make("llama")
+        st.set_hierarchy(other, LEVELS)
+        with pytest.raises(ValueError, match="another model"):
+            read(model, st.make_cache(other))
+
+    def test_made_for_a_copy(self, model):
+        with pytest.raises(ValueError, match="another model"):
+            read(copy.deepcopy(model), st.make_cache(model))
+
+    @pytest.mark.parametrize("hierarchy", ["4|2|2@24", str(LEVELS)])
+    def test_made_before_the_hierarchy_was_set_anew(self, model, hierarchy):
+        cache = st.make_cache(model)
+        read(model, cache)
+        st.set_hierarchy(model, hierarchy)
+        with pytest.raises(ValueError, match="set anew"):
+            read(model, cache)
+
+    def test_filled_before_the_parameters_changed(self, model):
+        cache = st.make_cache(model)
+        read(model, cache)
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+        with pytest.raises(ValueError, match="parameters changed"):
+            read(model, cache)
+        cache.reset()
+        read(model, cache)
+
+    def test_filled_with_other_rows(self, model):
+        cache = st.make_cache(model)
+        read(model, cache)
+        with pytest.raises(ValueError, match="2 rows"):
+            read(model, cache, rows=3)
+
+    def test_under_another_implementation(self, model):
+        cache = st.make_cache(model)
+        model.set_attn_implementation("sdpa")
+        with pytest.raises(ValueError, match="only 'structattn_mlr' reads"):
+            read(model, cache)
+        with pytest.raises(ValueError, match="'structattn_mlr', got 'sdpa'"):
+            st.make_cache(model)
+
+    def test_with_gradients(self, model):
+        with pytest.raises(ValueError, match="no gradients"):
+            model(tokens(), past_key_values=st.make_cache(model))
+
+    def test_padding_on_the_right(self, model):
+        with pytest.raises(ValueError, match="pad on the left"), torch.no_grad():
+            model(tokens(), attention_mask=mask("right"), past_key_values=st.make_cache(model))
+
+    def test_crop_past_what_is_kept(self, model):
+        cache = st.make_cache(model)
+        read(model, cache)
+        with pytest.raises(ValueError, match="cannot crop 13 tokens to 10"):
+            cache.crop(-3)
+
+    def test_static(self, model):
+        cache = StaticCache(config=model.config, max_cache_len=64)
+        with pytest.raises(ValueError, match="static"):
+            read(model, cache)
+
+
+def test_caches_of_transformers_serve_the_decoder_of_t5():
+    model = make("t5")
+    st.set_hierarchy(model, LEVELS)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    assert torch.equal(write(model, tokens(), cache=cache), write(model, tokens(), cache=False))
+
+
+def test_a_model_without_a_decoder_has_no_cache():
+    encoder = make("t5").encoder
+    st.set_hierarchy(encoder, LEVELS)
+    with pytest.raises(ValueError, match="no causal self-attention"):
+        st.make_cache(encoder)

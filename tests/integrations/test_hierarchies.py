@@ -1,0 +1,147 @@
+"""Giving a model its hierarchy: what is refused, what is kept, and where it comes back."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MistralConfig, MistralForCausalLM
+
+from integrations.families import FAMILIES, HEAD, inputs, make, real_logits, tokens
+from structattn import Hierarchy
+from structattn.integrations import transformers as st
+
+LEVELS = Hierarchy((4, 2, 2), (None, 8, 4))
+
+
+def wrong(family, hierarchy, message, error=ValueError, **options):
+    model = make(family)
+    before = model.config._attn_implementation
+    with pytest.raises(error, match=message):
+        st.set_hierarchy(model, hierarchy, **options)
+    assert model.config._attn_implementation == before
+    assert not hasattr(model.config, "structattn_mlr")
+
+
+def test_ranks_must_sum_to_the_head_width():
+    wrong("llama", [LEVELS, "4|2@8"], "head width 8 of model.layers.1.self_attn, got 4|2 = 6")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_rotary_pair_is_never_split(family):
+    wrong(family, [LEVELS, "4|3|1@8"], "even at model.layers.1.self_attn.*got rank 3 at level 2 of 4|3|1")
+
+
+def test_without_rotation_ranks_may_be_odd():
+    model = make("gpt2")
+    st.set_hierarchy(model, "4|3|1@8")
+    assert model(tokens()).logits.isfinite().all()
+
+
+def test_one_hierarchy_per_layer():
+    wrong("llama", [LEVELS], r"one entry per layer \(2\), got 1")
+    wrong("t5", [LEVELS, LEVELS], "mapping of encoder and decoder")
+    wrong("t5", {"decoder": LEVELS}, "must have the keys encoder, decoder, got decoder")
+    wrong("t5", {"decoder": LEVELS, "encoder": [LEVELS]}, "hierarchy of the encoder must have one entry per layer")
+    wrong("t5", {"decoder": LEVELS, "encoder": "4|2@8"}, "encoder.block.0.layer.0.SelfAttention, got 4|2 = 6")
+    wrong("llama", 8, "sequence with one per layer", TypeError)
+    wrong("llama", [8, 8], "Hierarchy or its text form", TypeError)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("slow_first", "order must be one of as_trained, fastest_first, slowest_first"),
+        ([[0, 1, 2, 3]], "one entry per layer"),
+        ([[0, 1, 2, 2], [0, 1, 2, 3]], "model.layers.0.self_attn must hold each of 0 … 3 once for key head 0"),
+        ([[[0, 1, 2, 3]] * 3] * 2, "one list for each of 2 key heads, got 3"),
+    ],
+)
+def test_an_order_is_a_permutation(order, message):
+    wrong("llama", LEVELS, message, order=order)
+
+
+def test_an_order_is_of_lists():
+    wrong("llama", LEVELS, "lists of integers", TypeError, order=[7, 7])
+
+
+def test_an_order_by_frequency_needs_a_rotary_embedding():
+    wrong("gpt2", LEVELS, "needs one rotary embedding", order="slowest_first")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    def test_the_implementation_asks_for_a_hierarchy(self, family):
+        model = make(family)
+        model.set_attn_implementation("structattn_mlr")
+        with pytest.raises(ValueError, match=r"set_hierarchy\(model, hierarchy\)"):
+            model(**inputs(family))
+
+    def test_implementations_can_be_switched(self, family):
+        model, given = make(family), inputs(family)
+        plain = real_logits(model, given)
+        st.set_hierarchy(model, LEVELS)
+        ours = real_logits(model, given)
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(real_logits(model, given), plain)
+        model.set_attn_implementation("structattn_mlr")
+        assert torch.equal(real_logits(model, given), ours)
+
+    def test_files_bring_it_back(self, family, tmp_path):
+        model, given = make(family), inputs(family, "left")
+        order = st.measure_order(model, given if family != "t5" else [given], distance=4)
+        st.set_hierarchy(model, Hierarchy((2, 6), (None, 6), gains="mean"), order=order)
+        model.save_pretrained(tmp_path)
+        json.loads((tmp_path / "config.json").read_text())
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation="structattn_mlr").eval()
+        assert torch.equal(real_logits(loaded, given), real_logits(model, given))
+        assert st.get_hierarchy(loaded) == st.get_hierarchy(model)
+        generated = loaded.generate(tokens(), past_key_values=st.make_cache(loaded), max_new_tokens=9, do_sample=False)
+        assert torch.equal(generated, model.generate(tokens(), use_cache=False, max_new_tokens=9, do_sample=False))
+
+
+def test_a_config_of_another_shape_is_refused(tmp_path):
+    model = make("llama")
+    st.set_hierarchy(model, LEVELS)
+    settings = model.config.structattn_mlr
+    model.config.structattn_mlr = {**settings, "decoder": settings["decoder"][:1]}
+    with pytest.raises(ValueError, match="has 1 layers of the decoder, none for decoder layer 1"):
+        model(tokens())
+
+
+class TestOtherModels:
+    def test_a_family_nobody_named(self):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = MistralConfig(**sizes, num_key_value_heads=2, vocab_size=50, sliding_window=16)
+        model = MistralForCausalLM(config).eval()
+        plain = model(tokens(length=16)).logits
+        st.set_hierarchy(model, Hierarchy.flat(HEAD))
+        torch.testing.assert_close(model(tokens(length=16)).logits, plain, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="window of 16 tokens and here are 17"):
+            model(tokens(length=17))
+
+    def test_heads_that_are_rotated_in_part(self):
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+        config = GPTNeoXConfig(
+            **sizes,
+            vocab_size=50,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        )
+        model = GPTNeoXForCausalLM(config).eval()
+        plain = model(tokens()).logits
+        with pytest.raises(ValueError, match="width 8, of which the rotary embedding turns 4"):
+            st.set_hierarchy(model, LEVELS)
+        st.set_hierarchy(model, Hierarchy.flat(HEAD))
+        torch.testing.assert_close(model(tokens()).logits, plain, rtol=1e-4, atol=1e-5)
+
+    def test_no_attention_at_all(self):
+        with pytest.raises(ValueError, match="no self-attention that MLR attention can serve"):
+            st.set_hierarchy(torch.nn.Linear(3, 3), LEVELS)
+
+
+def test_importing_integrations_is_light():
+    program = "import sys, structattn.integrations; print('transformers' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
