@@ -79,9 +79,9 @@ def build_attention(
             if count is not None:
                 heads, head_dim = count, width_per_head(heads * head_dim, count, None)
             return StandardAttention(dim, heads, head_dim=head_dim, scale=scale, qk_norm=qk_norm, **options)
-        case MLRConfig(level_weight=level_weight, qk_norm=qk_norm):
+        case MLRConfig(level_weight=level_weight, qk_norm=qk_norm, basis=basis):
             hierarchy = config.hierarchy(head_dim, context_length)
-            options |= {"level_weight": level_weight, "qk_norm": qk_norm}
+            options |= {"level_weight": level_weight, "qk_norm": qk_norm, "basis": basis}
             return MLRAttention(dim, heads, hierarchy, head_dim=head_dim, **options)
         case SlidingWindowConfig(window=window, qk_norm=qk_norm, scale=scale):
             options |= {"head_dim": head_dim, "qk_norm": qk_norm, "scale": scale}

@@ -12,7 +12,7 @@ from torch import Tensor
 from structattn import checks
 
 HeadScale = Literal["1/sqrt(r)", "8/r", "1/r", "1"]
-LevelWeight = Literal["1/r_l", "1/sqrt(r_l)", "1/r", "1/sqrt(r)", "1"]
+LevelWeight = Literal["1/r_l", "1/sqrt(r_l)", "1/r", "1/sqrt(r)", "8/r", "1"]
 BilinearScale = Literal["1/sqrt(D)", "1/D", "1/sqrt(f_l)", "1/f_l", "1"]
 Gains = Literal["mean", "none"]
 Side = Literal["auto", "split", "key", "query"]
@@ -32,14 +32,13 @@ def head_scale(name: str, rank: int) -> float:
 def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
     """What each level's share of the dot product is multiplied by, in a head of levels `r_1 … r_L`, `r = Σ r_l`.
 
-    `"1/r_l"` is the paper's for MLR attention. `"1/sqrt(r)"` is the scale of standard attention: with it a pair that
-    shares all levels scores as it would there.
+    `"1/r_l"` is the paper's for MLR attention. Those that do not depend on the level are the scales of standard
+    attention (`head_scale`): with them a pair that shares all levels scores as it would there.
     """
     checks.one_of("level_weight", name, get_args(LevelWeight))
     rank = sum(ranks)
-    formulas = {"1/r": 1 / rank, "1/sqrt(r)": 1 / math.sqrt(rank), "1": 1.0}
-    if name in formulas:
-        return (formulas[name],) * len(ranks)
+    if name in get_args(HeadScale):
+        return (head_scale(name, rank),) * len(ranks)
     return tuple(1 / r if name == "1/r_l" else 1 / math.sqrt(r) for r in ranks)
 
 

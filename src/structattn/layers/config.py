@@ -144,6 +144,7 @@ class MLRConfig(AttentionConfig):
         gains: `"mean"` is `c_m = 1/m`, `"none"` is 1.
         level_weight: `w_l`, the factor on a level's share of the score.
         qk_norm: LayerNorm on queries and keys.
+        basis: whether maps that order the dimensions stand before the levels; retrofitting makes them.
     """
 
     kind: ClassVar[str] = "mlr"
@@ -156,6 +157,7 @@ class MLRConfig(AttentionConfig):
     gains: Gains = "mean"
     level_weight: LevelWeight = "1/r_l"
     qk_norm: bool = True
+    basis: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

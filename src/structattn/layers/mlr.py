@@ -9,6 +9,7 @@ from torch import Tensor
 from structattn import flops
 from structattn.flops import Flops
 from structattn.layers.base import QKV, LayerOptions, ProjectedAttention, width_per_head
+from structattn.layers.basis import Basis
 from structattn.layers.cache import CacheLayout, KeyValueCache
 from structattn.layers.choices import LevelWeight, level_weights, spread
 from structattn.layers.levels import attend_levels, level_cache_layout
@@ -35,6 +36,8 @@ class MLRAttention(ProjectedAttention):
         hierarchy: the levels; the width of a query and key head is the sum of its ranks.
         head_dim: the width of a value head; `D / H` by default.
         level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
+        basis: whether maps of queries and keys stand before the levels, see `structattn.layers.basis.Basis`: a model
+            that was trained without levels gets its dimensions into their order by them.
         options: see `ProjectedAttention`. A rotary embedding needs even ranks.
     """
 
@@ -46,6 +49,7 @@ class MLRAttention(ProjectedAttention):
         *,
         head_dim: int | None = None,
         level_weight: LevelWeight = "1/r_l",
+        basis: bool = False,
         **options: Unpack[LayerOptions],
     ) -> None:
         if not isinstance(hierarchy, Hierarchy):
@@ -54,10 +58,14 @@ class MLRAttention(ProjectedAttention):
         super().__init__(dim, heads, hierarchy.ranks, width_per_head(dim, heads, head_dim), **options)
         self.hierarchy = hierarchy
         self.level_weights = weights
+        weight = self.q_proj.weight
+        self.basis = Basis(self.kv_heads, self.head_dim, device=weight.device, dtype=weight.dtype) if basis else None
 
     def project(self, x: Tensor, positions: Tensor) -> QKV:
         """Queries, with the level weights on them, keys and values."""
         query, key, value = super().project(x, positions)
+        if self.basis is not None:
+            query, key = self.basis(query, key)
         return query * spread(self.level_weights, self.level_ranks, query), key, value
 
     def attend(
@@ -99,9 +107,12 @@ class MLRAttention(ProjectedAttention):
         return self.kv_heads * per_head
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Scores over the visible pairs that share each level, and mixing of values over all visible pairs."""
+        """Scores over the visible pairs that share each level, mixing of values over all visible pairs, the basis."""
         causal = self.is_causal and not dense
-        return flops.attention(self.hierarchy, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
+        maps = Flops(0, 0) if self.basis is None else self.basis.flops(self.heads, batch * length)
+        return maps + flops.attention(
+            self.hierarchy, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal
+        )
 
     def extra_repr(self) -> str:
         """With the hierarchy."""

@@ -1,0 +1,117 @@
+"""The basis of queries and keys: which of their dimensions come first, when far pairs see only the first.
+
+Shapes: Hkv key heads, r head rank. Moments are `(Hkv, r, r)`: `E[q qᵀ]` over the queries that read a key head, and the
+covariance of its keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from structattn import flops
+from structattn.flops import Flops
+
+_FLOOR = 1e-6
+"""Smallest eigenvalue of a moment, as a share of the mean one: what calibration never saw stays invertible."""
+
+
+class Basis(nn.Module):
+    """Maps of queries and keys that leave every whole score as it was, up to a number for each query.
+
+    `q' = A q` and `k' = B (k - μ)` with `Aᵀ B = I`, so that `q'·k' = q·k - q·μ`, and softmax does not see `q·μ`. They
+    stand after norm and rotary embedding, are fixed, and start as the identity.
+
+    Args:
+        kv_heads: `Hkv`; query heads share the maps of the key head they read.
+        rank: `r`.
+    """
+
+    query: Tensor
+    key: Tensor
+    mean: Tensor
+
+    def __init__(
+        self, kv_heads: int, rank: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        eye = torch.eye(rank, device=device, dtype=dtype).repeat(kv_heads, 1, 1)
+        self.register_buffer("query", eye)
+        self.register_buffer("key", eye.clone())
+        self.register_buffer("mean", torch.zeros(kv_heads, rank, device=device, dtype=dtype))
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """`q'` and `k'`.
+
+        Args:
+            query: `(B, Hq, T, r)`.
+            key: `(B, Hkv, T, r)`.
+        """
+        maps = self.query.repeat_interleave(query.shape[1] // len(self.query), dim=0)
+        return query @ maps.transpose(-2, -1), (key - self.mean[:, None]) @ self.key.transpose(-2, -1)
+
+    @torch.no_grad()
+    def set_(self, query: Tensor, key: Tensor, mean: Tensor) -> None:
+        """Take these `A`, `B` and `μ`."""
+        self.query.copy_(query)
+        self.key.copy_(key)
+        self.mean.copy_(mean)
+
+    def flops(self, heads: int, tokens: int) -> Flops:
+        """On `tokens` tokens of `heads` query heads. Backward there is only the gradient of the input."""
+        kv_heads, rank, _ = self.query.shape
+        forward = (heads + kv_heads) * flops.linear(rank, rank, tokens).forward
+        return Flops(forward, forward)
+
+
+def balanced(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The maps that put the most score energy into the first dimensions.
+
+    With `C_q^{1/2} C_k^{1/2} = U Σ Vᵀ`::
+
+        A = Σ^{1/2} Uᵀ C_q^{-1/2}        B = Σ^{1/2} Vᵀ C_k^{-1/2}
+
+    make both moments `Σ`, largest first (a balanced realisation): keeping `R` dimensions drops the least energy
+    `E[(q·k)²]` of independent pairs, `Σ_{d >= R} σ_d²`.
+
+    Args:
+        query_moment: `C_q (…, r, r)`.
+        key_covariance: `C_k (…, r, r)`.
+
+    Returns:
+        `A`, `B`, and `σ (…, r)`, descending.
+    """
+    query_root, query_inverse = _roots(query_moment)
+    key_root, key_inverse = _roots(key_covariance)
+    u, sigma, vt = torch.linalg.svd(query_root @ key_root)
+    root = sigma.sqrt().unsqueeze(-1)
+    return root * (u.transpose(-2, -1) @ query_inverse), root * (vt @ key_inverse), sigma
+
+
+def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """The square root of a symmetric matrix and its inverse."""
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp(min=_FLOOR * values.mean(-1, keepdim=True)).sqrt().unsqueeze(-2)
+    return (vectors * values) @ vectors.transpose(-2, -1), (vectors / values) @ vectors.transpose(-2, -1)
+
+
+def by_pair_energy(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of rotary pairs by the energy of their share of the score, largest first.
+
+    Under a rotary embedding only maps that commute with the rotations leave scores as they were: within a pair a scale
+    and a turn, which truncation does not see, and the order of the pairs. The energy of pair `p` over independent
+    queries and keys is `tr(C_q[p] C_k[p])`, over its 2 x 2 blocks.
+
+    Args:
+        query_moment: `C_q (…, r, r)`, of rotated queries whose pairs are neighbours.
+        key_covariance: `C_k (…, r, r)`.
+
+    Returns:
+        The permutation matrix, twice, and the energies `(…, r/2)`, descending.
+    """
+    product = (query_moment * key_covariance.transpose(-2, -1)).unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))
+    energy = product.sum((-3, -1)).diagonal(dim1=-2, dim2=-1)
+    energy, order = energy.sort(dim=-1, descending=True)
+    dimensions = torch.stack([2 * order, 2 * order + 1], dim=-1).flatten(-2)
+    permutation = torch.nn.functional.one_hot(dimensions, query_moment.shape[-1]).to(query_moment.dtype)
+    return permutation, permutation, energy
