@@ -16,6 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 from structattn.cli import commands
 from structattn.cli.progress import Bars
 from structattn.cli.writing import write_on
+from structattn.models import LanguageModel
+from structattn.ops.hierarchy import parse_ranks
 from structattn.studies.compare import Comparison, compare
 from structattn.studies.environment import environment
 from structattn.studies.results import Results
@@ -66,6 +68,8 @@ def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
             return _evaluate(command)
         case commands.Generate():
             return _generate(command)
+        case commands.Retrofit():
+            return _retrofit(command, line)
         case commands.MupCheck():
             return _mup_check(command)
         case commands.Info():
@@ -167,13 +171,36 @@ def _evaluate(command: commands.Evaluate) -> int:
 
 
 def _generate(command: commands.Generate) -> int:
-    config, model = load_run(_run_folder(command.run))
-    if not isinstance(config.task, LanguageConfig):
+    _, model = load_run(_run_folder(command.run))
+    if not isinstance(model, LanguageModel):
         raise ValueError("generate is for language models; this run is of another task")
     for piece in write_on(model, command.prompt, command.length, command.temperature, command.seed):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    return 0
+
+
+def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
+    from structattn.studies.retrofit import Retrofit, measure_retrofit
+    from structattn.studies.retrofit_figure import draw_retrofit, retrofit_table, retrofit_verdict
+
+    study = Retrofit(
+        _run_folder(command.model),
+        command.data,
+        tuple(parse_ranks(text) for text in command.ranks),
+        pairs=command.pairs,
+        tune_steps=command.tune_steps,
+        tune_rate=command.tune_rate,
+        batch_size=command.batch_size,
+    )
+    console = Console(highlight=False)
+    with Bars(console, seeds=False) as bars:
+        results = measure_retrofit(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
+    console.print(retrofit_table(results))
+    console.print(retrofit_verdict(results), markup=False)
+    draw_retrofit([results], command.out)
+    console.print(f"figure: {command.out / 'retrofit.png'}", soft_wrap=True)
     return 0
 
 

@@ -189,6 +189,41 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Retrofit:
+    """Give a trained model with standard attention a compressed key cache, and measure what it loses."""
+
+    model: Path
+    """Folder of a run, of a comparison (its best run) or of a saved model: a language model, standard attention."""
+
+    out: Path
+    """Folder for results and figure; made where it is missing."""
+
+    ranks: tuple[str, ...] = ("16,8,4,4", "8x4", "4,4,8,16")
+    """Level ranks to try, far pairs first; each sums to the head width. Even numbers for a rotary model."""
+
+    data: str = "stdlib"
+    """Text to calibrate, tune and judge on, as for compare."""
+
+    pairs: Literal["far", "all"] = "far"
+    """What the order of dimensions is measured on: pairs of tokens far apart, or all tokens."""
+
+    tune_steps: int = 150
+    """Steps of tuning; 0 for none."""
+
+    tune_rate: float = 5e-4
+    """Peak learning rate of tuning."""
+
+    batch_size: int = 16
+    """Sequences per step."""
+
+    overwrite: bool = False
+    """Delete what another study left in the folder."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
 class MupCheck:
     """Check that activations keep their size as the width grows, as muP promises; exit status 1 where they do not."""
 
@@ -224,6 +259,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Retrofit, tyro.conf.subcommand("retrofit")]
     | Annotated[MupCheck, tyro.conf.subcommand("mup-check")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )

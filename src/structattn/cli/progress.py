@@ -42,7 +42,11 @@ class Bars:
 
     def announce(self, config: RunConfig, index: int, count: int) -> Follower:
         """A bar for run `index` of `count`."""
-        name = f"[{index + 1}/{count}] {config.attention}" + (f" seed {config.seed}" if self.seeds else "")
+        return self.add(config.attention + (f" seed {config.seed}" if self.seeds else ""), index, count)
+
+    def add(self, name: str, index: int, count: int) -> Follower:
+        """A bar for training `index` of `count`, under a name."""
+        name = f"[{index + 1}/{count}] {name}"
         return _Bar(self.display, self.display.add_task(name.replace("[", r"\[", 1), total=_UNITS, news="starting"))
 
 

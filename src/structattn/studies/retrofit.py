@@ -1,0 +1,242 @@
+"""Retrofitting measured: how little of its far keys does a trained model need?
+
+A model with standard attention gets MLR attention, by `structattn.models.retrofit`, for each of a list of ranks; its
+validation loss is reported as it is, in the order of dimensions that training left, and after a short tuning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from structattn import checks
+from structattn.models import LanguageModel
+from structattn.models.retrofit import Moments, Order, Pairs, measure_moments, retrofit
+from structattn.studies import files
+from structattn.studies.environment import environment
+from structattn.studies.run import claim, load_run
+from structattn.tasks import LanguageConfig, LanguageTask
+from structattn.training import Progress, RunFolderError, TrainConfig, train
+from structattn.training.evaluation import evaluate
+
+Announce = Callable[[str, int, int], Progress | None]
+"""Called before each model is measured with what it is, its number and how many there are."""
+
+
+@dataclass(frozen=True)
+class Retrofit:
+    """What to measure.
+
+    Raises:
+        TypeError, ValueError: a field is not in its range.
+    """
+
+    model: Path
+    """A run's folder, or one that `save_pretrained` wrote: a language model with standard attention."""
+
+    data: str
+    """Text, as for `LanguageConfig`: its training part calibrates and tunes, its validation part judges."""
+
+    ranks: tuple[tuple[int, ...], ...]
+    """Level ranks to try, each summing to the head width."""
+
+    pairs: Pairs = "far"
+    """Whether moments count all tokens, or pairs that share only level 1."""
+
+    calibration_tokens: int = 65_536
+    """Tokens that moments are measured on."""
+
+    tune_steps: int = 150
+    """Steps of tuning, 0 for none; the standard model is tuned alike."""
+
+    tune_rate: float = 5e-4
+    """Peak learning rate of tuning."""
+
+    batch_size: int = 16
+    """Sequences of a step."""
+
+    evaluation_tokens: int = 131_072
+    """Tokens of the held-out set."""
+
+    def __post_init__(self) -> None:
+        if not self.ranks:
+            raise ValueError("ranks must name at least one split, got none")
+        for each in self.ranks:
+            checks.positive_ints("ranks", each)
+            if self.ranks.count(each) > 1:
+                raise ValueError(f"ranks must differ, got {'|'.join(map(str, each))} twice")
+        checks.one_of("pairs", self.pairs, ("all", "far"))
+        for name in ("calibration_tokens", "batch_size", "evaluation_tokens"):
+            checks.positive_int(name, getattr(self, name))
+        if self.tune_steps < 0:
+            raise ValueError(f"tune_steps must be at least 0, got {self.tune_steps}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """In values that JSON knows."""
+        return dataclasses.asdict(self) | {"model": str(self.model), "ranks": [list(each) for each in self.ranks]}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, measured."""
+
+    ranks: tuple[int, ...]
+    """Level ranks; one for the model as it was."""
+
+    order: Order | None
+    """Of the dimensions; None for the model as it was."""
+
+    loss: float
+    """Validation loss in nats per character, without tuning."""
+
+    tuned_loss: float | None
+    """After tuning."""
+
+    key_numbers_per_token: float
+    """Numbers in the key cache at the context length, all layers, over its tokens."""
+
+    score_flops_per_token: float
+    """FLOPs of the scores in a forward pass at the context length, all layers."""
+
+    flops_per_token: float
+    """FLOPs of a forward pass at the context length."""
+
+    @property
+    def name(self) -> str:
+        """Such as `16|8|4|4, measured order`."""
+        if self.order is None:
+            return "standard"
+        return f"{'|'.join(map(str, self.ranks))}, {'measured' if self.order == 'measured' else 'trained'} order"
+
+
+@dataclass(frozen=True)
+class RetrofitResults:
+    """All that a study found out."""
+
+    positions: str
+    """`learned` or `rotary`."""
+
+    context_length: int
+    data: str
+    tune_steps: int
+    rows: tuple[Row, ...] = field(default=())
+
+    def save(self, folder: Path) -> None:
+        """Write `results.json`."""
+        files.write_json(folder / "results.json", dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> RetrofitResults:
+        """What `save` wrote."""
+        plain = files.read_json(folder / "results.json")
+        rows = tuple(Row(**row | {"ranks": tuple(row["ranks"])}) for row in plain.pop("rows"))
+        return cls(**plain, rows=rows)
+
+    @property
+    def standard(self) -> Row:
+        """The model as it was."""
+        return self.rows[0]
+
+
+def measure_retrofit(
+    study: Retrofit,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    announce: Announce | None = None,
+    command: Sequence[str] = (),
+) -> RetrofitResults:
+    """Carry out the study in `folder`, or what is left of it: each row is on disk as soon as it is measured.
+
+    Raises:
+        RunFolderError: `folder` holds another study, or there is no model.
+        TypeError, ValueError: ranks do not fit the model, or it has no standard attention; before any training.
+    """
+    model = load_language_model(study.model)
+    task = LanguageTask(LanguageConfig(study.data, model.config.context_length, study.evaluation_tokens))
+    for ranks in study.ranks:
+        retrofit(model, ranks, None)
+    if overwrite:
+        for name in ("config.json", "environment.json", "results.json"):
+            (folder / name).unlink(missing_ok=True)
+    claim(folder, "config.json", study.to_dict())
+    files.write_json(folder / "environment.json", environment(command))
+    results = RetrofitResults(model.config.positions, task.context_length, task.corpus.name, study.tune_steps)
+    if (folder / "results.json").exists():
+        results = RetrofitResults.load(folder)
+    moments = _moments(study, model, task)
+    orders: tuple[Order, ...] = ("measured", "trained")
+    wanted: list[_Variant] = [(None, None), *itertools.product(study.ranks, orders)]
+    for index in range(len(results.rows), len(wanted)):
+        split, order = wanted[index]
+        fitted = model if split is None else retrofit(model, split, moments if order == "measured" else None)
+        row = _cost(fitted, task, split, order, evaluate(fitted, task, study.batch_size)["nats_per_character"])
+        if study.tune_steps:
+            progress = announce(row.name, index, len(wanted)) if announce else None
+            row = dataclasses.replace(
+                row, tuned_loss=_tune(study, fitted, task, folder / "tuned" / str(index), progress)
+            )
+        results = dataclasses.replace(results, rows=(*results.rows, row))
+        results.save(folder)
+    return results
+
+
+_Variant = tuple[tuple[int, ...] | None, Order | None]
+
+
+def load_language_model(path: Path) -> LanguageModel:
+    """The language model in a run's folder, or in one that `save_pretrained` wrote.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    if (path / "run.json").exists():
+        _, model = load_run(path)
+    elif (path / "config.json").exists():
+        model = LanguageModel.from_pretrained(path)
+    else:
+        raise RunFolderError(path, "there is no model here (neither run.json nor config.json)")
+    if not isinstance(model, LanguageModel):
+        raise RunFolderError(path, "the model here is not a language model")
+    return model
+
+
+def _moments(study: Retrofit, model: LanguageModel, task: LanguageTask) -> list[Moments]:
+    steps = max(1, study.calibration_tokens // (study.batch_size * task.context_length))
+    batches = (task.batch(step, study.batch_size)["inputs"] for step in range(steps))
+    return measure_moments(model, batches, -(-task.context_length // 2) if study.pairs == "far" else None)
+
+
+def _cost(model: LanguageModel, task: LanguageTask, ranks: Any, order: Order | None, loss: Any) -> Row:
+    length = task.context_length
+    cost = model.flops(length)
+    return Row(
+        ranks=ranks or (model.config.dim // model.config.heads,),
+        order=order,
+        loss=loss,
+        tuned_loss=None,
+        key_numbers_per_token=model.key_numbers(length) / length,
+        score_flops_per_token=cost.scores / length,
+        flops_per_token=cost.forward / length,
+    )
+
+
+def _tune(study: Retrofit, model: LanguageModel, task: LanguageTask, folder: Path, progress: Progress | None) -> Any:
+    """Train a copy for a few steps, on windows that did not calibrate; its loss."""
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    config = TrainConfig(
+        steps=study.tune_steps,
+        batch_size=study.batch_size,
+        learning_rate=study.tune_rate,
+        evaluation_interval=study.tune_steps,
+    )
+    train(copy, lambda steps: task, config, folder, progress=progress)
+    loss = evaluate(copy, task, study.batch_size)["nats_per_character"]
+    shutil.rmtree(folder)  # checkpoints are for going on when stopped
+    return loss
