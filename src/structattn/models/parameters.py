@@ -21,7 +21,7 @@ class Part(enum.Enum):
     """Table of tokens. Deviation 1: the residual stream starts at the size that norms keep it at."""
 
     POSITION = "position"
-    """Table of positions. Starts small, so that what a token is speaks before where it stands."""
+    """Table of positions. Its deviation is the model's choice: see `StructuredModel.position_deviation`."""
 
     READ_IN = "read-in"
     """Matrix from an input of fixed size. Deviation `1/sqrt(fan_in)`, trains at the base rate."""
@@ -55,6 +55,9 @@ class Description:
     part: Part
     """The part it plays."""
 
+    deviation: float = 1.0
+    """Deviation that a table of positions starts with."""
+
     @property
     def grows(self) -> bool:
         """Whether the fan-in grows with the width of the model."""
@@ -82,6 +85,6 @@ def initialise_(tensor: torch.Tensor, description: Description) -> None:
     elif description.part is Part.EMBEDDING:
         initialization.normal_(tensor, std=1.0)
     elif description.part is Part.POSITION:
-        initialization.normal_(tensor, std=POSITION_DEVIATION)
+        initialization.normal_(tensor, std=description.deviation)
     else:
         initialization.normal_(tensor, std=1.0 / math.sqrt(description.fan_in))

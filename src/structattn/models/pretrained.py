@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class StructuredModel(PreTrainedModel):
 
     backbone: Backbone
 
+    position_deviation: ClassVar[float] = 0.02
+    """Deviation that a learned position table starts with, beside tokens of deviation 1."""
+
     @abc.abstractmethod
     def _describe_ends(self) -> dict[str, Description]:
         """Parameters of the embedding and the head by their names."""
@@ -40,7 +44,9 @@ class StructuredModel(PreTrainedModel):
         """Fans and part of every parameter, by its name; a shared one once."""
         described = self._describe_ends()
         if self.backbone.positions is not None:
-            described["backbone.positions.weight"] = Description(1, self.config.dim, Part.POSITION)
+            described["backbone.positions.weight"] = Description(
+                1, self.config.dim, Part.POSITION, self.position_deviation
+            )
         for index, block in enumerate(self.backbone.layers):
             prefix = f"backbone.blocks.{index}"
             for name, (fan_in, fan_out) in block.attention.fans().items():
