@@ -189,5 +189,7 @@ def test_build_task():
     task = build_task(RegressionConfig(input_dim=5), seed=3, total_steps=1000)
     assert isinstance(task, RegressionTask)
     assert (task.seed, task.curriculum_steps) == (3, 60)
-    with pytest.raises(TypeError, match="config must be a LanguageConfig or a RegressionConfig, got dict"):
+    with pytest.raises(
+        TypeError, match="config must be a LanguageConfig, RegressionConfig or ForecastConfig, got dict"
+    ):
         build_task({}, total_steps=1)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from structattn.tasks.base import Batch, Task, Totals
+from structattn.tasks.forecasting import ForecastConfig, ForecastTask
 from structattn.tasks.language import LanguageConfig, LanguageTask
 from structattn.tasks.regression import RegressionConfig, RegressionTask
 
-TaskConfig = LanguageConfig | RegressionConfig
+TaskConfig = LanguageConfig | RegressionConfig | ForecastConfig
 """The config of any task."""
 
 __all__ = [
     "Batch",
+    "ForecastConfig",
+    "ForecastTask",
     "LanguageConfig",
     "LanguageTask",
     "RegressionConfig",
@@ -33,4 +36,6 @@ def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
         return LanguageTask(config, seed=seed)
     if isinstance(config, RegressionConfig):
         return RegressionTask(config, seed=seed, total_steps=total_steps)
-    raise TypeError(f"config must be a LanguageConfig or a RegressionConfig, got {type(config).__name__}")
+    if isinstance(config, ForecastConfig):
+        return ForecastTask(config, seed=seed)
+    raise TypeError(f"config must be a LanguageConfig, RegressionConfig or ForecastConfig, got {type(config).__name__}")

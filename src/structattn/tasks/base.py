@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from structattn import checks
@@ -99,6 +100,10 @@ class Task(abc.ABC):
         starts = range(first, end, batch_size)
         return (self._evaluation_rows(range(start, min(start + batch_size, end))) for start in starts)
 
+    def test(self) -> Task | None:
+        """The same task on a test part, read once at the end of a run; None where there is the held-out set alone."""
+        return None
+
     @property
     @abc.abstractmethod
     def evaluation_size(self) -> int:
@@ -141,6 +146,18 @@ def generator(seed: int, stream: Stream, step: int, row: int = 0) -> np.random.G
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, 0, row, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def places_in_epochs(
+    first: int, rows: range, per_epoch: int, order: Callable[[int], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Entries `first + rows` of the endless sequence that `order(0)`, `order(1)`, … make, each of `per_epoch`."""
+    epochs, places = np.divmod(np.arange(first + rows.start, first + rows.stop), per_epoch)
+    entries = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        chosen = epochs == epoch
+        entries[chosen] = order(epoch)[places[chosen]]
+    return entries
 
 
 def check_seed(seed: int) -> int:

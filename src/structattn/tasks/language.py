@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structattn import checks
-from structattn.tasks.base import Batch, Stream, Task, Totals, generator
+from structattn.tasks.base import Batch, Stream, Task, Totals, generator, places_in_epochs
 from structattn.tasks.characters import VOCABULARY
 from structattn.tasks.corpus import Corpus, load_corpus
 
@@ -138,12 +138,7 @@ class LanguageTask(Task):
         return F.cross_entropy(outputs.flatten(0, 1).float(), batch["targets"].flatten(), reduction="none")
 
     def _training_rows(self, step: int, batch_size: int, rows: range) -> Batch:
-        first = step * batch_size
-        epochs, places = np.divmod(np.arange(first + rows.start, first + rows.stop), self.windows_per_epoch)
-        starts = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            starts[chosen] = self._order(epoch)[places[chosen]]
+        starts = places_in_epochs(step * batch_size, rows, self.windows_per_epoch, self._order)
         return self._windows(self.corpus.train, starts)
 
     def _evaluation_rows(self, rows: range) -> Batch:

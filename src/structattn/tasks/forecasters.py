@@ -1,0 +1,99 @@
+"""What a forecast can be compared with: the last value, the last season, and a linear map of the context.
+
+Each predicts the held-out windows of a `ForecastTask`, and gives what `ForecastTask.metrics` gives for a model.
+
+Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+
+from structattn.tasks.forecasting import ForecastTask
+
+Forecaster = Callable[[Tensor], Tensor]
+"""From contexts `(B, T, C)` to predictions `(B, H, C)`."""
+
+_BATCH = 256
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def forecast_metrics(task: ForecastTask, forecaster: Forecaster) -> dict[str, float | list[float]]:
+    """The task's metrics of `forecaster` on its held-out windows."""
+    batches = [task.totals(forecaster(batch["inputs"]), batch) for batch in task.evaluation_batches(_BATCH)]
+    return task.metrics({name: torch.stack([each[name] for each in batches]).sum(dim=0) for name in batches[0]})
+
+
+def last_value(task: ForecastTask) -> Forecaster:
+    """Every step ahead is the last value of the context."""
+    horizon = task.config.horizon
+    return lambda inputs: inputs[:, -1:].expand(-1, horizon, -1)
+
+
+def seasonal_naive(task: ForecastTask) -> Forecaster:
+    """Step `h` ahead is the value at the same place of the last season of `S` steps, `x[T - S + (h mod S)]`."""
+    season = task.config.season
+    places = task.config.context_length - season + torch.arange(task.config.horizon) % season
+    return lambda inputs: inputs[:, places]
+
+
+@dataclass(frozen=True)
+class LinearForecaster:
+    """`y_h = x_T + Σ_t W[h, t] (x_t - x_T)`, the same `W` for every channel."""
+
+    weight: NDArray[np.float64]
+    """`W (H, T)`; its last column has no effect."""
+
+    penalty: float
+    """Of the ridge regression, over the mean square of `x_t - x_T`."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Predictions `(B, H, C)`, float64."""
+        last = inputs[:, -1:].double()
+        return last + torch.einsum("ht,btc->bhc", torch.from_numpy(self.weight), inputs.double() - last)
+
+
+def linear(task: ForecastTask) -> LinearForecaster:
+    """Ridge regression on every window of the training part, in closed form; the penalty is chosen on validation.
+
+    DLinear (Zeng et al., *Are Transformers Effective for Time Series Forecasting?*, 2023) maps the trend and the
+    remainder of the context by a matrix each. Both are linear in the context, so their sum is one matrix, which is
+    fitted here at once; taking off the last value, as the same authors' NLinear does, lets it follow a drift.
+
+    Args:
+        task: training part, lengths, and validation part.
+
+    Returns:
+        The forecaster with the lowest mean squared error on validation windows.
+    """
+    gram, cross = _normal_equations(task)
+    scale = np.trace(gram) / len(gram)
+    validation = ForecastTask(task.config, seed=task.seed)
+    if scale == 0:  # No channel ever changes.
+        return LinearForecaster(np.zeros(cross.T.shape), _PENALTIES[0])
+    fitted = [
+        LinearForecaster(np.linalg.solve(gram + penalty * scale * np.eye(len(gram)), cross).T, penalty)
+        for penalty in _PENALTIES
+    ]
+    return min(fitted, key=lambda one: float(forecast_metrics(validation, one)["mse"]))  # type: ignore[arg-type]
+
+
+def _normal_equations(task: ForecastTask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`XᵀX (T, T)` and `XᵀY (T, H)` over windows and channels, each window less the last value of its context."""
+    length, horizon = task.config.context_length, task.config.horizon
+    train = task.values[: task.series.borders[0]].astype(np.float64)
+    windows = sliding_window_view(train, length + horizon, axis=0)  # (windows, C, T + H), no copy
+    gram, cross = np.zeros((length, length)), np.zeros((length, horizon))
+    for first in range(0, len(windows), _BATCH):
+        rows = windows[first : first + _BATCH].reshape(-1, length + horizon)
+        rows = rows - rows[:, length - 1 : length]
+        gram += rows[:, :length].T @ rows[:, :length]
+        cross += rows[:, :length].T @ rows[:, length:]
+    return gram, cross
