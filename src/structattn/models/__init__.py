@@ -12,13 +12,22 @@ checks.require("transformers", "hf")
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
 
 from structattn.models.cache import ModelCache, StoreCache, StoreLayer  # noqa: E402
-from structattn.models.configuration import BackboneConfig, LanguageModelConfig, RegressionModelConfig  # noqa: E402
+from structattn.models.configuration import (  # noqa: E402
+    BackboneConfig,
+    ForecastModelConfig,
+    LanguageModelConfig,
+    RegressionModelConfig,
+)
+from structattn.models.forecasting import ForecastModel, ForecastOutput  # noqa: E402
 from structattn.models.language import LanguageModel  # noqa: E402
 from structattn.models.pretrained import StructuredModel  # noqa: E402
 from structattn.models.regression import RegressionModel, RegressionOutput  # noqa: E402
 
 __all__ = [
     "BackboneConfig",
+    "ForecastModel",
+    "ForecastModelConfig",
+    "ForecastOutput",
     "LanguageModel",
     "LanguageModelConfig",
     "ModelCache",
@@ -32,5 +41,7 @@ __all__ = [
 
 AutoConfig.register(LanguageModelConfig.model_type, LanguageModelConfig)
 AutoConfig.register(RegressionModelConfig.model_type, RegressionModelConfig)
+AutoConfig.register(ForecastModelConfig.model_type, ForecastModelConfig)
 AutoModelForCausalLM.register(LanguageModelConfig, LanguageModel)
 AutoModel.register(RegressionModelConfig, RegressionModel)
+AutoModel.register(ForecastModelConfig, ForecastModel)

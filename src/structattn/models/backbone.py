@@ -1,4 +1,4 @@
-"""The one transformer: a pre-norm decoder into which the attention layer is injected from the config.
+"""The one transformer: a pre-norm encoder or decoder into which the attention layer is injected from the config.
 
 Shapes: `B` rows, `T` tokens, `D` width.
 """
@@ -57,7 +57,7 @@ class Block(GradientCheckpointingLayer):
             config.heads,
             config.context_length,
             kv_heads=config.kv_heads,
-            is_causal=True,
+            is_causal=config.is_causal,
             rotary=config.rotary,
             dropout=config.dropout,
         )

@@ -4,7 +4,7 @@
 
 import difflib
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -14,6 +14,11 @@ from structattn.layers import RotaryEmbedding, as_config
 
 Positions = Literal["learned", "rotary"]
 """How a model knows where a token stands: a table of `context_length` rows, or rotated queries and keys."""
+
+WindowNorm = Literal["standard", "last", "none"]
+"""How a context is normalised, channel by channel, and its prediction scaled back: by its mean and deviation (Kim et
+al., *Reversible Instance Normalization*, 2022), by its last value (Zeng et al., *Are Transformers Effective for Time
+Series Forecasting?*, 2023), or not. A series drifts, and what was standardised by its past is off in its future."""
 
 # What Hugging Face itself writes to config.json, or passes to a config, beside the fields of the config.
 _HUGGING_FACE_FIELDS = {
@@ -30,7 +35,7 @@ _HUGGING_FACE_FIELDS = {
 
 @strict
 class BackboneConfig(PreTrainedConfig):
-    """Sizes of a pre-norm decoder and the attention in its blocks; heads for a task add their own fields.
+    """Sizes of a pre-norm transformer and the attention in its blocks; heads for a task add their own fields.
 
     Raises:
         TypeError: there is no field of that name.
@@ -45,6 +50,9 @@ class BackboneConfig(PreTrainedConfig):
         "num_attention_heads": "heads",
         "max_position_embeddings": "context_length",
     }
+
+    is_causal: ClassVar[bool] = True
+    """Whether a token sees only itself and earlier ones: the task of a model decides, not its user."""
 
     layers: int = 4
     """Blocks, each of attention and MLP."""
@@ -143,3 +151,25 @@ class RegressionModelConfig(BackboneConfig):
     def _check_fields(self) -> None:
         super()._check_fields()
         checks.positive_int("input_dim", self.input_dim)
+
+
+@strict
+class ForecastModelConfig(BackboneConfig):
+    """An encoder that reads `context_length` steps of a time series and predicts the next `horizon`."""
+
+    model_type = "structattn-forecast"
+    is_causal: ClassVar[bool] = False
+
+    channels: int = 7
+    """Channels `C` of the series."""
+
+    horizon: int = 96
+    """Steps `H` to predict."""
+
+    window_norm: WindowNorm = "last"
+    """What is taken off each context, and given back to its prediction; see `WindowNorm`."""
+
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        checks.positive_int("channels", self.channels)
+        checks.positive_int("horizon", self.horizon)
