@@ -6,6 +6,8 @@ covariance of its keys.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,61 @@ class Basis(nn.Module):
         kv_heads, rank, _ = self.query.shape
         forward = (heads + kv_heads) * flops.linear(rank, rank, tokens).forward
         return Flops(forward, forward)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of one layer's queries and keys, in float64 and on the CPU.
+
+    Attributes:
+        query: `C_q (Hkv, r, r)`, `E[q qᵀ]` over the queries that read a key head.
+        key: `C_k (Hkv, r, r)`, the covariance of its keys.
+        mean: `μ (Hkv, r)`, their mean.
+    """
+
+    query: Tensor
+    key: Tensor
+    mean: Tensor
+
+
+class MomentSums:
+    """Adds up the moments of one layer, batch by batch, in float64."""
+
+    def __init__(self) -> None:
+        self._query, self._key, self._mean = torch.zeros(3, 1, dtype=torch.float64)
+        self._queries, self._keys = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            query: `(B, Hq, T, r)`.
+            key: `(B, Hkv, T, r)`.
+            query_weight: `(B, T)`, how often each position counts as a query.
+            key_weight: `(B, T)`, and as a key.
+        """
+        query = query.double().unflatten(1, (key.shape[1], -1))  # query heads by the key head they read
+        key, of_query, of_key = key.double(), query_weight.double(), key_weight.double()
+        self._query = (
+            self._query + torch.einsum("bhgti,bhgtj->hij", query * of_query[:, None, None, :, None], query).cpu()
+        )
+        weighted = key * of_key[:, None, :, None]
+        self._key = self._key + torch.einsum("bhti,bhtj->hij", weighted, key).cpu()
+        self._mean = self._mean + weighted.sum((0, 2)).cpu()
+        self._queries = self._queries + query.shape[2] * of_query.sum().cpu()
+        self._keys = self._keys + of_key.sum().cpu()
+
+    def moments(self) -> Moments:
+        """What they come to.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        if not (self._queries > 0 and self._keys > 0):
+            raise ValueError("batches must hold pairs of tokens to measure, far enough apart; got none")
+        mean = self._mean / self._keys
+        key = self._key / self._keys - mean[:, :, None] * mean[:, None, :]
+        return Moments(self._query / self._queries, key, mean)
 
 
 def balanced(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

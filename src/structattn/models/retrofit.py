@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,27 +16,12 @@ from torch import Tensor, nn
 from structattn import checks
 from structattn.layers import MLRAttention, MLRConfig, StandardAttention, StandardConfig, as_config
 from structattn.layers.base import ProjectedAttention
-from structattn.layers.basis import balanced, by_pair_energy
+from structattn.layers.basis import Moments, MomentSums, balanced, by_pair_energy
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.language import LanguageModel
 
 Order = Literal["measured", "trained"]
 Pairs = Literal["all", "far"]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of one layer's queries and keys, in float64.
-
-    Attributes:
-        query: `C_q (Hkv, r, r)`, `E[q qᵀ]` over the queries that read a key head.
-        key: `C_k (Hkv, r, r)`, the covariance of its keys.
-        mean: `μ (Hkv, r)`, their mean.
-    """
-
-    query: Tensor
-    key: Tensor
-    mean: Tensor
 
 
 @torch.no_grad()
@@ -53,7 +37,7 @@ def measure_moments(model: LanguageModel, batches: Iterable[Tensor], far: int | 
     Raises:
         ValueError: no batch, or none with a pair that far apart.
     """
-    sums = [_Sums() for _ in model.backbone.layers]
+    sums = [MomentSums() for _ in model.backbone.layers]
     was_training = model.training
     model.eval()
     with _watching(model, sums, far):
@@ -63,40 +47,16 @@ def measure_moments(model: LanguageModel, batches: Iterable[Tensor], far: int | 
     return [each.moments() for each in sums]
 
 
-class _Sums:
-    """Weighted sums over tokens, in float64."""
-
-    def __init__(self) -> None:
-        self.weights = torch.zeros(2, dtype=torch.float64)
-        self.query = self.key = self.mean = torch.zeros(())
-
-    def add(self, query: Tensor, key: Tensor, weights: tuple[Tensor, Tensor]) -> None:
-        """Queries `(B, Hq, T, r)`, keys `(B, Hkv, T, r)`, and the weight of each position as either."""
-        for index, (name, heads, weight) in enumerate(zip(("query", "key"), (query, key), weights, strict=True)):
-            heads = heads.double().unflatten(1, (key.shape[1], -1))  # query heads by the key head they read
-            moment = torch.einsum("bhgti,bhgtj,t->hij", heads, heads, weight)
-            setattr(self, name, getattr(self, name) + moment.cpu())
-            self.weights[index] += weight.sum().cpu() * heads.shape[0] * heads.shape[2]
-        self.mean = self.mean + torch.einsum("bhti,t->hi", key.double(), weights[1]).cpu()
-
-    def moments(self) -> Moments:
-        if not (self.weights > 0).all():
-            raise ValueError("batches must hold pairs of tokens to measure, far enough apart; got none")
-        queries, keys = self.weights
-        mean = self.mean / keys
-        return Moments(self.query / queries, self.key / keys - mean[:, :, None] * mean[:, None, :], mean)
-
-
 @contextmanager
-def _watching(model: LanguageModel, sums: list[_Sums], far: int | None) -> Iterator[None]:
+def _watching(model: LanguageModel, sums: list[MomentSums], far: int | None) -> Iterator[None]:
     """While it lasts, what the attention layers project is added up."""
 
-    def watch(layer: ProjectedAttention, into: _Sums) -> object:
+    def watch(layer: ProjectedAttention, into: MomentSums) -> object:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: object) -> None:
             x = args[0]
             positions = torch.arange(x.shape[1], device=x.device)
             query, key, _ = layer.project(x, positions)
-            into.add(query, key, _pair_counts(positions, far))
+            into.add(query, key, *(count.expand(x.shape[:2]) for count in _pair_counts(positions, far)))
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 

@@ -2,7 +2,8 @@
 
 Importing this registers the attention implementation `structattn_mlr` and its mask. `set_hierarchy` gives a model its
 levels and switches it over; `make_cache` makes the key cache that `generate` needs to keep no more keys than a later
-query reads; `measure_order` says which dimensions far pairs use most::
+query reads; `measure_order` says which dimensions far pairs use most; `balance` gives heads without a rotary embedding
+the basis in which the fewest dimensions carry the scores::
 
     set_hierarchy(model, "32|16|8|8@1024")
     model.generate(**inputs, past_key_values=make_cache(model))
@@ -21,6 +22,7 @@ checks.require("transformers", "hf")
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 
 from structattn.integrations.transformers.attention import mlr_attention_forward  # noqa: E402
+from structattn.integrations.transformers.basis import balance, measure_moments  # noqa: E402
 from structattn.integrations.transformers.cache import MLRCache, make_cache  # noqa: E402
 from structattn.integrations.transformers.energy import far_energy, measure_order  # noqa: E402
 from structattn.integrations.transformers.hierarchies import get_hierarchy, set_hierarchy  # noqa: E402
@@ -30,9 +32,11 @@ from structattn.integrations.transformers.masks import mlr_mask  # noqa: E402
 __all__ = [
     "IMPLEMENTATION",
     "MLRCache",
+    "balance",
     "far_energy",
     "get_hierarchy",
     "make_cache",
+    "measure_moments",
     "measure_order",
     "set_hierarchy",
 ]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from structattn import checks
-from structattn.integrations.transformers.layers import attention_layers, is_causal, is_cross_attention
+from structattn.integrations.transformers.layers import attention_layers
+from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
-
-_MEASURING = "structattn_measuring"
-
-Batches = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]]
 
 
 def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Any]]:
@@ -45,7 +37,6 @@ def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | N
     }
 
 
-@torch.no_grad()
 def far_energy(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Tensor]]:
     r"""The mean energy that each pair of dimensions `p` adds to the scores of far tokens, under standard attention::
 
@@ -75,9 +66,7 @@ def far_energy(model: PreTrainedModel, batches: Batches, *, distance: int | None
     for layer in (layer for layers in stacks.values() for layer in layers):
         pairing = find_pairing(model, layer.module, layer.name, layer.width)
         meters[id(layer.module)] = _Meter(unit_dimensions(pairing, layer.width), distance)
-    with _measuring(model, meters):
-        for batch in _as_keywords(batches):
-            model(**batch)
+    measure(model, meters, batches)
     return {stack: [meters[id(layer.module)].mean(layer.name) for layer in layers] for stack, layers in stacks.items()}
 
 
@@ -125,53 +114,3 @@ def _far(query: Tensor, moments: Tensor, counts: Tensor, distance: int) -> tuple
     late = query[..., distance:, :, :]
     energy = torch.einsum("bhgtui,bhtuij,bhgtuj->hu", late, before, late)
     return energy, (counts.cumsum(1)[:, : length - distance] * counts[:, distance:]).sum()
-
-
-_METERS: ContextVar[Mapping[int, _Meter] | None] = ContextVar("meters", default=None)
-
-
-@contextmanager
-def _measuring(model: PreTrainedModel, meters: Mapping[int, _Meter]) -> Iterator[None]:
-    """The model in evaluation mode with the measuring attention; afterwards as it was."""
-    before, training = model.config._attn_implementation, model.training
-    token = _METERS.set(meters)
-    try:
-        model.eval()
-        model.set_attn_implementation(_MEASURING)
-        yield
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
-        _METERS.reset(token)
-
-
-def _measuring_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Standard attention that shows its queries and keys to the layer's meter."""
-    meters = _METERS.get()
-    if meters is None:
-        raise ValueError(f"{_MEASURING!r} serves far_energy alone; set another attention implementation")
-    if not is_cross_attention(module):
-        batch, _, length, _ = key.shape
-        real = torch.ones(batch, length, dtype=torch.bool, device=key.device)
-        # The last query of a causal mask, and any of one that is not, sees every real key.
-        real = real if attention_mask is None else attention_mask[:, 0, -1].expand(batch, -1)
-        meters[id(module)].add(query, key, real, is_causal=is_causal(module))
-    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return out
-
-
-def _as_keywords(batches: Batches) -> Iterator[dict[str, Any]]:
-    each: Iterable[Any] = [batches] if isinstance(batches, (Tensor, Mapping)) else batches
-    for batch in each:
-        if not isinstance(batch, (Tensor, Mapping)):
-            raise TypeError(
-                f"batches must be token ids or mappings of the model's arguments, got {type(batch).__name__}"
-            )
-        keywords = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
-        yield keywords | {"use_cache": False}
-
-
-AttentionInterface.register(_MEASURING, _measuring_forward)
-AttentionMaskInterface.register(_MEASURING, sdpa_mask)

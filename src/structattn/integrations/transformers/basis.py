@@ -1,0 +1,131 @@
+"""The change of basis that puts the most score energy first, folded into a model's own weights.
+
+Without a rotary embedding any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` leave every score as it was,
+up to a number for each query that softmax does not see (`structattn.layers.basis`). With `q = W_q x + b_q` they are new
+weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`: the model costs what it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from structattn import checks
+from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
+from structattn.integrations.transformers.measuring import Batches, measure
+from structattn.integrations.transformers.pairs import rotates
+from structattn.layers.basis import Moments, MomentSums, balanced
+
+
+def measure_moments(
+    model: PreTrainedModel, batches: Batches, *, distance: int | None = None
+) -> dict[str, list[Moments]]:
+    """Second moments of every layer's queries and keys, over pairs of far tokens.
+
+    A query counts as often as it has keys that far away, a key as often as it has such queries; an encoder counts
+    tokens on both sides.
+
+    Args:
+        model: is run in evaluation mode with its standard attention, and left as it is.
+        batches: token ids `(B, T)`, or the model's keyword arguments, or an iterable of either.
+        distance: from which on tokens are far, at least 1; half of the batch's tokens by default.
+
+    Returns:
+        By stack, for each layer.
+
+    Raises:
+        TypeError, ValueError: bad arguments, no tokens that far apart, or a model whose layers cannot be known.
+    """
+    if distance is not None:
+        checks.positive_int("distance", distance)
+    stacks = attention_layers(model)
+    meters = {id(layer.module): _MomentMeter(distance) for layers in stacks.values() for layer in layers}
+    measure(model, meters, batches)
+    return {stack: [meters[id(layer.module)].sums.moments() for layer in layers] for stack, layers in stacks.items()}
+
+
+class _MomentMeter:
+    """Weighs the tokens of one layer by the pairs they are in."""
+
+    def __init__(self, distance: int | None) -> None:
+        self.distance, self.sums = distance, MomentSums()
+
+    def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
+        """Count a batch, as `Meter` says."""
+        distance = -(-key.shape[2] // 2) if self.distance is None else self.distance
+        behind, ahead = _far_tokens(real, distance), _far_tokens(real.flip(1), distance).flip(1)
+        as_query, as_key = (behind, ahead) if is_causal else (behind + ahead, behind + ahead)
+        self.sums.add(query, key, as_query * real, as_key * real)
+
+
+def _far_tokens(real: Tensor, distance: int) -> Tensor:
+    """How many real tokens each of `(B, T)` has at least so far behind it."""
+    reach = min(distance, real.shape[1])
+    return F.pad(real.cumsum(1)[:, : real.shape[1] - reach], (reach, 0))
+
+
+@torch.no_grad()
+def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) -> None:
+    """Give each head the basis whose first dimensions carry the most score energy, in place; outputs stay as they are.
+
+    Then `set_hierarchy(model, hierarchy)` lets far tokens see those dimensions. For attention as in GPT-2: learned
+    positions, and queries, keys and values projected by one `c_attn`. Under a rotary embedding only the order of pairs
+    is free: see `measure_order`.
+
+    Args:
+        model: its weights and biases are changed.
+        moments: from `measure_moments`.
+
+    Raises:
+        ValueError: before anything is changed: the model has a rotary embedding or another projection, or moments are
+            those of another model.
+    """
+    found = attention_layers(model)
+    if found.keys() != moments.keys() or any(len(found[stack]) != len(moments[stack]) for stack in found):
+        raise ValueError("moments must be of this model, one for each attention layer: see measure_moments")
+    layers = [layer for stack in found for layer in found[stack]]
+    each = [moment for stack in found for moment in moments[stack]]
+    projections = [query_key_projection(model, layer) for layer in layers]
+    for layer, moment in zip(layers, each, strict=True):
+        expected = (layer.key_heads, layer.width, layer.width)
+        if moment.query.shape != expected:
+            raise ValueError(f"moments of {layer.name} must be {expected}, got {tuple(moment.query.shape)}")
+    for projection, moment in zip(projections, each, strict=True):
+        query, key, _ = balanced(moment.query, moment.key)
+        _fold(projection, 0, query, torch.zeros_like(moment.mean))
+        _fold(projection, 1, key, moment.mean)
+
+
+def query_key_projection(model: PreTrainedModel, layer: AttentionLayer) -> Conv1D:
+    """The matrix that gives a layer's queries, keys and values, where maps can be folded into it.
+
+    Raises:
+        ValueError: there is none, or a rotary embedding stands behind it.
+    """
+    if rotates(model):
+        raise ValueError(
+            f"{layer.name} has a rotary embedding, under which only the order of its pairs is free: measure_order"
+        )
+    projection = getattr(layer.module, "c_attn", None)
+    if not isinstance(projection, Conv1D) or projection.nf != 3 * layer.key_heads * layer.width:
+        raise ValueError(
+            f"{layer.name} ({type(layer.module).__name__}) does not project queries, keys and values by one `c_attn` "
+            "as GPT-2 does: a change of basis cannot be folded into its weights"
+        )
+    return projection
+
+
+def _fold(projection: Conv1D, part: int, maps: Tensor, mean: Tensor) -> None:
+    """Have part 0 (queries) or 1 (keys) give `maps (x - mean)` where it gave `x`, in float64 until it is stored."""
+    heads, width, _ = maps.shape
+    columns = slice(part * heads * width, (part + 1) * heads * width)
+    weight, bias = projection.weight[:, columns], projection.bias[columns]  # (D, H·r), (H·r)
+    maps, mean = maps.to(weight.device), mean.to(weight.device)
+    mapped = torch.einsum("dhi,hji->dhj", weight.double().unflatten(1, (heads, width)), maps)
+    weight.copy_(mapped.flatten(1))
+    bias.copy_(torch.einsum("hi,hji->hj", bias.double().unflatten(0, (heads, width)) - mean, maps).flatten())

@@ -1,0 +1,124 @@
+"""The balanced basis folded into a model's weights: exact, and better than the order that training left."""
+
+import copy
+
+import pytest
+import torch
+
+from integrations.families import HEAD, make, mask, tokens
+from structattn import Hierarchy
+from structattn.integrations import transformers as st
+from structattn.integrations.transformers.measuring import measure
+from structattn.layers.basis import Moments
+
+
+def gpt2(**fields):
+    """In float64, with biases drawn: a fresh model's are zero."""
+    model = make("gpt2", dtype=torch.float64, **fields)
+    for name, parameter in model.named_parameters():
+        if name.endswith("c_attn.bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+class Spy:
+    """Keeps what a layer shows."""
+
+    def add(self, query, key, real, *, is_causal):
+        self.seen = query, key, real, is_causal
+
+
+@pytest.mark.parametrize("distance", [None, 1])
+def test_the_change_of_basis_alone_leaves_the_logits(distance):
+    model, x = gpt2(), tokens(length=40)
+    before, weight = model(x).logits, model.transformer.h[1].attn.c_attn.weight.clone()
+    st.balance(model, st.measure_moments(model, [tokens(seed=1), tokens(seed=2)], distance=distance))
+    torch.testing.assert_close(model(x).logits, before, rtol=1e-8, atol=1e-8)
+    changed = (model.transformer.h[1].attn.c_attn.weight - weight).abs().amax(0).unflatten(0, (3, -1))
+    assert (changed[:2] > 1e-3).all()
+    assert (changed[2] == 0).all()  # values stay
+
+
+def test_in_float32():
+    model, x = gpt2().float(), tokens(length=40)
+    before = model(x).logits
+    st.balance(model, st.measure_moments(model, x))
+    torch.testing.assert_close(model(x).logits, before, rtol=1e-3, atol=1e-3)
+
+
+def test_moments_become_equal_diagonal_and_descending():
+    model, x = gpt2(), tokens(length=40)
+    st.balance(model, st.measure_moments(model, x))
+    for moments in st.measure_moments(model, x)["decoder"]:
+        sigma = moments.query.diagonal(dim1=1, dim2=2)
+        assert (sigma.diff(dim=-1) <= 1e-9).all()
+        for moment in (moments.query, moments.key):
+            torch.testing.assert_close(moment, torch.diag_embed(sigma), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(moments.mean, torch.zeros_like(moments.mean), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_moments_count_pairs_of_real_tokens_far_apart(family, padding):
+    """Against a sum over every such pair."""
+    model, distance, real = make(family, dtype=torch.float64), 4, mask(padding)
+    given = {"input_ids": tokens()} | ({} if real is None else {"attention_mask": real})
+    if family == "t5":
+        model = model.encoder
+    stack = "encoder" if family == "t5" else "decoder"
+    spies = {id(layer.module): Spy() for layer in st.layers.attention_layers(model)[stack]}
+    measure(model, spies, given)
+    moments = st.measure_moments(model, given, distance=distance)[stack][1]
+    query, key, shown, causal = list(spies.values())[1].seen
+    assert causal == (family == "gpt2")
+    queries, keys = [], []
+    for row in range(2):
+        for i in range(21):
+            for j in range(21):
+                if (i - j if causal else abs(i - j)) >= distance and shown[row, i] and shown[row, j]:
+                    queries.append(query[row, 2, i])
+                    keys.append(key[row, 2, j])
+    queries, keys = torch.stack(queries), torch.stack(keys)
+    torch.testing.assert_close(moments.query[2], queries.T @ queries / len(queries))
+    torch.testing.assert_close(moments.mean[2], keys.mean(0))
+    torch.testing.assert_close(moments.key[2], (keys.T @ keys) / len(keys) - keys.mean(0)[:, None] * keys.mean(0))
+
+
+def test_truncation_changes_less_in_the_new_basis():
+    model, x = gpt2(), tokens(8, 64)
+    moments, levels = st.measure_moments(model, x), Hierarchy.dyadic((3, 2, 3), 64)
+    errors = []
+    for order in (None, moments):
+        fitted = copy.deepcopy(model)
+        if order is not None:
+            st.balance(fitted, order)
+        st.set_hierarchy(fitted, levels)
+        errors.append((fitted(x).logits - model(x).logits).square().mean())
+    assert 0 < errors[1] < 0.5 * errors[0]
+
+
+class TestBadInput:
+    def test_rotary(self):
+        model = make("llama")
+        with pytest.raises(ValueError, match=r"model.layers.0.self_attn has a rotary embedding"):
+            st.balance(model, st.measure_moments(model, tokens()))
+
+    def test_another_projection(self):
+        model = make("t5")
+        given = {"input_ids": tokens(), "decoder_input_ids": tokens()}
+        with pytest.raises(ValueError, match="does not project queries, keys and values by one `c_attn`"):
+            st.balance(model, st.measure_moments(model, given))
+
+    def test_moments_of_another_model(self):
+        model, other = make("gpt2"), make("gpt2", n_layer=1)
+        with pytest.raises(ValueError, match="moments must be of this model"):
+            st.balance(model, st.measure_moments(other, tokens()))
+        eye = torch.eye(HEAD).double().repeat(2, 1, 1)
+        with pytest.raises(ValueError, match=r"moments of transformer.h.0.attn must be \(4, 8, 8\), got \(2, 8, 8\)"):
+            st.balance(model, {"decoder": [Moments(eye, eye, eye[:, 0])] * 2})
+
+    def test_no_far_tokens(self):
+        with pytest.raises(ValueError, match="far enough apart; got none"):
+            st.measure_moments(make("gpt2"), tokens(), distance=21)
+        with pytest.raises(ValueError, match="distance must be a positive integer"):
+            st.measure_moments(make("gpt2"), tokens(), distance=0)
