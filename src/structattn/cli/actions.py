@@ -13,8 +13,9 @@ from typing import Any, Literal
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from structattn import checks
 from structattn.cli import commands
-from structattn.cli.progress import Bars
+from structattn.cli.progress import Bars, TrialBar
 from structattn.cli.writing import write_on
 from structattn.models import LanguageModel
 from structattn.ops.hierarchy import parse_ranks
@@ -23,11 +24,13 @@ from structattn.studies.environment import environment
 from structattn.studies.results import Results
 from structattn.studies.run import ModelSizes, load_run, task_name
 from structattn.studies.terminal import print_results
-from structattn.tasks import LanguageConfig, RegressionConfig, TaskConfig
-from structattn.training import PRESETS, RunFolderError, TrainConfig, TrainingError, preset
+from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig
+from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, TrainingError, preset
 from structattn.training.evaluation import evaluate
 
 _ERRORS = (ValueError, TypeError, ImportError, OSError, TrainingError)
+_Options = commands.Language | commands.Regression | commands.Forecast
+_FORECAST_OPTIONS = ("horizon", "target", "time", "columns", "fill", "season", "window_norm")
 _BUDGETS = ("steps", "tokens", "flops", "minutes")
 
 # In-context regression at a size that two cores train in under an hour.
@@ -70,6 +73,8 @@ def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
             return _generate(command)
         case commands.Retrofit():
             return _retrofit(command, line)
+        case commands.Study():
+            return _study(command, line)
         case commands.MupCheck():
             return _mup_check(command)
         case commands.Info():
@@ -79,7 +84,7 @@ def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
 # --- compare and train ------------------------------------------------------------------------------------------------
 
 
-def _compare(options: commands.Language | commands.Regression, line: Sequence[str]) -> int:
+def _compare(options: _Options, line: Sequence[str]) -> int:
     comparison = _comparison(options)
     console = Console()
     with Bars(console, seeds=comparison.seeds > 1) as bars:
@@ -91,12 +96,20 @@ def _compare(options: commands.Language | commands.Regression, line: Sequence[st
     return 1 if results.failed else 0
 
 
-def _comparison(options: commands.Language | commands.Regression) -> Comparison:
+def _comparison(options: _Options) -> Comparison:
     """What the options ask for, defaults filled in."""
     match options:
-        case commands.CompareLanguage(attentions=names) | commands.CompareRegression(attentions=names):
+        case (
+            commands.CompareLanguage(attentions=names)
+            | commands.CompareRegression(attentions=names)
+            | commands.CompareForecast(attentions=names)
+        ):
             attentions = names
-        case commands.TrainLanguage(attention=name) | commands.TrainRegression(attention=name):
+        case (
+            commands.TrainLanguage(attention=name)
+            | commands.TrainRegression(attention=name)
+            | commands.TrainForecast(attention=name)
+        ):
             attentions = (name,)
     if isinstance(options, commands.Language):
         row = preset(options.preset)
@@ -107,6 +120,16 @@ def _comparison(options: commands.Language | commands.Regression) -> Comparison:
         training: dict[str, Any] = {
             "flops": row.flops, "batch_size": row.batch_size, "learning_rate": row.learning_rate
         }  # fmt: skip
+    elif isinstance(options, commands.Forecast):
+        row = preset(options.preset, FORECAST_PRESETS)
+        task = ForecastConfig(
+            data=options.data,
+            context_length=row.context_length if options.context is None else options.context,
+            **{name: getattr(options, name) for name in _FORECAST_OPTIONS},
+        )
+        positions = options.positions or "learned"
+        sizes = {"layers": row.layers, "dim": row.dim, "heads": row.heads}
+        training = {"flops": row.flops, "batch_size": row.batch_size, "learning_rate": row.learning_rate}
     else:
         task = RegressionConfig(options.input_dim, options.curriculum)
         positions = options.positions or "learned"
@@ -157,10 +180,11 @@ def _run_folder(folder: Path) -> Path:
 def _evaluate(command: commands.Evaluate) -> int:
     config, model = load_run(_run_folder(command.run))
     if command.data is not None:
-        if not isinstance(config.task, LanguageConfig):
-            raise ValueError("--data is for language models; this run is of another task")
+        if isinstance(config.task, RegressionConfig):
+            raise ValueError("--data is for models of texts and series; this run is of another task")
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=command.data))
     task, training = config.build_task(1), config.train
+    task = task.test() or task
     metrics = evaluate(model, task, training.batch_size, precision=training.precision)
     console = Console(highlight=False)
     console.print(f"{config.attention}, {task_name(config.task)}, seed {config.seed}")
@@ -193,6 +217,7 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
         tune_steps=command.tune_steps,
         tune_rate=command.tune_rate,
         batch_size=command.batch_size,
+        context_length=command.context_length,
     )
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
@@ -202,6 +227,38 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
     draw_retrofit([results], command.out)
     console.print(f"figure: {command.out / 'retrofit.png'}", soft_wrap=True)
     return 0
+
+
+def _study(command: commands.Study, line: Sequence[str]) -> int:
+    from structattn.studies.paper.catalogue import study
+    from structattn.studies.paper.planning import plan, plan_table
+    from structattn.studies.paper.report import collect, conclude
+    from structattn.studies.paper.running import run_trials
+
+    chosen = study(command.name)
+    trials = chosen.trials(command.preset, command.data, checks.positive_int("seeds", command.seeds))
+    console = Console(highlight=False)
+    if command.dry_run:
+        console.print(plan_table(plan(trials), command.jobs))
+        return 0
+    folder = command.out / chosen.name
+    with TrialBar(console, len(trials)) as bar:
+        outcomes = run_trials(
+            trials,
+            folder,
+            jobs=command.jobs,
+            launcher=command.launcher,
+            partition=command.partition,
+            follow=bar.follow,
+        )
+    finding = conclude(chosen, outcomes, command.preset, folder, line)
+    console.print(finding.statement, markup=False)
+    console.print(finding.comparison, markup=False)
+    console.print(f"report: {collect(command.out)}", soft_wrap=True)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        sys.stderr.write(f"structattn: {outcome.error}\n")
+    return 1 if failed else 0
 
 
 def _mup_check(command: commands.MupCheck) -> int:
@@ -235,7 +292,7 @@ def _info() -> int:
     for status in backends():
         console.print(f"  {status}", markup=False)
     table = Table("preset", "layers", "width", "heads", "context", "batch", "learning rate", "training FLOPs")
-    for name, row in PRESETS.items():
+    for name, row in (PRESETS | {f"{name} (forecast)": row for name, row in FORECAST_PRESETS.items()}).items():
         cells = (row.layers, row.dim, row.heads, row.context_length, row.batch_size)
         table.add_row(name, *map(str, cells), f"{row.learning_rate:g}", f"{row.flops:.2g}")
     console.print()

@@ -11,7 +11,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Training:
-    """Options that language and regression share; what is left out has the preset's value, or a default."""
+    """Options that all tasks share; what is left out has the preset's value, or a default."""
 
     out: Path
     """Folder for results, figures, report and checkpoints; made where it is missing."""
@@ -53,7 +53,7 @@ class Training:
     """muP: learning rates of matrices fall with their fan-in, so that one rate serves every width."""
 
     positions: Literal["learned", "rotary"] | None = None
-    """Learned position table (default for regression), or rotary embedding (default for language)."""
+    """Learned position table (default), or rotary embedding (default for language)."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of matrix products; auto is bfloat16 where the device has instructions for it."""
@@ -100,6 +100,41 @@ class Regression(Training):
 
 
 @dataclass(frozen=True)
+class Forecast(Training):
+    """Multivariate forecasting of a time series, ETTh1 or your own, with all steps attending to one another."""
+
+    data: str = "ETTh1"
+    """Series: ETTh1, ETTh2, ETTm1, ETTm2, or a CSV file with a column of times and columns of numbers."""
+
+    context: int | None = None
+    """Steps to look back."""
+
+    horizon: int = 96
+    """Steps to predict."""
+
+    target: str = "OT"
+    """Column that has metrics of its own."""
+
+    time: str = "date"
+    """Column of times."""
+
+    columns: tuple[str, ...] = ()
+    """Columns to read and predict; all but the times by default."""
+
+    fill: Literal["forward", "linear", "drop"] | None = None
+    """Where values or rows are missing: repeat the last, interpolate, or leave out; refused by default."""
+
+    season: int = 24
+    """Steps of a season, for the seasonal naive forecast in the table."""
+
+    window_norm: Literal["last", "standard", "none"] = "last"
+    """Taken off each context and given back to its forecast: the last value, mean and deviation, or nothing."""
+
+    preset: str = "small"
+    """Sizes of the model and defaults of the training: small, for two cores, or paper."""
+
+
+@dataclass(frozen=True)
 class CompareLanguage(Language):
     """Character-level language modelling on your text."""
 
@@ -113,6 +148,14 @@ class CompareRegression(Regression):
 
     attentions: tuple[str, ...] = ("standard", "standard:1", "btt")
     """Structures to compare: standard, standard:1 (one head of full rank), btt, bmlr:2,1,1, …"""
+
+
+@dataclass(frozen=True)
+class CompareForecast(Forecast):
+    """Multivariate forecasting of a time series, beside forecasts without attention."""
+
+    attentions: tuple[str, ...] = ("standard", "mlr+levels=2", "mlr+levels=4")
+    """Structures to compare: standard, mlr+levels=2, mlr:8,2,2,4, swa:32, btt, …"""
 
 
 @dataclass(frozen=True)
@@ -132,12 +175,21 @@ class TrainRegression(Regression):
 
 
 @dataclass(frozen=True)
+class TrainForecast(Forecast):
+    """Multivariate forecasting of a time series."""
+
+    attention: str = "mlr+levels=4"
+    """Structure of the model's attention: standard, mlr+levels=2, mlr:8,2,2,4, swa:32, btt, …"""
+
+
+@dataclass(frozen=True)
 class Compare:
     """Train one model per attention structure under one budget; table, figures and report of what came out."""
 
     what: (
         Annotated[CompareLanguage, tyro.conf.subcommand("language")]
         | Annotated[CompareRegression, tyro.conf.subcommand("regression")]
+        | Annotated[CompareForecast, tyro.conf.subcommand("forecast")]
     )
 
 
@@ -148,18 +200,19 @@ class Train:
     what: (
         Annotated[TrainLanguage, tyro.conf.subcommand("language")]
         | Annotated[TrainRegression, tyro.conf.subcommand("regression")]
+        | Annotated[TrainForecast, tyro.conf.subcommand("forecast")]
     )
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a trained model on the held-out set of its task, or of another text."""
+    """Evaluate a trained model on the held-out set of its task (a forecast: on the test part), or of other data."""
 
     run: Path
     """Folder of a run, or of a comparison: then its best run."""
 
     data: str | None = None
-    """Another text to evaluate on, as for compare."""
+    """Another text or series to evaluate on, as for compare."""
 
     debug: bool = False
     """Show where an error came from."""
@@ -193,7 +246,8 @@ class Retrofit:
     """Give a trained model with standard attention a compressed key cache, and measure what it loses."""
 
     model: Path
-    """Folder of a run, of a comparison (its best run) or of a saved model: a language model, standard attention."""
+    """Folder of a run, of a comparison (its best run) or of a saved model: a language model with standard attention, or
+    a causal one of Hugging Face transformers with its tokenizer."""
 
     out: Path
     """Folder for results and figure; made where it is missing."""
@@ -216,8 +270,46 @@ class Retrofit:
     batch_size: int = 16
     """Sequences per step."""
 
+    context_length: int | None = None
+    """Tokens of a window for a Hugging Face model; by default 512, or all it has positions for. Others keep theirs."""
+
     overwrite: bool = False
     """Delete what another study left in the folder."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Run a figure of the paper again: many models, the figure, and what was found beside what the paper reports."""
+
+    name: tyro.conf.Positional[str]
+    """bottleneck, width, compute (in-context regression), scaling, mup or ranks (language)."""
+
+    preset: Literal["small", "paper"] = "small"
+    """Sizes: small for two cores and an hour, paper for the paper's own, on GPUs."""
+
+    out: Path = Path("runs/studies")
+    """Folder of all studies; each has its own in it, and report.html collects them."""
+
+    data: str = "stdlib"
+    """Text of language studies, as for compare."""
+
+    seeds: int = 2
+    """Repeats of every run."""
+
+    jobs: int = 1
+    """Runs at a time: processes on this machine, or jobs of a cluster."""
+
+    launcher: Literal["local", "slurm"] = "local"
+    """Where runs go: this machine, or a Slurm cluster through submitit."""
+
+    partition: str | None = None
+    """Partition of the cluster."""
+
+    dry_run: bool = False
+    """Print the runs with their parameters, FLOPs and estimated time here, and run none."""
 
     debug: bool = False
     """Show where an error came from."""
@@ -260,6 +352,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Retrofit, tyro.conf.subcommand("retrofit")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[MupCheck, tyro.conf.subcommand("mup-check")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )

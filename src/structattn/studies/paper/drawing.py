@@ -1,0 +1,98 @@
+"""What the figures of studies are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from structattn.studies.estimate import Estimate
+from structattn.studies.paper.study import Outcome, metric
+from structattn.studies.style import QUIET, new_figure, pens, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Line = Sequence[tuple[float, Estimate]]
+
+
+def estimate_lines(
+    lines: Mapping[str, Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: Literal["", "x", "xy"] = "",
+    mark: float | None = None,
+    titles: str = "",
+) -> Figure:
+    """Lines of means, with bars of one standard error over seeds.
+
+    Args:
+        lines: for each name its points, in ascending order.
+        xlabel: of the axis.
+        ylabel: of the axis.
+        log: logarithmic axes.
+        mark: where to draw a vertical line.
+        titles: over the axes.
+    """
+    with styled():
+        figure = new_figure(5.2, 3.4)
+        axes = figure.add_subplot()
+        draw_lines(axes, lines)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=titles)
+        _scale(axes, log)
+        if mark is not None:
+            axes.axvline(mark, color=QUIET, linewidth=0.8, linestyle=":")
+    return figure
+
+
+def draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
+    """The lines of `estimate_lines` in given axes."""
+    for name, pen in pens(list(lines)).items():
+        points = lines[name]
+        x, y = [each[0] for each in points], [each[1].mean for each in points]
+        bars = [each[1].standard_error or 0.0 for each in points]
+        axes.errorbar(
+            x, y, yerr=bars, fmt="o", linestyle=pen.dash, color=pen.colour, markersize=3.5, capsize=2, label=name
+        )
+    axes.legend(frameon=False, fontsize=8)
+
+
+def curves(outcomes: Sequence[Outcome], by: str, *, ylabel: str, from_share: float = 0.05) -> Figure:
+    """Every evaluation against training FLOPs: a colour for each value of a label, a line for each trial.
+
+    Args:
+        outcomes: the trials.
+        by: name of the label.
+        ylabel: of the axis.
+        from_share: the first evaluations, up to this share of a trial, are left out: they lie far above.
+    """
+    with styled():
+        figure = new_figure(5.2, 3.4)
+        axes = figure.add_subplot()
+        names = list(dict.fromkeys(str(outcome.labels[by]) for outcome in outcomes))
+        for name, pen in pens(names).items():
+            label: Any = name
+            for outcome in outcomes:
+                if str(outcome.labels[by]) == name and outcome.rows:
+                    rows = [row for row in outcome.rows if row["flops"] >= from_share * outcome.flops]
+                    axes.plot(
+                        [row["flops"] for row in rows],
+                        [metric(row) for row in rows],
+                        color=pen.colour,
+                        linestyle=pen.dash,
+                        linewidth=1.2,
+                        label=label,
+                    )
+                    label = None
+        axes.set(xlabel="training FLOPs", ylabel=ylabel)
+        axes.set_xscale("log")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _scale(axes: Axes, log: str) -> None:
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+    if "y" in log:
+        axes.set_yscale("log")

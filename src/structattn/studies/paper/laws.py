@@ -1,0 +1,69 @@
+"""Power laws through losses at several budgets, with bands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """`loss = scale · compute^-exponent`, fitted by least squares of logarithms, with bootstrap draws.
+
+    Attributes:
+        scale: the loss at compute 1.
+        exponent: how fast it falls.
+        draws: `(n, 2)`, log scale and exponent refitted to points drawn with replacement.
+    """
+
+    scale: float
+    exponent: float
+    draws: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, compute: Sequence[float], loss: Sequence[float], *, draws: int = 1000, seed: int = 0) -> PowerLaw:
+        """The law through points, two different budgets at least.
+
+        Raises:
+            ValueError: fewer budgets, or a number that has no logarithm.
+        """
+        x, y = np.asarray(compute, dtype=float), np.asarray(loss, dtype=float)
+        if len(set(compute)) < 2:
+            raise ValueError(f"compute must hold two different budgets or more, got {sorted(set(compute))}")
+        if not ((x > 0) & (y > 0)).all():
+            raise ValueError("compute and loss must be above 0")
+        x, y = np.log(x), np.log(y)
+        intercept, slope = _line(x, y)
+        generator = np.random.default_rng(seed)
+        found: list[tuple[float, float]] = []
+        while len(found) < draws:
+            chosen = generator.integers(len(x), size=len(x))
+            if len(set(x[chosen])) > 1:  # one budget alone has no slope
+                found.append(_line(x[chosen], y[chosen]))
+        return cls(math.exp(intercept), -slope, np.array(found) * (1.0, -1.0))
+
+    def __call__(self, compute: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The loss at some compute."""
+        return np.asarray(self.scale * compute**-self.exponent)
+
+    def band(self, compute: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The middle 95% of the draws at some compute."""
+        log = self.draws[:, :1] - self.draws[:, 1:] * np.log(compute)[None]
+        low, high = np.quantile(np.exp(log), [0.025, 0.975], axis=0)
+        return low, high
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The middle 95% of the exponents."""
+        low, high = np.quantile(self.draws[:, 1], [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    centred = x - x.mean()
+    slope = float((centred * y).sum() / (centred**2).sum())
+    return float(y.mean() - slope * x.mean()), slope

@@ -1,0 +1,108 @@
+"""What a study would take, before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich import box
+from rich.table import Table
+
+from structattn.models import StructuredModel
+from structattn.studies.paper.study import Trial
+from structattn.studies.run import RunConfig
+from structattn.studies.table import magnitude
+from structattn.tasks import Task
+from structattn.training.budget import plan_steps
+from structattn.training.evaluation import predict
+
+_TIMED_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one trial would take on this machine."""
+
+    trial: Trial
+    parameters: int
+    steps: int
+    flops: float
+    seconds: float
+
+
+def plan(trials: Sequence[Trial]) -> list[Plan]:
+    """Every trial with its parameters, steps, FLOPs and time; models that differ only in seed or rate are timed once.
+
+    Raises:
+        TypeError, ValueError: a trial that could not run.
+    """
+    known: dict[str, tuple[int, int, float, float]] = {}
+    plans = []
+    for trial in trials:
+        key = str(_kind(trial.config))
+        if key not in known:
+            known[key] = _cost(trial.config)
+        plans.append(Plan(trial, *known[key]))
+    return plans
+
+
+def plan_table(plans: Sequence[Plan], jobs: int) -> Table:
+    """A row for each trial, and the sum."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("run", "parameters", "steps", "training FLOPs", "time here"):
+        shown.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
+    for each in plans:
+        numbers = (magnitude(each.parameters), str(each.steps), magnitude(each.flops), duration(each.seconds))
+        shown.add_row(each.trial.name, *numbers)
+    total = sum(each.seconds for each in plans)
+    shown.add_section()
+    flops = magnitude(sum(each.flops for each in plans))
+    shown.add_row(f"{len(plans)} runs, {jobs} at a time", "", "", flops, f"about {duration(total / jobs)}")
+    return shown
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3.4 h` or `18 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def _kind(config: RunConfig) -> RunConfig:
+    """The config without what does not change its cost."""
+    train = dataclasses.replace(config.train, seed=0, learning_rate=1.0, mup=False)
+    return dataclasses.replace(config, seed=0, train=train)
+
+
+def _cost(config: RunConfig) -> tuple[int, int, float, float]:
+    model = config.build_model()
+    steps = plan_steps(
+        config.train,
+        config.build_task,
+        lambda length: model.flops(length).training,
+        lambda task: config.train.batch_size * _seconds_per_row(model, task, config, 1),
+    )
+    task = config.build_task(steps)
+    rows = steps * config.train.batch_size
+    flops = float(rows * model.flops(task.context_length).training)
+    if config.train.flops is not None:
+        flops = min(flops, config.train.flops)
+    return model.num_parameters(), steps, flops, rows * _seconds_per_row(model, task, config, steps)
+
+
+def _seconds_per_row(model: StructuredModel, task: Task, config: RunConfig, steps: int) -> float:
+    """Forward and backward of one full-length sequence in a small batch, the better of two after a warm-up."""
+    rows = min(_TIMED_ROWS, config.train.batch_size)
+    batch, times = task.batch(steps - 1, rows), []  # the last step's: a curriculum begins with shorter ones
+    for _ in range(3):
+        start = time.perf_counter()
+        with torch.enable_grad():
+            task.loss(predict(model, batch, config.train.precision), batch).backward()
+        times.append((time.perf_counter() - start) / rows)
+        model.zero_grad(set_to_none=True)
+    return min(times[1:])

@@ -1,0 +1,186 @@
+"""In-context regression: what rank a score needs, and what it costs to have it (figures 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from structattn.studies.paper.drawing import curves, estimate_lines
+from structattn.studies.paper.study import (
+    Finding,
+    Label,
+    Outcome,
+    Scale,
+    Study,
+    Trial,
+    estimates,
+    metric,
+    show,
+    with_seeds,
+)
+from structattn.studies.run import ModelSizes, RunConfig
+from structattn.tasks import RegressionConfig
+from structattn.training import TrainConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_HEADS = 8
+
+# Steps, learning rate, layers and curriculum; batch 64 and no decay as in the paper (design: its code, appendix).
+_TRAINING = {
+    "small": {"steps": 4_000, "learning_rate": 1e-3, "schedule": "cosine", "precision": "float32"},
+    "paper": {"steps": 500_000, "learning_rate": 1e-4, "schedule": "constant", "warmup": 0.002},
+}
+_LAYERS: dict[Scale, int] = {"small": 4, "paper": 6}
+_CURRICULUM: dict[Scale, float] = {"small": 0.12, "paper": 0.06}
+
+
+def trial(scale: Scale, structure: str, dim: int, input_dim: int, steps: int | None = None) -> Trial:
+    """One model on in-context regression of `input_dim` dimensions."""
+    training = dict(_TRAINING[scale]) | ({} if steps is None else {"steps": steps})
+    train = TrainConfig(batch_size=64, weight_decay=0.0, mup=False, **training)  # type: ignore[arg-type]
+    task = RegressionConfig(input_dim, _CURRICULUM[scale])
+    config = RunConfig(structure, task, ModelSizes(_LAYERS[scale], dim, _HEADS), train)
+    heads = 1 if structure == "standard:1" else _HEADS
+    labels: dict[str, Label] = {"structure": structure, "width": dim, "head_rank": dim // heads, "input_dim": input_dim}
+    return Trial(config, labels)
+
+
+class Bottleneck(Study):
+    """Figure 2."""
+
+    name = "bottleneck"
+    title = "The low-rank bottleneck"
+    question = (
+        "How large must a head of standard attention be to compare inputs of d dimensions? Its score has rank "
+        "r = D/8, and in-context regression needs inner products of whole inputs."
+    )
+    reported = "Standard attention with 8 heads fails until the head rank reaches the input dimension, D/8 ≈ d."
+    figure = "figure 2"
+
+    def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
+        """Widths from a head rank well below the input dimension to one above it."""
+        inputs = {"small": (6,), "paper": (16, 32, 64, 128)}[scale]
+        widths = {"small": (16, 32, 48, 64, 96), "paper": (16, 32, 64, 128, 256, 512, 1024)}[scale]
+        return with_seeds([trial(scale, "standard", dim, d) for d in inputs for dim in widths], seeds)
+
+    def draw(self, outcomes: Sequence[Outcome]) -> Figure:
+        """Error against head rank over input dimension, a line for each input dimension."""
+        return estimate_lines(
+            {
+                f"d = {d}": [(key[0] / d, each) for key, each in _by(outcomes, "head_rank", input_dim=d)]
+                for d in _values(outcomes, "input_dim")
+            },
+            xlabel="head rank / input dimension, r / d",
+            ylabel="squared error / d at the last position",
+            mark=1.0,
+        )
+
+    def finding(self, outcomes: Sequence[Outcome]) -> Finding:
+        """The error below and at full rank."""
+        d = max(_values(outcomes, "input_dim"))
+        points = [(key[0] / d, each) for key, each in _by(outcomes, "head_rank", input_dim=d)]
+        below = [each for ratio, each in points if ratio <= 0.5]
+        above = [each for ratio, each in points if ratio >= 1.0]
+        if not below or not above:
+            return Finding("Too few trials ended to compare ranks below and above d.", None, self.reported)
+        low, high = min(below, key=lambda each: each.mean), min(above, key=lambda each: each.mean)
+        statement = (
+            f"With r ≤ d/2 the error stays at {show(low)} or more; with r ≥ d it falls to {show(high)} (d = {d})."
+        )
+        agrees = high.mean < 0.5 * low.mean
+        return Finding(statement, agrees, f"The paper: {self.reported}")
+
+
+class Width(Study):
+    """Figure 3a."""
+
+    name = "width"
+    title = "Which width does a structure need?"
+    question = (
+        "At which model width does each structure solve in-context regression: 8 heads of rank D/8, one head of rank "
+        "D, or 8 heads of full rank by a Block Tensor Train?"
+    )
+    reported = (
+        "8-head BTT solves the task at the width at which 1-head standard attention does; 8-head standard needs more."
+    )
+    figure = "figure 3a"
+
+    def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
+        """Three structures over widths."""
+        d, widths = {"small": (8, (16, 32, 64)), "paper": (64, (32, 64, 128, 256, 512, 1024))}[scale]
+        structures = ("standard", "standard:1", "btt")
+        return with_seeds([trial(scale, name, dim, d) for dim in widths for name in structures], seeds)
+
+    def draw(self, outcomes: Sequence[Outcome]) -> Figure:
+        """Error against width."""
+        lines = {
+            str(name): [(key[0], each) for key, each in _by(outcomes, "width", structure=name)]
+            for name in _values(outcomes, "structure")
+        }
+        return estimate_lines(lines, xlabel="model width D", ylabel="squared error / d at the last position", log="x")
+
+    def finding(self, outcomes: Sequence[Outcome]) -> Finding:
+        """The structures at the smallest width at which they differ most."""
+        table = estimates(outcomes, "width", "structure")
+        widths = [
+            width
+            for width in _values(outcomes, "width")
+            if all((width, name) in table for name in ("standard", "standard:1", "btt"))
+        ]
+        if not widths:
+            return Finding("Too few trials ended to compare the structures at one width.", None, self.reported)
+        gaps = {width: table[width, "standard"].mean - table[width, "btt"].mean for width in widths}
+        width = max(gaps, key=gaps.__getitem__)
+        errors = {name: table[width, name] for name in ("standard", "standard:1", "btt")}
+        said = ", ".join(f"{name} {show(each)}" for name, each in errors.items())
+        agrees = errors["btt"].mean < 0.7 * errors["standard"].mean
+        return Finding(f"They differ most at D = {width}: {said}.", agrees, f"The paper: {self.reported}")
+
+
+class Compute(Study):
+    """Figure 3b."""
+
+    name = "compute"
+    title = "Error against training compute at one width"
+    question = "At equal training compute and width, which structure has the lower error?"
+    reported = "BTT and MLR with 8 heads reach a lower error for the same FLOPs than standard attention with 8 heads."
+    figure = "figure 3b"
+
+    def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
+        """Four structures at one width."""
+        d, dim, ranks = {"small": (8, 32, "2|1|1"), "paper": (64, 256, "16|8|4|4")}[scale]
+        structures = ("standard", "standard:1", f"bmlr:{ranks}", "btt")
+        steps = 6_000 if scale == "small" else None
+        return with_seeds([trial(scale, name, dim, d, steps) for name in structures], seeds)
+
+    def draw(self, outcomes: Sequence[Outcome]) -> Figure:
+        """Error against FLOPs, every evaluation."""
+        return curves(outcomes, "structure", ylabel="squared error / d at the last position")
+
+    def finding(self, outcomes: Sequence[Outcome]) -> Finding:
+        """Each structure at the largest compute that all reached."""
+        shared = min((outcome.flops for outcome in outcomes if outcome.rows), default=0.0)
+        reached: dict[str, list[float]] = {}
+        for outcome in outcomes:
+            rows = [row for row in outcome.rows if row["flops"] <= shared * 1.001]
+            if rows:
+                reached.setdefault(str(outcome.labels["structure"]), []).append(metric(rows[-1]))
+        means = {name: sum(values) / len(values) for name, values in reached.items()}
+        if "standard" not in means or len(means) < 2:
+            return Finding("Too few trials ended to compare structures at equal compute.", None, self.reported)
+        said = ", ".join(f"{name} {value:.3f}" for name, value in sorted(means.items(), key=lambda pair: pair[1]))
+        others = [value for name, value in means.items() if name not in ("standard", "standard:1")]
+        agrees = all(value < means["standard"] for value in others)
+        return Finding(f"At {shared:.2g} training FLOPs: {said}.", agrees, f"The paper: {self.reported}")
+
+
+def _values(outcomes: Iterable[Outcome], name: str) -> list[Any]:
+    return list(dict.fromkeys(outcome.labels[name] for outcome in outcomes))
+
+
+def _by(outcomes: Iterable[Outcome], name: str, **fixed: object) -> list[Any]:
+    """Estimates by one label where others are fixed, in ascending order."""
+    chosen = [each for each in outcomes if all(each.labels[key] == value for key, value in fixed.items())]
+    return sorted(estimates(chosen, name).items())

@@ -1,0 +1,108 @@
+"""What a study leaves behind: figure, table, finding, and one page that collects the studies of a folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from structattn import checks
+from structattn.studies import files
+from structattn.studies.paper.catalogue import STUDIES
+from structattn.studies.paper.running import write_table
+from structattn.studies.paper.study import Finding, Outcome, Scale, Study
+from structattn.studies.report import inline
+
+
+def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
+    """Write figure (PNG, SVG), `results.csv`, `finding.json` and `README.md` of a study into its folder.
+
+    Raises:
+        RunFolderError: a file cannot be written.
+    """
+    finding = study.finding(outcomes)
+    figure = study.draw(outcomes)
+    for kind in ("png", "svg"):
+        figure.savefig(folder / f"{study.name}.{kind}", dpi=160)
+    write_table(outcomes, folder / "results.csv")
+    failed = [{"labels": dict(each.labels), "error": each.error} for each in outcomes if each.error]
+    found = {
+        "study": study.name,
+        "scale": scale,
+        "command": list(command),
+        "finding": asdict(finding),
+        "failed": failed,
+    }
+    files.write_json(folder / "finding.json", found)
+    files.write_text(folder / "README.md", _page(study, finding, scale, command, outcomes))
+    return finding
+
+
+def collect(folder: Path) -> Path:
+    """`report.html` over every study that lies in a folder's subfolders."""
+    jinja2 = checks.require("jinja2", "train")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    names = [name for name in STUDIES if (folder / name / "finding.json").exists()]
+    page = environment.get_template("studies.html").render(studies=[_section(folder / name, name) for name in names])
+    files.write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _section(folder: Path, name: str) -> dict[str, Any]:
+    found = files.read_json(folder / "finding.json")
+    lines = (folder / "results.csv").read_text(encoding="utf-8").splitlines()
+    return {
+        "study": STUDIES[name],
+        "scale": found["scale"],
+        "finding": found["finding"],
+        "failed": found["failed"],
+        "command": shlex.join(found["command"]),
+        "columns": lines[0].split(","),
+        "rows": [_cells(line) for line in lines[1:]],
+        "svg": inline((folder / f"{name}.svg").read_text(encoding="utf-8"), name),
+    }
+
+
+def _cells(line: str) -> list[str]:
+    import csv
+
+    return [_short(cell) for cell in next(csv.reader([line]))]
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell
+
+
+def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    agreement = {
+        True: "As the paper reports.",
+        False: "**Not as the paper reports.**",
+        None: "The trials cannot tell whether it is as the paper reports.",
+    }
+    failed = [f"- {each.error}" for each in outcomes if each.error]
+    lines = [
+        f"# {study.title}",
+        "",
+        f"{study.figure.capitalize()} of arXiv 2509.07963, at scale `{scale}`. {study.question}",
+        "",
+        f"**Found.** {finding.statement}",
+        "",
+        f"{agreement[finding.agrees]} {finding.comparison}",
+        "",
+        f"![{study.title}]({study.name}.png)",
+        "",
+        "```sh",
+        shlex.join(command),
+        "```",
+        "",
+        "Every run is a row of [results.csv](results.csv).",
+    ]
+    if failed:
+        lines += ["", "Failed:", "", *failed]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,160 @@
+"""Running the trials of a study: several at once, each in its folder, going on where they were stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Literal
+
+from structattn import checks
+from structattn.studies import files
+from structattn.studies.paper.study import Outcome, Trial
+from structattn.studies.run import execute
+
+Launcher = Literal["local", "slurm"]
+Follow = Callable[[Outcome, int, int], None]
+"""Told of each trial that ended, how many have, and how many there are."""
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    launcher: Launcher = "local",
+    partition: str | None = None,
+    follow: Follow | None = None,
+) -> list[Outcome]:
+    """Run what is left of the trials; after each one the table of those that ended is on disk.
+
+    A trial that fails is an outcome with its error, and the others go on. One that was stopped goes on from its last
+    checkpoint, and one that is done is read.
+
+    Args:
+        trials: what to run.
+        folder: of the study.
+        jobs: processes at a time; each gets its share of the machine's cores. On a cluster, jobs in the queue at once.
+        launcher: `local` processes, or jobs of a Slurm cluster through submitit.
+        partition: of the cluster.
+        follow: is told how it goes.
+
+    Returns:
+        The outcomes, in the order of the trials.
+
+    Raises:
+        ImportError: submitit is missing, naming the extra that brings it.
+    """
+    checks.positive_int("jobs", jobs)
+    files.make_folder(folder)
+    outcomes: dict[int, Outcome] = {}
+
+    def ended(index: int, outcome: Outcome) -> None:
+        outcomes[index] = outcome
+        write_table([outcomes[each] for each in sorted(outcomes)], folder / "results.csv")
+        if follow is not None:
+            follow(outcome, len(outcomes), len(trials))
+
+    if jobs == 1 and launcher == "local":
+        for index, trial in enumerate(trials):
+            ended(index, run_trial(trial, folder))
+    else:
+        with _pool(launcher, jobs, folder, partition) as pool:
+            futures: dict[Future[Outcome], int] = {
+                pool.submit(run_trial, trial, folder): index for index, trial in enumerate(trials)
+            }
+            for future in as_completed(futures):
+                index = futures[future]
+                ended(index, _result(future, trials[index]))
+    return [outcomes[index] for index in range(len(trials))]
+
+
+def run_trial(trial: Trial, folder: Path) -> Outcome:
+    """One trial, in this process; what fails is in the outcome."""
+    parameters = 0
+    try:
+        parameters = trial.config.build_model().num_parameters()
+        result = execute(trial.config, folder / trial.folder)
+    except Exception as error:  # a study of many trials must outlive one of them, whatever went wrong
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Outcome(trial.all_labels, parameters, error=f"{type(error).__name__}: {reason}")
+    if isinstance(result, str):
+        return Outcome(trial.all_labels, parameters, error=result)
+    return Outcome(trial.all_labels, parameters, tuple(dict(row) for row in result.metrics))
+
+
+def read_outcomes(trials: Sequence[Trial], folder: Path) -> list[Outcome]:
+    """The outcomes of trials that are done, without running any."""
+    done = [trial for trial in trials if (folder / trial.folder / "model" / "config.json").exists()]
+    return [run_trial(trial, folder) for trial in done]
+
+
+def write_table(outcomes: Sequence[Outcome], path: Path) -> None:
+    """One tidy table: a row for each trial."""
+    rows = [outcome.tidy() for outcome in outcomes]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def _result(future: Future[Outcome], trial: Trial) -> Outcome:
+    """What a worker brought; a worker that died (out of memory, killed) is a failed trial."""
+    try:
+        return future.result()
+    except Exception as error:
+        return Outcome(trial.all_labels, 0, error=f"the worker died: {type(error).__name__}: {error}")
+
+
+def _pool(launcher: Launcher, jobs: int, folder: Path, partition: str | None) -> Any:
+    if launcher == "slurm":
+        return _Cluster(jobs, folder, partition)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Spawned, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,), max_tasks_per_child=1)
+
+
+def _begin(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+class _Cluster:
+    """Jobs of a Slurm cluster as futures, by submitit: it only needs `sbatch`, where other engines need a service."""
+
+    def __init__(self, jobs: int, folder: Path, partition: str | None) -> None:
+        submitit = checks.require("submitit", "cluster")
+        self.executor = submitit.AutoExecutor(folder=folder / "slurm")
+        options: dict[str, Any] = {"slurm_array_parallelism": jobs, "timeout_min": 24 * 60, "gpus_per_node": 1}
+        if partition is not None:
+            options["slurm_partition"] = partition
+        self.executor.update_parameters(**options)
+
+    def __enter__(self) -> _Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
+        job = self.executor.submit(function, *arguments)
+        future: Future[Outcome] = Future()
+        future.set_running_or_notify_cancel()
+        import threading
+
+        def wait() -> None:
+            try:
+                future.set_result(job.result())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=wait, daemon=True).start()
+        return future

@@ -1,0 +1,153 @@
+"""What a study is: trials that differ in named ways, a figure of them, and a sentence."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from structattn.studies.estimate import Estimate
+from structattn.studies.run import RunConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scale = Literal["small", "paper"]
+Label = str | int | float
+
+# Regression's metric, or language's: a run has one of them.
+_METRICS = ("last_error", "nats_per_character")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study, and what it differs in from the others."""
+
+    config: RunConfig
+    labels: Mapping[str, Label]
+
+    @property
+    def name(self) -> str:
+        """Such as `structure=btt,width=32,seed=0`."""
+        return ",".join(f"{key}={value}" for key, value in self.all_labels.items())
+
+    @property
+    def all_labels(self) -> dict[str, Label]:
+        """The labels, and the seed."""
+        return {**self.labels, "seed": self.config.seed}
+
+    @property
+    def folder(self) -> str:
+        """Where it lies in the study's folder: its name, as any file system takes it."""
+        return "runs/" + re.sub(r"[^A-Za-z0-9.=,+-]+", "-", self.name)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial that ran: its evaluations, or why it failed."""
+
+    labels: Mapping[str, Label]
+    parameters: int
+    rows: tuple[dict[str, Any], ...] = ()
+    error: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """The last evaluation's metric; NaN for a failed trial."""
+        return metric(self.rows[-1]) if self.rows else float("nan")
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs spent."""
+        return float(self.rows[-1]["flops"]) if self.rows else float("nan")
+
+    def tidy(self) -> dict[str, Any]:
+        """One row of the table of results."""
+        last = self.rows[-1] if self.rows else {}
+        measured = {name: last.get(name) for name in ("step", "tokens", "flops", "seconds", "tokens_per_second")}
+        return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "error": self.error or ""}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study found.
+
+    Attributes:
+        statement: in numbers, with their uncertainty.
+        agrees: whether it is what the paper reports; None where the trials cannot tell.
+        comparison: the two, side by side.
+    """
+
+    statement: str
+    agrees: bool | None
+    comparison: str
+
+
+class Study(abc.ABC):
+    """A figure of the paper as trials, a picture and a finding. The class attributes are its words."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    question: ClassVar[str]
+    """What it asks, and why."""
+    reported: ClassVar[str]
+    """What the paper reports."""
+    figure: ClassVar[str]
+    """Which figure of the paper it is."""
+
+    @abc.abstractmethod
+    def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
+        """Every run, cheap ones first, seed by seed.
+
+        Args:
+            scale: `small` for two cores and an hour, `paper` for the paper's own sizes.
+            data: the text of language studies.
+            seeds: repeats.
+        """
+
+    @abc.abstractmethod
+    def draw(self, outcomes: Sequence[Outcome]) -> Figure:
+        """The figure."""
+
+    @abc.abstractmethod
+    def finding(self, outcomes: Sequence[Outcome]) -> Finding:
+        """What came out; of some outcomes where trials failed."""
+
+
+def metric(row: Mapping[str, Any]) -> float:
+    """The number that an evaluation is judged by."""
+    return float(next(row[name] for name in _METRICS if name in row))
+
+
+def with_seeds(trials: Iterable[Trial], seeds: int) -> list[Trial]:
+    """Each trial with every seed: all trials with the first, then all with the next."""
+    trials = list(trials)
+    return [
+        dataclasses.replace(
+            trial,
+            config=dataclasses.replace(
+                trial.config, seed=seed, train=dataclasses.replace(trial.config.train, seed=seed)
+            ),
+        )
+        for seed in range(seeds)
+        for trial in trials
+    ]
+
+
+def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...], Estimate]:
+    """Mean final loss over seeds for each combination of the named labels, in the order of their appearance."""
+    losses: dict[tuple[Label, ...], list[float]] = {}
+    for outcome in outcomes:
+        if outcome.rows:
+            losses.setdefault(tuple(outcome.labels[name] for name in names), []).append(outcome.loss)
+    return {key: Estimate.of(values) for key, values in losses.items()}
+
+
+def show(estimate: Estimate) -> str:
+    """`0.236 ± 0.004` (standard error over seeds), or the mean alone."""
+    if estimate.standard_error is None:
+        return f"{estimate.mean:.3f}"
+    return f"{estimate.mean:.3f} ± {estimate.standard_error:.3f}"

@@ -1,0 +1,145 @@
+"""The studies of the paper: trials that can run, findings in numbers, pictures, laws."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from structattn.studies.paper.catalogue import STUDIES, study
+from structattn.studies.paper.laws import PowerLaw
+from structattn.studies.paper.report import collect, conclude
+from structattn.studies.paper.study import Outcome, estimates, with_seeds
+
+
+def outcomes_of(name, loss, seeds=2, scale="small"):
+    """Every trial of a study as if it had run and ended at `loss(labels)`, a little more with each seed."""
+    made = []
+    for trial in STUDIES[name].trials(scale, "stdlib", seeds):
+        labels = trial.all_labels
+        last = loss(labels) + 0.01 * labels["seed"]
+        flops = float(labels.get("budget", 1e12))
+        metric = "nats_per_character" if "budget" in labels or name in ("mup", "ranks") else "last_error"
+        rows = tuple(
+            {"step": step, "tokens": step, "flops": flops * step / 10, "seconds": 1.0, metric: last + 1 - step / 10}
+            for step in (1, 5, 10)
+        )
+        made.append(Outcome(labels, 1000, rows))
+    return made
+
+
+# What each study would see if the paper were right, and if it were wrong.
+AS_REPORTED = {
+    "bottleneck": lambda at: 0.05 if at["head_rank"] >= at["input_dim"] else 0.7,
+    "width": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
+    "compute": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
+    "scaling": lambda at: (1.5 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "mup": lambda at: (
+        1.5 + (math.log2(at["learning_rate"]) + 8 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
+    ),
+    "ranks": lambda at: 2.0 if at["ranks"] in ("32", "64") else 1.9,
+}
+OTHERWISE = {
+    "bottleneck": lambda at: 0.4,
+    "width": lambda at: 0.3,
+    "compute": lambda at: 0.1 if at["structure"] == "standard" else 0.5,
+    "scaling": lambda at: (1.7 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "mup": lambda at: 1.5 + (math.log2(at["learning_rate"]) + 8) ** 2 / 50,
+    "ranks": lambda at: 1.8 if at["ranks"] in ("32", "64") else 1.9,
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+class TestEveryStudy:
+    @pytest.mark.parametrize("scale", ["small", "paper"])
+    def test_trials_differ_in_name_and_config(self, name, scale):
+        trials = STUDIES[name].trials(scale, "stdlib", 2)
+        assert len({trial.folder for trial in trials}) == len(trials)
+        assert len({str(trial.config) for trial in trials}) == len(trials)
+        assert {trial.config.seed for trial in trials} == {trial.config.train.seed for trial in trials} == {0, 1}
+
+    def test_small_models_can_be_built(self, name):
+        kinds = {
+            str((t.config.attention, t.config.sizes, t.config.context_length)): t
+            for t in STUDIES[name].trials("small", "stdlib", 1)
+        }
+        for trial in kinds.values():
+            assert trial.config.build_model().num_parameters() > 0
+
+    def test_it_tells_the_paper_from_its_contrary(self, name):
+        as_reported = STUDIES[name].finding(outcomes_of(name, AS_REPORTED[name]))
+        otherwise = STUDIES[name].finding(outcomes_of(name, OTHERWISE[name]))
+        assert as_reported.agrees is True
+        assert otherwise.agrees is False
+        assert as_reported.statement != otherwise.statement
+        assert STUDIES[name].reported in as_reported.comparison
+
+    def test_it_says_so_where_nothing_ended(self, name):
+        failed = [Outcome(each.labels, 0, error="NaN") for each in outcomes_of(name, AS_REPORTED[name])]
+        finding = STUDIES[name].finding(failed)
+        assert finding.agrees is None
+        assert "ended" in finding.statement
+
+    def test_page_table_and_figure(self, name, tmp_path):
+        folder = tmp_path / name
+        folder.mkdir()
+        outcomes = outcomes_of(name, OTHERWISE[name])
+        outcomes[0] = dataclasses.replace(outcomes[0], rows=(), error="loss is NaN at step 3")
+        conclude(STUDIES[name], outcomes, "small", folder, ["structattn", "study", name])
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        page = (folder / "README.md").read_text()
+        assert "Not as the paper reports" in page
+        assert "- loss is NaN at step 3" in page
+        assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(outcomes)
+        report = collect(tmp_path).read_text()
+        assert "1 of 1 disagrees with the paper" in report
+        assert "loss is NaN at step 3" in report
+
+
+def test_unknown_study():
+    with pytest.raises(ValueError, match="did you mean 'width'"):
+        study("widht")
+
+
+def test_scaling_states_exponents():
+    finding = STUDIES["scaling"].finding(outcomes_of("scaling", AS_REPORTED["scaling"]))
+    assert "mlr 0.05" in finding.statement
+
+
+def test_estimates_leave_failed_trials_out():
+    good = Outcome({"width": 1, "seed": 0}, 1, ({"last_error": 2.0, "flops": 1},))
+    bad = Outcome({"width": 1, "seed": 1}, 1, error="NaN")
+    table = estimates([good, bad], "width")
+    assert table[1,].mean == 2.0
+    assert table[1,].count == 1
+
+
+def test_seeds_name_the_order_of_data_and_the_dropout():
+    trials = STUDIES["width"].trials("small", "stdlib", 1)
+    assert [trial.config.train.seed for trial in with_seeds(trials[:1], 3)] == [0, 1, 2]
+
+
+class TestPowerLaw:
+    def test_exact_points_are_recovered(self):
+        x = np.array([1e12, 2e12, 4e12, 8e12])
+        law = PowerLaw.fit(x, 3.0 * x**-0.07)
+        assert law.exponent == pytest.approx(0.07)
+        np.testing.assert_allclose(law(x), 3.0 * x**-0.07)
+        low, high = law.band(x)
+        np.testing.assert_allclose(low, high)
+
+    def test_the_band_holds_the_truth(self):
+        """About 95 times in a hundred; the bootstrap of few points is a little narrow."""
+        generator, held = np.random.default_rng(0), 0
+        x = np.repeat(np.geomspace(1e12, 1e14, 6), 3)
+        for seed in range(60):
+            y = 3.0 * x**-0.07 * np.exp(0.02 * generator.standard_normal(len(x)))
+            low, high = PowerLaw.fit(x, y, draws=200, seed=seed).interval
+            held += low <= 0.07 <= high
+        assert held >= 50
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="two different budgets"):
+            PowerLaw.fit([1.0, 1.0], [2.0, 3.0])
+        with pytest.raises(ValueError, match="above 0"):
+            PowerLaw.fit([1.0, 2.0], [2.0, -3.0])
