@@ -8,7 +8,7 @@ import torch
 
 from structattn.cli import main
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.studies.retrofit import Retrofit, RetrofitResults, Row, load_language_model, measure_retrofit
+from structattn.studies.retrofit import Retrofit, RetrofitResults, Row, measure_retrofit
 from structattn.studies.retrofit_figure import draw_retrofit, retrofit_markdown, retrofit_verdict
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.training import RunFolderError, TrainConfig, train
@@ -62,7 +62,7 @@ def test_rows(measured):
 
 
 def test_the_model_states_the_costs(subject, measured):
-    model = load_language_model(subject[0])
+    model = LanguageModel.from_pretrained(subject[0])
     assert measured[0].standard.key_numbers_per_token == model.key_numbers(32) / 32
     assert measured[0].standard.flops_per_token == model.flops(32).forward / 32
 

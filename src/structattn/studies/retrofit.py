@@ -1,7 +1,7 @@
 """Retrofitting measured: how little of its far keys does a trained model need?
 
-A model with standard attention gets MLR attention, by `structattn.models.retrofit`, for each of a list of ranks; its
-validation loss is reported as it is, in the order of dimensions that training left, and after a short tuning.
+A model with standard attention gets MLR attention for each of a list of ranks; its validation loss is reported with
+dimensions in the order that measuring gave and in the one that training left, as it is and after a short tuning.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from structattn import checks
-from structattn.models import LanguageModel
-from structattn.models.retrofit import Moments, Order, Pairs, measure_moments, retrofit
+from structattn.models.retrofit import Order, Pairs
 from structattn.studies import files
 from structattn.studies.environment import environment
-from structattn.studies.run import claim, load_run
-from structattn.tasks import LanguageConfig, LanguageTask
-from structattn.training import Progress, RunFolderError, TrainConfig, train
+from structattn.studies.retrofit_subjects import Subject, load_subject
+from structattn.studies.run import claim
+from structattn.training import Progress, TrainConfig, train
 from structattn.training.evaluation import evaluate
 
 Announce = Callable[[str, int, int], Progress | None]
@@ -37,7 +36,8 @@ class Retrofit:
     """
 
     model: Path
-    """A run's folder, or one that `save_pretrained` wrote: a language model with standard attention."""
+    """A run's folder, or one that `save_pretrained` wrote: a language model with standard attention, of this project or
+    a causal one of transformers."""
 
     data: str
     """Text, as for `LanguageConfig`: its training part calibrates and tunes, its validation part judges."""
@@ -63,6 +63,10 @@ class Retrofit:
     evaluation_tokens: int = 131_072
     """Tokens of the held-out set."""
 
+    context_length: int | None = None
+    """Tokens of a window: for a model of transformers by default 512 or, if fewer, all that it has positions for; a
+    model of this project keeps its own."""
+
     def __post_init__(self) -> None:
         if not self.ranks:
             raise ValueError("ranks must name at least one split, got none")
@@ -73,12 +77,15 @@ class Retrofit:
         checks.one_of("pairs", self.pairs, ("all", "far"))
         for name in ("calibration_tokens", "batch_size", "evaluation_tokens"):
             checks.positive_int(name, getattr(self, name))
+        if self.context_length is not None:
+            checks.positive_int("context_length", self.context_length)
         if self.tune_steps < 0:
             raise ValueError(f"tune_steps must be at least 0, got {self.tune_steps}")
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
-        return dataclasses.asdict(self) | {"model": str(self.model), "ranks": [list(each) for each in self.ranks]}
+        """In values that JSON knows; what is left open is left out."""
+        plain = dataclasses.asdict(self) | {"model": str(self.model), "ranks": [list(each) for each in self.ranks]}
+        return {name: value for name, value in plain.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Row:
     """Of the dimensions; None for the model as it was."""
 
     loss: float
-    """Validation loss in nats per character, without tuning."""
+    """Validation loss without tuning."""
 
     tuned_loss: float | None
     """After tuning."""
@@ -125,6 +132,8 @@ class RetrofitResults:
     data: str
     tune_steps: int
     rows: tuple[Row, ...] = field(default=())
+    unit: str = "nats per character"
+    """Of the losses."""
 
     def save(self, folder: Path) -> None:
         """Write `results.json`."""
@@ -157,30 +166,27 @@ def measure_retrofit(
         RunFolderError: `folder` holds another study, or there is no model.
         TypeError, ValueError: ranks do not fit the model, or it has no standard attention; before any training.
     """
-    model = load_language_model(study.model)
-    task = LanguageTask(LanguageConfig(study.data, model.config.context_length, study.evaluation_tokens))
-    for ranks in study.ranks:
-        retrofit(model, ranks, None)
+    subject = load_subject(study)
+    for split in study.ranks:
+        subject.variant(split, "trained")
     if overwrite:
         for name in ("config.json", "environment.json", "results.json"):
             (folder / name).unlink(missing_ok=True)
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
-    results = RetrofitResults(model.config.positions, task.context_length, task.corpus.name, study.tune_steps)
+    results = _no_rows(study, subject)
     if (folder / "results.json").exists():
         results = RetrofitResults.load(folder)
-    moments = _moments(study, model, task)
     orders: tuple[Order, ...] = ("measured", "trained")
     wanted: list[_Variant] = [(None, None), *itertools.product(study.ranks, orders)]
     for index in range(len(results.rows), len(wanted)):
-        split, order = wanted[index]
-        fitted = model if split is None else retrofit(model, split, moments if order == "measured" else None)
-        row = _cost(fitted, task, split, order, evaluate(fitted, task, study.batch_size)["nats_per_character"])
+        ranks, order = wanted[index]
+        model = subject.variant(ranks, order)
+        row = _row(subject, model, ranks or (subject.head_width,), order, _loss(study, subject, model))
         if study.tune_steps:
             progress = announce(row.name, index, len(wanted)) if announce else None
-            row = dataclasses.replace(
-                row, tuned_loss=_tune(study, fitted, task, folder / "tuned" / str(index), progress)
-            )
+            _tune(study, subject, model, row.name, folder / "tuned" / str(index), progress)
+            row = dataclasses.replace(row, tuned_loss=_loss(study, subject, model))
         results = dataclasses.replace(results, rows=(*results.rows, row))
         results.save(folder)
     return results
@@ -189,34 +195,17 @@ def measure_retrofit(
 _Variant = tuple[tuple[int, ...] | None, Order | None]
 
 
-def load_language_model(path: Path) -> LanguageModel:
-    """The language model in a run's folder, or in one that `save_pretrained` wrote.
-
-    Raises:
-        RunFolderError: there is none.
-    """
-    if (path / "run.json").exists():
-        _, model = load_run(path)
-    elif (path / "config.json").exists():
-        model = LanguageModel.from_pretrained(path)
-    else:
-        raise RunFolderError(path, "there is no model here (neither run.json nor config.json)")
-    if not isinstance(model, LanguageModel):
-        raise RunFolderError(path, "the model here is not a language model")
-    return model
+def _no_rows(study: Retrofit, subject: Subject) -> RetrofitResults:
+    task = subject.task
+    unit = next(iter(task.units.values()))
+    return RetrofitResults(subject.positions, task.context_length, task.corpus.name, study.tune_steps, unit=unit)
 
 
-def _moments(study: Retrofit, model: LanguageModel, task: LanguageTask) -> list[Moments]:
-    steps = max(1, study.calibration_tokens // (study.batch_size * task.context_length))
-    batches = (task.batch(step, study.batch_size)["inputs"] for step in range(steps))
-    return measure_moments(model, batches, -(-task.context_length // 2) if study.pairs == "far" else None)
-
-
-def _cost(model: LanguageModel, task: LanguageTask, ranks: Any, order: Order | None, loss: Any) -> Row:
-    length = task.context_length
+def _row(subject: Subject, model: Any, ranks: tuple[int, ...], order: Order | None, loss: float) -> Row:
+    length = subject.task.context_length
     cost = model.flops(length)
     return Row(
-        ranks=ranks or (model.config.dim // model.config.heads,),
+        ranks=ranks,
         order=order,
         loss=loss,
         tuned_loss=None,
@@ -226,17 +215,18 @@ def _cost(model: LanguageModel, task: LanguageTask, ranks: Any, order: Order | N
     )
 
 
-def _tune(study: Retrofit, model: LanguageModel, task: LanguageTask, folder: Path, progress: Progress | None) -> Any:
-    """Train a copy for a few steps, on windows that did not calibrate; its loss."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
+def _loss(study: Retrofit, subject: Subject, model: Any) -> Any:
+    """The task's first metric, on its held-out set."""
+    return evaluate(model, subject.task, study.batch_size)[next(iter(subject.task.units))]
+
+
+def _tune(study: Retrofit, subject: Subject, model: Any, name: str, folder: Path, progress: Progress | None) -> None:
+    """Train `model` for a few steps."""
     config = TrainConfig(
         steps=study.tune_steps,
         batch_size=study.batch_size,
         learning_rate=study.tune_rate,
         evaluation_interval=study.tune_steps,
     )
-    train(copy, lambda steps: task, config, folder, progress=progress)
-    loss = evaluate(copy, task, study.batch_size)["nats_per_character"]
+    train(model, lambda steps: subject.task, config, folder, structure=name, progress=progress)
     shutil.rmtree(folder)  # checkpoints are for going on when stopped
-    return loss

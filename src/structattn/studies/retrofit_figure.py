@@ -52,7 +52,7 @@ def _panel(axes: Axes, results: RetrofitResults) -> None:
     axes.axhline(1.01 * best, color=QUIET, linewidth=0.8, linestyle=":", label="1% above it")
     axes.set(
         xlabel="key numbers in the cache, % of standard attention's",
-        ylabel="validation loss, nats per character",
+        ylabel=f"validation loss, {results.unit}",
         title=f"{results.positions} positions, {results.context_length} tokens",
     )
     axes.set_xlim(100, 0)
@@ -73,7 +73,8 @@ _COLUMNS: dict[str, Callable[[Row, Row], str]] = {
 
 def retrofit_table(results: RetrofitResults) -> Table:
     """Every model with its losses and costs, for the terminal."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    caption = f"losses in {results.unit}, costs at {results.context_length} tokens"
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
     for heading in _COLUMNS:
         shown.add_column(heading, justify="left" if heading in ("ranks", "order of dimensions") else "right")
     for row in results.rows:
@@ -83,7 +84,8 @@ def retrofit_table(results: RetrofitResults) -> Table:
 
 def retrofit_markdown(results: RetrofitResults) -> str:
     """The same table, for a page."""
-    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS)]
+    headings = [f"loss, {results.unit}" if name == "loss" else name for name in _COLUMNS]
+    lines = [headings, ["---"] * len(headings)]
     lines += [[cell(row, results.standard).replace("|", "\\|") for cell in _COLUMNS.values()] for row in results.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

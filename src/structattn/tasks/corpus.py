@@ -32,9 +32,11 @@ from structattn.tasks.sources import Source, open_source
 _logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # Goes up when the characters' mapping or the split changes, so that old caches are not read.
-_HELD_OUT = 20  # One character, or one document, in so many is validation.
-_BLANK_LINE = bytes([NEWLINE, NEWLINE])
 _FEW = 0.8
+
+HELD_OUT = 20
+"""One character, or one document, in so many is validation."""
+_BLANK_LINE = bytes([NEWLINE, NEWLINE])
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ def _build(source: Source, train_path: Path, validation_path: Path) -> None:
             characters, tokens = _tokens(document)
             read, kept = read + characters, kept + len(tokens)
             if source.holds_out_documents:
-                _append(validation if index % _HELD_OUT == _HELD_OUT - 1 else train, tokens)
+                _append(validation if index % HELD_OUT == HELD_OUT - 1 else train, tokens)
             else:
-                end = len(tokens) - len(tokens) // _HELD_OUT
+                end = len(tokens) - len(tokens) // HELD_OUT
                 _append(train, tokens[:end])
                 _append(validation, tokens[end:])
         if not kept:

@@ -79,6 +79,8 @@ class LanguageTask(Task):
     """
 
     name: ClassVar[str] = "language"
+    token: ClassVar[str] = "character"
+    vocabulary_size = len(VOCABULARY)
     units: ClassVar[Mapping[str, str]] = {
         "nats_per_character": "nats per character",
         "bits_per_character": "bits per character",
@@ -99,7 +101,7 @@ class LanguageTask(Task):
         for part, tokens in (("training", self.corpus.train), ("validation", self.corpus.validation)):
             if len(tokens) < length + 1:
                 raise ValueError(
-                    f"data: the {part} part of {self.corpus.name} has {len(tokens)} characters; "
+                    f"data: the {part} part of {self.corpus.name} has {len(tokens)} {self.token}s; "
                     f"context_length {length} needs at least {length + 1}"
                 )
         self.windows_per_epoch = max(1, len(self.corpus.train) // length - 1)
@@ -132,7 +134,7 @@ class LanguageTask(Task):
         return {"nats_per_character": nats, "bits_per_character": nats / math.log(2)}
 
     def _cross_entropy(self, outputs: Tensor, batch: Batch) -> Tensor:
-        expected = (*batch["targets"].shape, len(VOCABULARY))
+        expected = (*batch["targets"].shape, self.vocabulary_size)
         if outputs.shape != expected:
             raise ValueError(f"outputs must be logits of shape {expected}, got {tuple(outputs.shape)}")
         return F.cross_entropy(outputs.flatten(0, 1).float(), batch["targets"].flatten(), reduction="none")

@@ -1,0 +1,76 @@
+"""Language in the tokens of a model's own tokenizer. Shapes: `B` windows of `T` tokens, vocabulary of `V`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from structattn import checks
+from structattn.tasks.base import Totals
+from structattn.tasks.corpus import HELD_OUT, Corpus
+from structattn.tasks.language import LanguageConfig, LanguageTask
+from structattn.tasks.sources import open_source
+
+Encode = Callable[[str], Sequence[int]]
+"""From a text to its tokens."""
+
+
+class TokenTask(LanguageTask):
+    """`LanguageTask`, in tokens where that says characters: lengths, windows, and the loss, in nats per token.
+
+    A token is worth as many characters as the tokenizer gives it: losses under two tokenizers do not compare.
+
+    Args:
+        config: text, and the window and evaluation in tokens.
+        encode: the tokenizer; it gets each document as a whole.
+        vocabulary_size: `V`, the width of the model's logits.
+        seed: names the training order.
+
+    Raises:
+        ValueError: what `open_source` and `LanguageTask` raise, or the tokenizer gives a token the model does not know.
+    """
+
+    token: ClassVar[str] = "token"
+    units: ClassVar[Mapping[str, str]] = {"nats_per_token": "nats per token"}
+
+    def __init__(self, config: LanguageConfig, encode: Encode, vocabulary_size: int, *, seed: int = 0) -> None:
+        self.vocabulary_size = checks.positive_int("vocabulary_size", vocabulary_size)
+        super().__init__(config, seed=seed, corpus=_encoded(config.data, encode))
+        largest = max(int(self.corpus.train.max()), int(self.corpus.validation.max()))
+        if largest >= vocabulary_size:
+            raise ValueError(f"the tokenizer gives token {largest}, and the model's vocabulary has {vocabulary_size}")
+
+    def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
+        """Nats per token."""
+        return {"nats_per_token": (totals["nats"] / totals["tokens"]).item()}
+
+    def totals(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Totals:
+        """`nats ()`, the summed cross-entropy, and `tokens ()`, their number."""
+        both = super().totals(outputs, dict(batch))
+        return {"nats": both["nats"], "tokens": both["characters"]}
+
+
+def _encoded(data: str, encode: Encode) -> Corpus:
+    """The text that `data` names as int32 tokens, split as `structattn.tasks.corpus` splits characters."""
+    source = open_source(data)
+    train, validation = [_tokens("", encode)], [_tokens("", encode)]
+    for index, document in enumerate(source.documents()):
+        tokens = _tokens("".join(document).strip("\n") + "\n\n", encode)
+        if source.holds_out_documents:
+            (validation if index % HELD_OUT == HELD_OUT - 1 else train).append(tokens)
+        else:
+            end = len(tokens) - len(tokens) // HELD_OUT
+            train.append(tokens[:end])
+            validation.append(tokens[end:])
+    parts = [np.concatenate(part) for part in (train, validation)]
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:32]
+    return Corpus(data, digest, *parts)
+
+
+def _tokens(text: str, encode: Encode) -> NDArray[Any]:
+    return np.array(encode(text) if text else [], dtype=np.int32)
