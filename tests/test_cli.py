@@ -124,7 +124,7 @@ def test_regression(tmp_path):
     command = ["compare", "regression", "--input-dim", "4", "--attentions", "standard", "btt", "bmlr:4,2,2"]
     assert main([*command, *TINY, "--steps", "3", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
-    assert results["baselines"]["least squares"][-1] < 1e-6
+    assert results["baselines"]["least squares"]["last_error"] < 1e-6
     assert len(results["runs"][1]["final"]["error_by_position"]) == 8
     assert (out / "figures" / "error-position.png").exists()
 

@@ -13,12 +13,14 @@ from structattn.studies.environment import environment
 from structattn.studies.figures import draw_all
 from structattn.studies.style import pens
 from structattn.studies.terminal import print_results
-from studies.fabricated import language_results, regression_results
+from studies.fabricated import forecast_results, language_results, regression_results
 
 CASES = {
     "language": language_results(failed=["swa:64"]),
     "one seed": language_results(seeds=1),
     "regression": regression_results(),
+    "forecast": forecast_results(),
+    "forecast, one seed": forecast_results(seeds=1),
     "all failed": language_results(("standard", "mlr"), failed=["standard", "mlr"]),
 }
 
@@ -86,6 +88,17 @@ def test_figures_are_files_too(written):
     for picture in pictures:
         assert (folder / "figures" / f"{picture.name}.png").read_bytes().startswith(b"\x89PNG")
         xml.etree.ElementTree.parse(folder / "figures" / f"{picture.name}.svg")
+
+
+def test_forecasts_are_drawn(written):
+    results, pictures, folder = written
+    names = {picture.name for picture in pictures}
+    assert ({"forecasts", "target-error"} <= names) == (results.task == "forecast")
+    if results.task == "forecast":
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert all(stretch["begins"] in page for stretch in results.stretches)
+        assert "key cache" not in page
+        assert page.index("Attention loses: linear (0.380)") < page.index("mlr+levels=4 has the lowest test error")
 
 
 def test_equal_results_give_equal_figures(tmp_path):

@@ -15,7 +15,7 @@ from structattn.studies.results import Results
 from structattn.studies.table import magnitude, table
 from structattn.studies.verdict import ONE_SEED, number, paired_difference, verdict
 from structattn.training import RunFolderError
-from studies.fabricated import LIMITS, SIZES, language_results, regression_results
+from studies.fabricated import LIMITS, SIZES, forecast_results, language_results, regression_results
 
 
 def test_estimate():
@@ -34,7 +34,9 @@ def test_t_quantile(degrees, value):
 
 
 @pytest.mark.parametrize(
-    "results", [language_results(failed=["mlr"]), regression_results(seeds=2)], ids=["text", "icl"]
+    "results",
+    [language_results(failed=["mlr"]), regression_results(seeds=2), forecast_results()],
+    ids=["text", "icl", "ett"],
 )
 def test_results_read_back(results, tmp_path):
     results.save(tmp_path)
@@ -92,6 +94,31 @@ def test_verdict_without_results():
     nothing = language_results(("mlr",), failed=["mlr"])
     assert verdict(nothing).answer == "No run finished, so there is nothing to compare."
     assert verdict(language_results(("mlr",))).answer.startswith("Only mlr has a result")
+
+
+def test_a_baseline_that_wins_is_said_first():
+    lost = verdict(forecast_results(linear=0.38))
+    assert lost.answer.startswith(
+        "Attention loses: linear (0.380) has a lower test error than every attention structure. Among those, "
+        "mlr+levels=4 has the lowest test error: 0.427 ± 0.0012 MSE of standardised values, "
+        "0.015 (3.4%) below standard."
+    )
+    assert "key numbers" not in lost.savings
+    won = verdict(forecast_results(linear=0.5))
+    assert won.answer.startswith("mlr+levels=4 has the lowest test error")
+    assert verdict(regression_results()).answer.startswith("btt has the lowest")
+
+
+def test_forecasts_are_ranked_by_the_test_part_and_followed_on_the_validation_part():
+    results = forecast_results()
+    assert (results.metric, results.followed) == ("test_mse", "mse")
+    assert results.ranking == ["mlr+levels=4", "mlr+levels=2", "standard"]
+    made = table(results)
+    assert made.headings[4:] == ("MSE", "MAE", "target MAE", "in its unit", "tokens/s", "score FLOPs /token")
+    rows = {row.cells[0]: row for row in made.rows}
+    assert rows["mlr+levels=4"].cells[4:6] == ("0.427 ± 0.0012", "0.653")
+    assert rows["linear"].cells == ("linear", "–", "–", "–", "0.380", "0.616", "0.152", "1.368", "–", "–")
+    assert {len(row.cells) for row in made.rows} == {len(made.headings)}
 
 
 def test_table_rows():

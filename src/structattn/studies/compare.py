@@ -14,12 +14,22 @@ from structattn.models import StructuredModel
 from structattn.studies import files
 from structattn.studies.environment import environment
 from structattn.studies.figures import draw_all
+from structattn.studies.forecasts import forecasts, stretches
 from structattn.studies.report import write_report
-from structattn.studies.results import Cost, Results, Run
+from structattn.studies.results import Cost, Results, Row, Run
 from structattn.studies.run import ModelSizes, RunConfig, claim, execute, task_name
 from structattn.studies.table import grouped, magnitude
-from structattn.tasks import LanguageConfig, LanguageTask, RegressionConfig, RegressionTask, TaskConfig, build_task
+from structattn.tasks import (
+    ForecastTask,
+    LanguageConfig,
+    LanguageTask,
+    RegressionConfig,
+    RegressionTask,
+    TaskConfig,
+    build_task,
+)
 from structattn.tasks.baselines import least_squares_error, ridge_error, zero_error
+from structattn.tasks.forecasters import Forecaster, forecast_metrics, last_value, linear, seasonal_naive
 from structattn.training import Progress, TrainConfig
 
 _RIDGE_PENALTY = 1.0
@@ -138,13 +148,15 @@ def _cost(config: RunConfig) -> Cost:
 
 def _results(comparison: Comparison, task: Any, costs: Mapping[str, Cost], runs: Sequence[Run]) -> Results:
     metric, unit = next(iter(task.units.items()))
+    test = task.test()
     budget = comparison.train.budget
     amount = getattr(comparison.train, budget)
     words = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget, budget)
     sizes = dataclasses.asdict(comparison.sizes) | {"context_length": task.context_length}
     return Results(
         task=task_name(comparison.task),
-        metric=metric,
+        metric=metric if test is None else f"test_{metric}",
+        curve=None if test is None else metric,
         unit=unit,
         budget=f"{magnitude(amount) if budget in ('tokens', 'flops') else grouped(amount)} {words}",
         equal=budget,
@@ -153,6 +165,7 @@ def _results(comparison: Comparison, task: Any, costs: Mapping[str, Cost], runs:
         costs=costs,
         runs=tuple(runs),
         baselines=_baselines(task),
+        stretches=tuple(stretches(test)) if isinstance(test, ForecastTask) else (),
     )
 
 
@@ -160,19 +173,43 @@ def _data(task: Any) -> str:
     if isinstance(task, LanguageTask):
         train, validation = len(task.corpus.train), len(task.corpus.validation)
         return f"{task.corpus.name}: {train:,} characters to train on, {validation:,} to validate on"
+    if isinstance(task, ForecastTask):
+        names, parts = ", ".join(task.series.channels), task.series.borders
+        return (
+            f"{task.series.name}: {len(task.series.channels)} channels ({names}), the target {task.config.target}; "
+            f"{parts[0]:,} rows to train on, {parts[1] - parts[0]:,} to validate on, {parts[2] - parts[1]:,} to test "
+            f"on; the next {task.config.horizon} from the last {task.context_length}"
+        )
     config: RegressionConfig = task.config
     return f"x, w ~ N(0, I) in {config.input_dim} dimensions, {config.num_points} points in a prompt"
 
 
-def _baselines(task: Any) -> dict[str, list[float]]:
-    """Predictors that are not models, for regression: their error at every position of the same prompts."""
-    if not isinstance(task, RegressionTask):
+def _baselines(task: Any) -> dict[str, Row]:
+    """Metrics of predictors that are not models, on what the models are evaluated on."""
+    if isinstance(task, RegressionTask):
+        errors = {
+            "least squares": least_squares_error(task),
+            f"ridge ({_RIDGE_PENALTY:g})": ridge_error(task, _RIDGE_PENALTY),
+            "zero": zero_error(task),
+        }
+        # These are per prompt and over d; `metrics` divides by both.
+        return {
+            name: task.metrics({"squared_error": error * task.config.input_dim, "prompts": error.new_ones(())})
+            for name, error in errors.items()
+        }
+    if not isinstance(task, ForecastTask):
         return {}
-    return {
-        "least squares": least_squares_error(task).tolist(),
-        f"ridge ({_RIDGE_PENALTY:g})": ridge_error(task, _RIDGE_PENALTY).tolist(),
-        "zero": zero_error(task).tolist(),
+    test = task.test()
+    forecasters: dict[str, Forecaster] = {
+        "linear": linear(task),
+        f"seasonal ({task.config.season})": seasonal_naive(task),
+        "last value": last_value(task),
     }
+    rows: dict[str, Row] = {}
+    for name, forecaster in forecasters.items():
+        tested: Row = {**forecast_metrics(test, forecaster), "forecasts": forecasts(test, forecaster)}
+        rows[name] = {**forecast_metrics(task, forecaster), **{f"test_{key}": value for key, value in tested.items()}}
+    return rows
 
 
 def _run_folder(config: RunConfig) -> str:

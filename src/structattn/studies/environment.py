@@ -14,7 +14,7 @@ import torch
 
 from structattn import __version__
 
-_PACKAGES = ("torch", "numpy", "transformers", "accelerate", "triton", "matplotlib")
+_PACKAGES = ("torch", "numpy", "transformers", "accelerate", "triton", "matplotlib", "pandas")
 
 
 def environment(command: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import numpy as np
 
 from structattn import checks
 from structattn.studies import files
+from structattn.studies.forecast_figures import forecast_panels, target_errors
 from structattn.studies.maps import pair_widths
 from structattn.studies.results import Results, Run
-from structattn.studies.style import INK, MAP, QUIET, Pen, label_ends, new_figure, pens, styled
+from structattn.studies.style import BASELINE, INK, MAP, QUIET, Pen, label_ends, new_figure, pens, styled
 from structattn.studies.table import grouped, magnitude
 from structattn.studies.verdict import quantity
 
@@ -62,7 +63,7 @@ class _Drawn:
 
 def _figures(results: Results) -> list[_Drawn]:
     drawn = []
-    loss = quantity(results).capitalize()
+    loss = (quantity(results) if results.curve is None else "validation error").capitalize()
     if any(run.rows for run in results.runs):
         seeds = (
             "The thick line is the mean over seeds, thin lines are single seeds. " if _several_seeds(results) else ""
@@ -92,12 +93,30 @@ def _figures(results: Results) -> list[_Drawn]:
                 error_by_position(results),
             )
         )
+    if results.task == "forecast" and results.ranking:
+        target = "the channel that `--target` named, in its own unit"
+        drawn += [
+            _Drawn(
+                "forecasts",
+                "Forecasts of the target",
+                f"Three stretches of the test part, {target}: what came before, what came, and what each model of the "
+                "first seed and the linear forecast made of it.",
+                forecast_panels(results),
+            ),
+            _Drawn(
+                "target-error",
+                "Error of the target",
+                "Mean absolute error of the target on the test part, standardised. Dots are seeds; bars are the mean "
+                "and, from two seeds on, its 95% interval. Lines are forecasts without attention.",
+                target_errors(results),
+            ),
+        ]
     drawn.append(
         _Drawn(
             "costs",
             "What each structure costs",
-            "Score FLOPs and key numbers are exact counts for a model of this size at the trained length; "
-            "tokens/s is what this machine trained at, with this version of the code.",
+            f"Score FLOPs{' and key numbers' * results.is_causal} are exact counts for a model of this size at the "
+            "trained length; tokens/s is what this machine trained at, with this version of the code.",
             cost_bars(results),
         )
     )
@@ -141,17 +160,18 @@ def loss_curves(results: Results, x: str) -> Figure:
     for structure, pen in pens(results.structures).items():
         runs = [run for run in results.runs if run.structure == structure and run.rows]
         if runs:
-            ends.append((structure, *_draw_runs(axes, runs, x, results.metric, pen), pen.colour))
+            ends.append((structure, *_draw_runs(axes, runs, x, results.followed, pen), pen.colour))
     axes.set_ylabel(results.unit)
     if results.task == "regression":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        for name, errors in results.baselines.items():
-            if errors[-1] > 1e-4:
-                axes.axhline(errors[-1], color=QUIET, linestyle=(0, (4, 3)), linewidth=1)
-                ends.append((name, axes.get_xlim()[1], errors[-1], QUIET))
+        shown = {name: row[results.followed] for name, row in results.baselines.items() if row[results.followed] > 1e-4}
     else:
+        shown = _near_baselines(results)
         axes.set_ylim(*_telling_range(results))
+    for name, error in shown.items():
+        axes.axhline(error, color=QUIET, linestyle=BASELINE, linewidth=1)
+        ends.append((name, axes.get_xlim()[1], error, QUIET))
     if x == "flops":
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs")
@@ -182,12 +202,24 @@ def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tup
 
 
 def _telling_range(results: Results) -> tuple[float, float]:
-    """Limits that leave out the first steep tenth of the runs."""
-    runs = [run for run in results.runs if run.rows]
-    late = [row[results.metric] for run in runs for row in run.rows if row["step"] >= _SHOWN_FROM * run.final["step"]]
+    """Limits that leave out the first steep tenth of the runs, and hold the baselines that are near."""
+    late = _late(results) + list(_near_baselines(results).values())
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
     return low - margin, high + margin
+
+
+def _late(results: Results) -> list[float]:
+    """Values of the curves after the first steep tenth of the runs."""
+    runs = [run for run in results.runs if run.rows]
+    return [row[results.followed] for run in runs for row in run.rows if row["step"] >= _SHOWN_FROM * run.final["step"]]
+
+
+def _near_baselines(results: Results) -> dict[str, float]:
+    """Baselines no farther from the curves than those are apart: others would flatten what tells structures apart."""
+    low, high = min(_late(results)), max(_late(results))
+    values = {name: row[results.followed] for name, row in results.baselines.items()}
+    return {name: value for name, value in values.items() if 2 * low - high <= value <= 2 * high - low}
 
 
 def error_by_position(results: Results) -> Figure:
@@ -195,8 +227,9 @@ def error_by_position(results: Results) -> Figure:
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
     ends = []
-    for name, errors in results.baselines.items():
-        axes.plot(range(len(errors)), errors, color=QUIET, linestyle=(0, (4, 3)), linewidth=1)
+    for name, row in results.baselines.items():
+        errors = row["error_by_position"]
+        axes.plot(range(len(errors)), errors, color=QUIET, linestyle=BASELINE, linewidth=1)
         ends.append((name, len(errors) - 1, errors[-1], QUIET))
     drawn = pens(results.structures)
     for structure in results.ranking:
@@ -222,9 +255,12 @@ def cost_bars(results: Results) -> Figure:
     """Score FLOPs, key numbers and speed, one bar for each structure."""
     names = list(results.structures)
     speeds = {name: results.estimate(name, "tokens_per_second") for name in names}
+    keys = [("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped)]
+    if not results.is_causal:
+        keys = []
     panels = [
         ("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude),
-        ("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped),
+        *keys,
         ("tokens/s in training", [speed.mean if (speed := speeds[name]) else 0.0 for name in names], grouped),
     ]
     figure = new_figure(7.4, 0.75 + 0.34 * len(names))
@@ -249,7 +285,8 @@ def pair_maps(results: Results) -> Figure | None:
     """The dimensions that every pair of tokens gets, for each structure that gives pairs different ones; else None."""
     widths = {name: pair_widths(name, results.sizes) for name in results.structures}
     shown = {name: width for name, width in widths.items() if width is not None}
-    if not any(len(np.unique(width[np.tril_indices(len(width))])) > 1 for width in shown.values()):
+    scored = {name: np.tri(len(width), dtype=bool) | (not results.is_causal) for name, width in shown.items()}
+    if not any(len(np.unique(width[scored[name]])) > 1 for name, width in shown.items()):
         return None
     rows = -(-len(shown) // _MAPS_PER_ROW)
     columns = min(len(shown), _MAPS_PER_ROW)
@@ -258,9 +295,8 @@ def pair_maps(results: Results) -> Figure | None:
     length, most = results.sizes["context_length"], max(width.max() for width in shown.values())
     colours = checks.require("matplotlib", "plot").colormaps[MAP].with_extremes(bad="none")
     for axes, (name, width) in zip(grid.flat, shown.items(), strict=False):
-        later = np.triu(np.ones_like(width, dtype=bool), k=1)
         image = axes.imshow(
-            np.ma.masked_where(later | (width == 0), width),
+            np.ma.masked_where(~scored[name] | (width == 0), width),
             extent=(0, length, length, 0),
             cmap=colours,
             vmin=0,
@@ -295,4 +331,13 @@ def _several_seeds(results: Results) -> bool:
     return len({run.seed for run in results.runs}) > 1
 
 
-__all__ = ["INK", "Picture", "cost_bars", "draw_all", "error_by_position", "loss_curves", "pair_maps"]
+__all__ = [
+    "INK",
+    "Picture",
+    "cost_bars",
+    "draw_all",
+    "error_by_position",
+    "forecast_panels",
+    "loss_curves",
+    "pair_maps",
+]

@@ -17,6 +17,7 @@ from structattn.studies.verdict import verdict
 _QUESTIONS = {
     "language": "Which attention structure predicts this text best at the same budget, and what does it save?",
     "regression": "Which attention structures can compare inputs of so many dimensions, and at which cost?",
+    "forecast": "Which attention structure forecasts this series best, and does it beat forecasts without it?",
 }
 _TASKS = {
     "language": (
@@ -27,6 +28,12 @@ _TASKS = {
         "Each prompt shows pairs x, y = wᵀx with a hidden w of its own; the model predicts every y from the pairs "
         "before it. The error is squared and divided by the number of dimensions, so that always answering 0 "
         "costs 1. Least squares is exact once it has seen as many pairs as there are dimensions."
+    ),
+    "forecast": (
+        "Each model reads the last values of every channel, all steps attending to one another, and predicts the next "
+        "values of every channel. Values are standardised by the training part. Validation windows are followed "
+        "through training; the table is of the end of training, on every window of the test part, which no choice was "
+        "made by. The linear forecast is ridge regression on the same context, in closed form."
     ),
 }
 _EQUAL = {
@@ -100,6 +107,8 @@ def _unmeasured(results: Results) -> list[str]:
     ]
     if len({run.seed for run in results.runs}) < 3:
         notes.append("The spread between seeds, which takes three or more to estimate.")
+    if results.task == "forecast":
+        notes.append("Other series, horizons and splits: this is one stretch of one series.")
     if results.task == "language":
         notes.append("Memory and speed of generation: key numbers are counted, not timed.")
     return notes

@@ -71,10 +71,10 @@ class Results:
     """All that the table, the figures and the report are made of."""
 
     task: str
-    """`language` or `regression`."""
+    """`language`, `regression` or `forecast`."""
 
     metric: str
-    """Name of the number by which structures are compared, lower is better: a key of the rows."""
+    """Name of the number by which structures are compared, lower is better: a key of each run's last row."""
 
     unit: str
     """Its unit, for axes and headings."""
@@ -97,8 +97,24 @@ class Results:
     runs: tuple[Run, ...]
     """Every run, in order."""
 
-    baselines: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
-    """For regression, the error at every point of predictors that are not models, by their names."""
+    baselines: Mapping[str, Row] = dataclasses.field(default_factory=dict)
+    """Metrics of predictors that are not models, by their names."""
+
+    curve: str | None = None
+    """Where `metric` is measured on a test part, its name on the validation part: a key of every row."""
+
+    stretches: tuple[dict[str, Any], ...] = ()
+    """For forecasts, what they are drawn on: see `structattn.studies.forecasts`."""
+
+    @property
+    def followed(self) -> str:
+        """Name of the number that is followed through training: a key of every row."""
+        return self.curve or self.metric
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the models see the past alone, and so have a key cache to generate from."""
+        return self.task != "forecast"
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -171,6 +187,7 @@ class Results:
             del record["final"]
             record["rows"] = tuple(rows.get((record["structure"], record["seed"]), ()))
         plain["runs"] = tuple(Run(**record) for record in plain["runs"])
+        plain["stretches"] = tuple(plain["stretches"])
         return cls(**plain)
 
     def _summary(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from structattn.models import (
+    ForecastModel,
+    ForecastModelConfig,
     LanguageModel,
     LanguageModelConfig,
     RegressionModel,
@@ -19,10 +21,30 @@ from structattn.models import (
     StructuredModel,
 )
 from structattn.studies import files
-from structattn.tasks import LanguageConfig, RegressionConfig, Task, TaskConfig, build_task
+from structattn.studies.forecasts import forecasts
+from structattn.tasks import (
+    ForecastConfig,
+    ForecastTask,
+    LanguageConfig,
+    RegressionConfig,
+    Task,
+    TaskConfig,
+    build_task,
+)
 from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
+from structattn.training.evaluation import evaluate, predict
 
-_TASKS: dict[str, type[TaskConfig]] = {"language": LanguageConfig, "regression": RegressionConfig}
+_TASKS: dict[str, type[TaskConfig]] = {
+    "language": LanguageConfig,
+    "regression": RegressionConfig,
+    "forecast": ForecastConfig,
+}
+
+_MODELS: dict[type[TaskConfig], type[StructuredModel]] = {
+    LanguageConfig: LanguageModel,
+    RegressionConfig: RegressionModel,
+    ForecastConfig: ForecastModel,
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +73,9 @@ class RunConfig:
     @property
     def context_length(self) -> int:
         """Tokens of the longest sequence."""
-        if isinstance(self.task, LanguageConfig):
-            return self.task.context_length
-        return 4 * self.task.input_dim
+        if isinstance(self.task, RegressionConfig):
+            return 4 * self.task.input_dim
+        return self.task.context_length
 
     def build_model(self) -> StructuredModel:
         """The fresh model, a pure function of the config.
@@ -65,7 +87,10 @@ class RunConfig:
         with seeded(self.seed):
             if isinstance(self.task, LanguageConfig):
                 return LanguageModel(LanguageModelConfig(**common))
-            return RegressionModel(RegressionModelConfig(**common, input_dim=self.task.input_dim))
+            if isinstance(self.task, RegressionConfig):
+                return RegressionModel(RegressionModelConfig(**common, input_dim=self.task.input_dim))
+            common |= {"horizon": self.task.horizon, "window_norm": self.task.window_norm}
+            return ForecastModel(ForecastModelConfig(**common, channels=ForecastTask(self.task).channels))
 
     def build_task(self, total_steps: int) -> Task:
         """The task of a run of so many steps."""
@@ -75,17 +100,21 @@ class RunConfig:
         """In values that JSON knows."""
         plain = dataclasses.asdict(self)
         plain["task"] = {"name": task_name(self.task), **plain["task"]}
-        plain["train"]["betas"] = list(self.train.betas)
-        plain["train"]["trackers"] = list(self.train.trackers)
+        for part in ("task", "train"):
+            plain[part] = {
+                name: list(value) if isinstance(value, tuple) else value for name, value in plain[part].items()
+            }
         return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> RunConfig:
         """What `to_dict` gave."""
-        task = dict(plain["task"])
-        training: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in plain["train"].items()
-        }
+        task: dict[str, Any]
+        training: dict[str, Any]
+        task, training = (
+            {name: tuple(value) if isinstance(value, list) else value for name, value in plain[part].items()}
+            for part in ("task", "train")
+        )
         return cls(
             plain["attention"],
             _TASKS[task.pop("name")](**task),
@@ -96,12 +125,14 @@ class RunConfig:
 
 
 def task_name(config: TaskConfig) -> str:
-    """`language` or `regression`."""
+    """`language`, `regression` or `forecast`."""
     return next(name for name, kind in _TASKS.items() if isinstance(config, kind))
 
 
 def execute(config: RunConfig, folder: Path, progress: Progress | None = None) -> TrainResult | str:
     """Begin the run in `folder`, go on with it, or read its result; the trained model ends in `folder/model`.
+
+    Where the task has a test part, the last evaluation has its metrics too, under their names with `test_` before.
 
     Returns:
         The result; or, where the loss became NaN or infinite, why in one line: such a run is over.
@@ -125,7 +156,8 @@ def execute(config: RunConfig, folder: Path, progress: Progress | None = None) -
         return str(error)
     if not (folder / "model" / "config.json").exists():
         _save_model(model, folder / "model")
-    return result
+    last = result.metrics[-1] | _test(config, model, folder / "test.json")
+    return dataclasses.replace(result, metrics=[*result.metrics[:-1], last])
 
 
 def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
@@ -139,8 +171,7 @@ def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
     config = RunConfig.from_dict(files.read_json(folder / "run.json"))
     if not (folder / "model" / "config.json").exists():
         raise RunFolderError(folder, "the run here is not finished: train it to the end first")
-    kind = LanguageModel if isinstance(config.task, LanguageConfig) else RegressionModel
-    return config, kind.from_pretrained(folder / "model")
+    return config, _MODELS[type(config.task)].from_pretrained(folder / "model")
 
 
 def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
@@ -168,6 +199,23 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def _test(config: RunConfig, model: StructuredModel, path: Path) -> dict[str, Any]:
+    """Metrics of the trained model on the task's test part, kept at `path`; none where there is no such part."""
+    task = config.build_task(1).test()
+    if task is None:
+        return {}
+    if not path.exists():
+        precision = config.train.precision
+        measured: dict[str, Any] = dict(evaluate(model, task, config.train.batch_size, precision=precision))
+        if isinstance(task, ForecastTask):
+            measured["forecasts"] = forecasts(
+                task, lambda inputs: predict(model, {"inputs": inputs.to(model.device)}, precision).cpu()
+            )
+        files.write_json(path, {f"test_{name}": value for name, value in measured.items()})
+    kept: dict[str, Any] = files.read_json(path)
+    return kept
 
 
 def _save_model(model: StructuredModel, folder: Path) -> None:

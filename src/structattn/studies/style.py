@@ -20,6 +20,9 @@ INK = "#1f2328"
 QUIET = "#858c94"
 """Baselines, notes and grid: legible on light and on dark."""
 
+BASELINE = (0, (4, 3))
+"""Dashes of what is no model."""
+
 MAP = "cividis"
 """Colours of maps: even in lightness, and the same to most colour-blind eyes."""
 

@@ -34,6 +34,12 @@ class Table:
 _METRICS = {
     "language": {"nats_per_character": "nats/char", "bits_per_character": "bits/char"},
     "regression": {"last_error": "last error", "mean_error": "mean error"},
+    "forecast": {
+        "test_mse": "MSE",
+        "test_mae": "MAE",
+        "test_target_mae": "target MAE",
+        "test_target_mae_unit": "in its unit",
+    },
 }
 
 
@@ -47,14 +53,23 @@ def table(results: Results) -> Table:
         "FLOPs",
         *metrics.values(),
         "tokens/s",
-        "score FLOPs /token",
-        "keys /token",
+        *_cost_headings(results),
     )
     ranking = results.ranking
     rows = [_structure_row(results, name, tuple(metrics), best=name == ranking[0]) for name in ranking]
     rows += [_failed_row(results, name, tuple(metrics)) for name in results.structures if name not in ranking]
-    rows += [_baseline_row(name, errors) for name, errors in results.baselines.items()]
+    rows += [_baseline_row(results, name, tuple(metrics)) for name in results.baselines]
     return Table(headings, tuple(rows))
+
+
+def _cost_headings(results: Results) -> tuple[str, ...]:
+    return ("score FLOPs /token", "keys /token") if results.is_causal else ("score FLOPs /token",)
+
+
+def _cost_cells(results: Results, structure: str) -> tuple[str, ...]:
+    cost = results.costs[structure]
+    cells = (magnitude(cost.score_flops_per_token), grouped(cost.key_numbers_per_token))
+    return cells[: len(_cost_headings(results))]
 
 
 def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *, best: bool) -> TableRow:
@@ -68,8 +83,7 @@ def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *
         magnitude(sum(run.final["flops"] for run in runs) / len(runs)),
         *_metric_cells(results, structure, metrics),
         grouped(speed),
-        magnitude(cost.score_flops_per_token),
-        grouped(cost.key_numbers_per_token),
+        *_cost_cells(results, structure),
     )
     return TableRow(cells, "best" if best else "structure")
 
@@ -86,14 +100,14 @@ def _failed_row(results: Results, structure: str, metrics: tuple[str, ...]) -> T
         f"{structure} (failed)",
         magnitude(cost.parameters),
         *[MISSING] * (len(metrics) + 3),
-        magnitude(cost.score_flops_per_token),
-        grouped(cost.key_numbers_per_token),
+        *_cost_cells(results, structure),
     )
     return TableRow(cells, "failed")
 
 
-def _baseline_row(name: str, errors: list[float]) -> TableRow:
-    cells = (name, *[MISSING] * 3, number(errors[-1]), number(sum(errors) / len(errors)), *[MISSING] * 3)
+def _baseline_row(results: Results, name: str, metrics: tuple[str, ...]) -> TableRow:
+    numbers = [number(results.baselines[name][column]) for column in metrics]
+    cells = (name, *[MISSING] * 3, *numbers, MISSING, *[MISSING] * len(_cost_headings(results)))
     return TableRow(cells, "baseline")
 
 

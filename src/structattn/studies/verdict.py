@@ -10,6 +10,12 @@ from structattn.studies.results import Results
 REFERENCE = "standard"
 """The structure that the best one is compared with, where it took part."""
 
+_QUANTITIES = {
+    "language": "validation loss",
+    "regression": "error at the last position",
+    "forecast": "test error",
+}
+
 ONE_SEED = (
     "One seed was trained, so how much a repeat would differ is not known: "
     "a small difference means nothing until --seeds 3 or more confirms it."
@@ -22,7 +28,7 @@ class Verdict:
     """The answer of a comparison."""
 
     answer: str
-    """Which structure did best, and by how much."""
+    """Which structure did best, and by how much; first of all, where a predictor that is no model did better."""
 
     trust: str
     """How far the difference can be trusted."""
@@ -38,13 +44,16 @@ def verdict(results: Results) -> Verdict:
         return Verdict("No run finished, so there is nothing to compare.", "", "")
     best = ranking[0]
     reached = f"{describe(results, best)} {results.unit}"
+    baselines = _beside_baselines(results, best)
     if len(ranking) == 1:
         trust = ONE_SEED if len(results.finished(best)) < 2 else "± is the standard error over seeds."
-        return Verdict(f"Only {best} has a result: {reached}.", trust, "")
+        return Verdict(f"{baselines}Only {best} has a result: {reached}.", trust, "")
     other = REFERENCE if REFERENCE in ranking[1:] else ranking[1]
     gap = _mean(results, other) - _mean(results, best)
     share = gap / max(_mean(results, other), 1e-12)
-    answer = f"{best} has the lowest {quantity(results)}: {reached}, {number(gap)} ({share:.1%}) below {other}."
+    answer = (
+        f"{baselines}{best} has the lowest {quantity(results)}: {reached}, {number(gap)} ({share:.1%}) below {other}."
+    )
     cheaper, dearer = (other, best) if best == REFERENCE else (best, other)
     return Verdict(answer, _trust(results, ranking), _savings(results, cheaper, dearer))
 
@@ -61,7 +70,7 @@ def paired_difference(results: Results, first: str, second: str) -> Estimate:
 
 def quantity(results: Results) -> str:
     """What the metric is called in a sentence."""
-    return "validation loss" if results.task == "language" else "error at the last position"
+    return _QUANTITIES[results.task]
 
 
 def describe(results: Results, structure: str) -> str:
@@ -85,6 +94,22 @@ def number(value: float) -> str:
 def _mean(results: Results, structure: str) -> float:
     estimate = results.estimate(structure)
     return float("nan") if estimate is None else estimate.mean
+
+
+def _beside_baselines(results: Results, best: str) -> str:
+    """Of forecasts, a sentence where a predictor that is no model beats the best structure, to stand before all else.
+
+    In in-context regression the baselines are bounds, not competitors.
+    """
+    if results.task != "forecast":
+        return ""
+    mean, errors = _mean(results, best), {name: row[results.metric] for name, row in results.baselines.items()}
+    ahead = sorted((name for name, error in errors.items() if error <= mean), key=errors.__getitem__)
+    if not ahead:
+        return ""
+    names = " and ".join(f"{name} ({number(errors[name])})" for name in ahead)
+    verb = "have" if len(ahead) > 1 else "has"
+    return f"Attention loses: {names} {verb} a lower {quantity(results)} than every attention structure. Among those, "
 
 
 def _trust(results: Results, ranking: list[str]) -> str:
@@ -111,7 +136,8 @@ def _savings(results: Results, structure: str, other: str) -> str:
     scores = ours.score_flops_per_token / theirs.score_flops_per_token
     keys = ours.key_numbers_per_token / theirs.key_numbers_per_token
     whole = ours.training_flops_per_token / theirs.training_flops_per_token
+    kept = f", keeps {keys:.0%} of the key numbers when generating," if results.is_causal else ""
     return (
-        f"Beside {other}, {structure} spends {scores:.0%} of the score FLOPs, keeps {keys:.0%} of the key numbers "
-        f"when generating, and takes {whole:.0%} of the training FLOPs per token."
+        f"Beside {other}, {structure} spends {scores:.0%} of the score FLOPs{kept} "
+        f"and takes {whole:.0%} of the training FLOPs per token."
     )

@@ -7,10 +7,11 @@ from structattn.training.config import TrainConfig
 from structattn.training.errors import NonFiniteLossError, RunFolderError, TrainingError
 from structattn.training.loop import TrainResult, train
 from structattn.training.metrics import WALL_CLOCK, MetricsFile, Row
-from structattn.training.presets import PRESETS, Preset, preset
+from structattn.training.presets import FORECAST_PRESETS, PRESETS, Preset, preset
 from structattn.training.progress import Progress, StepReport
 
 __all__ = [
+    "FORECAST_PRESETS",
     "PRESETS",
     "WALL_CLOCK",
     "MakeTask",

@@ -1,0 +1,61 @@
+"""Figures of forecasts: what each structure made of stretches of the test part, and its error on the target channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from structattn.studies.estimate import Estimate
+from structattn.studies.results import Results
+from structattn.studies.style import BASELINE, QUIET, label_ends, new_figure, pens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def forecast_panels(results: Results) -> Figure:
+    """The target on each shown stretch: history, truth, and what each structure and the linear forecast predict."""
+    figure = new_figure(7.4, 0.4 + 1.9 * len(results.stretches))
+    drawn = pens(results.structures)
+    for place, (axes, stretch) in enumerate(
+        zip(figure.subplots(len(results.stretches), 1, squeeze=False).flat, results.stretches, strict=True)
+    ):
+        history, truth = stretch["history"], stretch["truth"]
+        axes.plot(range(-len(history), len(truth)), [*history, *truth], color=QUIET, linewidth=1.2)
+        ahead = range(len(truth))
+        ends = [("truth", ahead[-1], truth[-1], QUIET)]
+        if (row := results.baselines.get("linear")) is not None:
+            predicted = row["test_forecasts"][place]
+            axes.plot(ahead, predicted, color=QUIET, linestyle=BASELINE, linewidth=1)
+            ends.append(("linear", ahead[-1], predicted[-1], QUIET))
+        for structure in results.ranking:
+            predicted = results.finished(structure)[0].final["test_forecasts"][place]
+            axes.plot(ahead, predicted, color=drawn[structure].colour, linestyle=drawn[structure].dash, linewidth=1.3)
+            ends.append((structure, ahead[-1], predicted[-1], drawn[structure].colour))
+        axes.axvline(-0.5, color=QUIET, linewidth=0.8)
+        axes.set(title=f"from {stretch['begins']}", xlim=(-len(history), len(truth) - 1))
+        figure.canvas.draw()
+        label_ends(axes, ends, gap=0.13)
+    axes.set_xlabel("steps ahead")
+    return figure
+
+
+def target_errors(results: Results) -> Figure:
+    """Mean absolute error of the target: seeds, mean and interval of each structure, baselines as lines."""
+    column, names = "test_target_mae", results.ranking
+    figure = new_figure(6.4, 1.1 + 0.36 * len(names))
+    axes = figure.add_subplot()
+    drawn = pens(results.structures)
+    for place, name in enumerate(names):
+        values = [run.final[column] for run in results.finished(name)]
+        estimate = Estimate.of(values)
+        axes.plot(values, [place] * len(values), "o", color=drawn[name].colour, markersize=4, alpha=0.5)
+        axes.errorbar(
+            estimate.mean, place, xerr=estimate.margin, fmt="|", color=drawn[name].colour, markersize=12, capsize=4
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for name, row in results.baselines.items():
+        axes.axvline(row[column], color=QUIET, linestyle=BASELINE, linewidth=1)
+        axes.text(row[column], 1.02, name, color=QUIET, rotation=30, transform=axes.get_xaxis_transform())
+    axes.set_xlabel("mean absolute error of the target, standardised")
+    return figure
