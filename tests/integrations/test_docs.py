@@ -23,3 +23,13 @@ def test_snippets_of_the_page_on_transformers(tmp_path):
     assert round(names["share"], 2) == 0.28
     assert names["model"].config._attn_implementation == "structattn_mlr"
     assert torch.isfinite(names["model"](tokens()).logits).all()
+
+
+def test_snippet_of_the_page_on_retrofitting():
+    page = (ROOT / "docs" / "retrofit.md").read_text(encoding="utf-8")
+    model = make("gpt2")
+    names = {"model": model, "calibration_ids": tokens(2, 40)}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(snippet, "docs/retrofit.md", "exec"), names)
+    assert model.config._attn_implementation == "structattn_mlr"
+    assert torch.isfinite(model(tokens()).logits).all()

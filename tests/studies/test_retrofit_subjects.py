@@ -12,7 +12,13 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -32,8 +38,8 @@ def gpt2(vocabulary=96):
     return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, vocab_size=vocabulary, **_TOKENS))
 
 
-def llama():
-    return LlamaForCausalLM(LlamaConfig(vocab_size=96, **_LLAMA, **_TOKENS))
+def rotary(model, config, **fields):
+    return model(config(vocab_size=96, **_LLAMA | _TOKENS | fields))
 
 
 def bytes_tokenizer():
@@ -51,7 +57,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("huggingface")
     (folder / "text.txt").write_text(TEXT)
     torch.manual_seed(0)
-    made = {"gpt2": gpt2(), "llama": llama(), "bytes": gpt2(256), "no tokenizer": gpt2(50), "few tokens": gpt2(100)}
+    made = {"gpt2": gpt2(), "bytes": gpt2(256), "no tokenizer": gpt2(50), "few tokens": gpt2(100)}
+    made["llama"] = rotary(LlamaForCausalLM, LlamaConfig)
+    made["qwen2"] = rotary(Qwen2ForCausalLM, Qwen2Config)
+    made["qwen3"] = rotary(Qwen3ForCausalLM, Qwen3Config)
+    made["windows"] = rotary(MistralForCausalLM, MistralConfig, sliding_window=8)
     made["t5"] = T5ForConditionalGeneration(T5Config(vocab_size=96, d_model=16, d_kv=8, d_ff=16, num_layers=1))
     made["bert"] = BertLMHeadModel(BertConfig(vocab_size=96, **_HIDDEN))
     made["own"] = LanguageModel(LanguageModelConfig(layers=1, dim=16, heads=2, context_length=32))
@@ -68,11 +78,11 @@ def study_of(folder, name, **fields):
 
 
 @pytest.mark.parametrize("pairs", ["far", "all"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bytes"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3", "bytes"])
 def test_rows(folder, tmp_path, name, pairs):
     results = measure_retrofit(study_of(folder, name, pairs=pairs), tmp_path)
     assert results.unit == ("nats per token" if name == "bytes" else "nats per character")
-    assert results.positions == ("rotary" if name == "llama" else "learned")
+    assert results.positions == ("learned" if name in ("gpt2", "bytes") else "rotary")
     assert results.context_length == 32
     standard, measured, trained, *split = results.rows
     assert standard.ranks == (8,)
@@ -141,6 +151,7 @@ def test_command(folder, tmp_path, capsys, name):
         ("bert", [], "the model here, 'bert', is not a causal language model"),
         ("no tokenizer", [], "knows 50 tokens and there is no tokenizer"),
         ("few tokens", [], "and the model's vocabulary has 100"),
+        ("windows", [], "sliding"),
         ("llama", ["--ranks", "5,3"], "hierarchy's ranks must be even at model.layers.0.self_attn"),
         ("gpt2", ["--ranks", "5,4"], "ranks must sum to the head width 8 of transformer.h.0.attn, got 5|4 = 9"),
         ("gpt2", ["--context-length", "64"], "context_length must be at most the model's 32 positions, got 64"),

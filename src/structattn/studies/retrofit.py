@@ -167,8 +167,8 @@ def measure_retrofit(
         TypeError, ValueError: ranks do not fit the model, or it has no standard attention; before any training.
     """
     subject = load_subject(study)
-    for split in study.ranks:
-        subject.variant(split, "trained")
+    for split in study.ranks:  # whatever a model refuses, it refuses here
+        subject.variant(split, "trained").flops(subject.task.context_length)
     if overwrite:
         for name in ("config.json", "environment.json", "results.json"):
             (folder / name).unlink(missing_ok=True)

@@ -32,11 +32,11 @@ from structattn.tasks.sources import Source, open_source
 _logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # Goes up when the characters' mapping or the split changes, so that old caches are not read.
+_BLANK_LINE = bytes([NEWLINE, NEWLINE])
 _FEW = 0.8
 
 HELD_OUT = 20
 """One character, or one document, in so many is validation."""
-_BLANK_LINE = bytes([NEWLINE, NEWLINE])
 
 
 @dataclass(frozen=True)

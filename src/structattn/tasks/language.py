@@ -80,7 +80,11 @@ class LanguageTask(Task):
 
     name: ClassVar[str] = "language"
     token: ClassVar[str] = "character"
-    vocabulary_size = len(VOCABULARY)
+    """What the text is cut into."""
+
+    vocabulary_size: int = len(VOCABULARY)
+    """Width of a model's logits."""
+
     units: ClassVar[Mapping[str, str]] = {
         "nats_per_character": "nats per character",
         "bits_per_character": "bits per character",
