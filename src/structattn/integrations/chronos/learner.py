@@ -1,0 +1,96 @@
+"""A Chronos-T5 as the training loop takes a model: one tensor in, logits out, tensors described, cost by formula."""
+
+from __future__ import annotations
+
+import torch
+from chronos import ChronosPipeline
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+from structattn.flops import Flops
+from structattn.integrations.chronos.cost import t5_flops
+from structattn.integrations.transformers import IMPLEMENTATION, get_hierarchy
+from structattn.models.parameters import Description, Part
+from structattn.ops.hierarchy import Hierarchy
+
+
+class ChronosLearner(nn.Module):
+    """The model of a pipeline, trained in place; its rows are those of `structattn.tasks.chronos.ChronosTask`.
+
+    It has what `structattn.training.train` asks of a model. T5's initial deviations are not muP's, so train it with
+    `mup=False`.
+
+    Args:
+        pipeline: whose model is trained.
+    """
+
+    def __init__(self, pipeline: ChronosPipeline) -> None:
+        super().__init__()
+        self.model: T5ForConditionalGeneration = pipeline.inner_model
+        self._context = pipeline.model.config.context_length + 1
+        self._future = pipeline.model.config.prediction_length + 1
+
+    @property
+    def config(self) -> T5Config:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def forward(self, inputs: Tensor) -> Seq2SeqLMOutput:
+        """Logits of each id of the future, given the context and the ids before it.
+
+        Args:
+            inputs: `(B, C + 1 + P + 1)`, ids of the context and of the future, each with its end token.
+
+        Returns:
+            With `logits (B, P + 1, n_tokens)`.
+
+        Raises:
+            ValueError: `inputs` has another shape.
+        """
+        if inputs.dim() != 2 or inputs.shape[1] != self._context + self._future:
+            raise ValueError(
+                f"inputs must be (B, C + P + 2) = (B, {self._context} + {self._future}) ids of context and future, "
+                f"got {tuple(inputs.shape)}"
+            )
+        context, future = inputs.split([self._context, self._future], dim=1)
+        output: Seq2SeqLMOutput = self.model(
+            input_ids=context,
+            attention_mask=context != self.config.pad_token_id,
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(future),
+            use_cache=False,
+        )
+        return output
+
+    def flops(self, length: int, batch: int = 1) -> Flops:
+        """FLOPs of one call on `batch` unpadded rows of `length` ids, those of the future among them."""
+        return t5_flops(self.config, self._hierarchies(), length - self._future, self._future, batch)
+
+    def describe(self) -> dict[str, Description]:
+        """Fans and part of every parameter, by its name; the table of tokens, which is also the read-out, once."""
+        return {name: _describe(name, parameter) for name, parameter in self.named_parameters()}
+
+    def _hierarchies(self) -> dict[str, list[Hierarchy]]:
+        if self.config._attn_implementation == IMPLEMENTATION:
+            return get_hierarchy(self.model)
+        flat = Hierarchy.flat(self.config.d_kv)
+        return {"encoder": [flat] * self.config.num_layers, "decoder": [flat] * self.config.num_decoder_layers}
+
+
+def _describe(name: str, parameter: nn.Parameter) -> Description:
+    if parameter.dim() == 1:
+        return Description(1, parameter.numel(), Part.GAIN)
+    rows, columns = parameter.shape
+    if "shared" in name:
+        return Description(1, columns, Part.EMBEDDING)
+    if "relative_attention_bias" in name:
+        return Description(1, columns, Part.POSITION)
+    if "lm_head" in name:
+        return Description(columns, rows, Part.READ_OUT)
+    part = Part.RESIDUAL if name.endswith((".o.weight", ".wo.weight")) else Part.HIDDEN
+    return Description(columns, rows, part)

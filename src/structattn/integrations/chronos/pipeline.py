@@ -1,0 +1,179 @@
+"""A Chronos-T5 with the self-attention of one's choice: from sizes, or from a folder that holds one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from chronos import ChronosConfig, ChronosPipeline
+from chronos.chronos import ChronosModel
+from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from structattn import checks
+from structattn.integrations.chronos.sizes import SIZES, ChronosSize
+from structattn.integrations.transformers import IMPLEMENTATION, set_hierarchy
+from structattn.layers.ranks import default_ranks
+from structattn.ops.hierarchy import Hierarchy
+
+Attention = str | Hierarchy | Mapping[str, Hierarchy | str]
+"""`"standard"`, `"mlr"`, `"mlr:32|16|16"` or `"mlr:32|16|16/mean"`; or hierarchies as `set_hierarchy` takes them."""
+
+
+def make_chronos(
+    size: str | ChronosSize,
+    attention: Attention = "standard",
+    *,
+    context_length: int = 512,
+    prediction_length: int = 64,
+    n_tokens: int = 4096,
+    dropout: float = 0.1,
+    initializer_factor: float = 0.05,
+    seed: int = 0,
+) -> ChronosPipeline:
+    """A Chronos-T5 with random weights; what is left out is as published.
+
+    The settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face, 15 mean sizes as the limit of
+    what bins can tell among them.
+
+    Args:
+        size: `"tiny"`, `"mini"`, `"small"`, or sizes of one's own.
+        attention: of the encoder and the decoder, see `set_attention`.
+        context_length: values that a forecast is made from.
+        prediction_length: values it is made of.
+        n_tokens: bins, and three special ids.
+        dropout: share dropped in training.
+        initializer_factor: of T5's initial deviations.
+        seed: names the weights; equal ones for every attention.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the kind or in the range it states, or a hierarchy does not fit
+            the width of a head.
+    """
+    sizes = SIZES[checks.one_of("size", size, SIZES)] if isinstance(size, str) else size
+    if not isinstance(sizes, ChronosSize):
+        raise TypeError(f"size must be one of {', '.join(SIZES)} or a ChronosSize, got {size!r}")
+    checks.positive_int("context_length", context_length)
+    checks.positive_int("prediction_length", prediction_length)
+    if checks.positive_int("n_tokens", n_tokens) < 5:
+        raise ValueError(f"n_tokens must be at least 5, two bins and three special ids, got {n_tokens}")
+    chronos_config = _chronos_config(context_length, prediction_length, n_tokens)
+    config = T5Config(
+        d_model=sizes.d_model,
+        d_ff=sizes.d_ff,
+        d_kv=sizes.d_kv,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        vocab_size=n_tokens,
+        n_positions=context_length,
+        dropout_rate=checks.probability("dropout", dropout),
+        initializer_factor=initializer_factor,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        chronos_config=chronos_config,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config).eval()
+    set_attention(model, attention)
+    return _pipeline(model)
+
+
+def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = None, **options: Any) -> ChronosPipeline:
+    """The Chronos-T5 in a folder that `save_pretrained` wrote, with the attention it has or another.
+
+    Args:
+        folder: holds `config.json` with a `chronos_config`, and weights.
+        attention: as for `set_attention`; by default what the folder says: its hierarchies, or T5's own attention.
+        options: for `from_pretrained`, such as `dtype`.
+
+    Raises:
+        ValueError: `folder` holds no Chronos-T5, or a hierarchy does not fit the width of its heads.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"folder must hold a saved Chronos-T5, got {path}, which has no config.json")
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != "t5" or not getattr(config, "chronos_config", None):
+        raise ValueError(
+            f"folder must hold a Chronos-T5, whose config.json has model_type 't5' and a chronos_config; got {path} "
+            f"with model_type {config.model_type!r} and {'a' if hasattr(config, 'chronos_config') else 'no'} "
+            "chronos_config"
+        )
+    if getattr(config, IMPLEMENTATION, None) is not None:
+        options.setdefault("attn_implementation", IMPLEMENTATION)
+    model = T5ForConditionalGeneration.from_pretrained(path, **options).eval()
+    if attention is not None:
+        set_attention(model, attention)
+    return _pipeline(model)
+
+
+def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention) -> None:
+    """Give a Chronos-T5 this self-attention in encoder and decoder; cross-attention stays standard.
+
+    Weights and the relative position bias stay as they are. Ranks alone make blocks that are halves, quarters, … of the
+    context in the encoder and of the horizon in the decoder; an end token, which follows the context, lies in a block
+    of its own.
+
+    Args:
+        model: a Chronos-T5, or its pipeline.
+        attention: `"standard"`, one level; `"mlr"`, the paper's ranks carried over to this head and these lengths;
+            `"mlr:32|16|16"`, these ranks, and `"mlr:32|16|16/mean"` with gains; or whatever
+            `structattn.integrations.transformers.set_hierarchy` takes.
+
+    Raises:
+        TypeError, ValueError: it is not understood or does not fit; the model is as it was.
+    """
+    inner = model.inner_model if isinstance(model, ChronosPipeline) else model
+    settings = getattr(getattr(inner, "config", None), "chronos_config", None)
+    if settings is None:
+        raise ValueError(f"model must be a Chronos-T5, whose config has a chronos_config, got {type(inner).__name__}")
+    if isinstance(attention, str):
+        attention = _hierarchies(
+            attention, inner.config.d_kv, settings["context_length"], settings["prediction_length"]
+        )
+    set_hierarchy(inner, attention)
+
+
+def _hierarchies(attention: str, width: int, context_length: int, prediction_length: int) -> dict[str, Hierarchy]:
+    """Encoder's and decoder's hierarchy of a spelling."""
+    kind, colon, ranks = attention.partition(":")
+    checks.one_of("attention", kind, ("standard", "mlr"))
+    if kind == "standard":
+        if colon:
+            raise ValueError(f"attention 'standard' takes nothing after the colon, got {attention!r}")
+        return {"encoder": Hierarchy.flat(width), "decoder": Hierarchy.flat(width)}
+    lengths = {"encoder": context_length, "decoder": prediction_length}
+    if not colon:
+        return {stack: Hierarchy.dyadic(default_ranks(width, length), length) for stack, length in lengths.items()}
+    if "@" in ranks:
+        raise ValueError(f"attention's blocks follow from the context and the horizon, got {attention!r}")
+    body, slash, gains = ranks.partition("/")
+    return {stack: Hierarchy.parse(f"{body}@{length}{slash}{gains}") for stack, length in lengths.items()}
+
+
+def _pipeline(model: T5ForConditionalGeneration) -> ChronosPipeline:
+    config = ChronosConfig(**model.config.chronos_config)
+    return ChronosPipeline(tokenizer=config.create_tokenizer(), model=ChronosModel(config=config, model=model))
+
+
+def _chronos_config(context_length: int, prediction_length: int, n_tokens: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "MeanScaleUniformBins",
+        "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
+        "context_length": context_length,
+        "prediction_length": prediction_length,
+        "n_tokens": n_tokens,
+        "n_special_tokens": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "use_eos_token": True,
+        "model_type": "seq2seq",
+        "num_samples": 20,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+    }

@@ -1,0 +1,373 @@
+"""Chronos with MLR attention: exactness, forecasts, files, costs, training, metrics, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+chronos = pytest.importorskip("chronos", reason="Chronos is not installed")
+pytest.importorskip("gluonts", reason="gluonts is not installed")
+pytest.importorskip("sklearn", reason="synthetic series need scikit-learn")
+
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration  # noqa: E402
+
+from structattn import Hierarchy, flops  # noqa: E402
+from structattn.integrations.chronos import (  # noqa: E402
+    SIZES,
+    ChronosLearner,
+    ChronosSize,
+    forecast,
+    forecast_metrics,
+    load_chronos,
+    make_chronos,
+    seasonal_naive,
+    set_attention,
+)
+from structattn.integrations.transformers import get_hierarchy  # noqa: E402
+from structattn.models.parameters import Part  # noqa: E402
+from structattn.tasks.chronos import ChronosDataConfig, ChronosTask  # noqa: E402
+from structattn.training import TrainConfig, train  # noqa: E402
+
+SMALL = ChronosSize(d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
+CONTEXT, HORIZON, TOKENS = 24, 6, 40
+LENGTHS = {"context_length": CONTEXT, "prediction_length": HORIZON, "n_tokens": TOKENS}
+MLR = "mlr:4|2|2"
+PUBLISHED = {"tiny": 8_394_496, "mini": 20_456_192, "small": 46_154_240}
+
+
+def make(attention=MLR, size=SMALL, **fields):
+    """Weights large enough that logits depend on everything that the model reads."""
+    return make_chronos(size, attention, **LENGTHS | {"initializer_factor": 1.5} | fields)
+
+
+def rows(count=3, seed=0):
+    """Ids as the task has them, the first row's context half missing."""
+    ids = torch.randint(2, TOKENS, (count, CONTEXT + HORIZON + 2), generator=torch.Generator().manual_seed(seed))
+    ids[:, [CONTEXT, -1]] = 1
+    ids[0, : CONTEXT // 2] = 0
+    return ids
+
+
+def series(count=3, length=CONTEXT):
+    steps = torch.arange(length)
+    return torch.stack([torch.sin(steps / (2 + row)) + 0.1 * row for row in range(count)])
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_the_published_ones():
+    with torch.device("meta"):
+        parameters = {name: make_chronos(name).inner_model.num_parameters() for name in SIZES}
+    assert parameters == PUBLISHED
+
+
+@pytest.mark.parametrize("attention", ["standard", {"encoder": Hierarchy.flat(8), "decoder": "8@1"}])
+def test_one_level_is_the_original(attention):
+    ours = make(attention)
+    original = T5ForConditionalGeneration(ours.inner_model.config).eval()
+    original.load_state_dict(ours.inner_model.state_dict())
+    learner = ChronosLearner(ours)
+    with torch.no_grad():
+        logits = learner(rows()).logits
+        for implementation in ("eager", "sdpa"):
+            original.set_attn_implementation(implementation)
+            context, future = rows().split([CONTEXT + 1, HORIZON + 1], dim=1)
+            expected = original(input_ids=context, attention_mask=context != 0, labels=future.contiguous()).logits
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_levels_change_both_stacks_and_equal_weights_start_all():
+    standard, mlr = ChronosLearner(make("standard")), ChronosLearner(make())
+    for one, other in zip(standard.parameters(), mlr.parameters(), strict=True):
+        assert torch.equal(one, other)
+    context = rows()[:, : CONTEXT + 1]
+    with torch.no_grad():
+        read = [learner.model.encoder(input_ids=context, attention_mask=context != 0)[0] for learner in (standard, mlr)]
+        written = [
+            learner.model.decoder(input_ids=rows()[:, -7:], encoder_hidden_states=read[0])[0]
+            for learner in (standard, mlr)
+        ]
+    assert not torch.allclose(read[0], read[1], atol=1e-3)
+    assert not torch.allclose(written[0], written[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("attention", "encoder", "decoder"),
+    [
+        ("standard", "8", "8"),
+        ("mlr:4|2|2", "4|2|2@24", "4|2|2@*|4|2"),
+        ("mlr:4,4/mean", "4|4@24/mean", "4|4@6/mean"),
+        ("mlr", "4|4@24", "8"),
+    ],
+)
+def test_blocks_follow_from_context_and_horizon(attention, encoder, decoder):
+    levels = get_hierarchy(make(attention).inner_model)
+    assert levels == {"encoder": [Hierarchy.parse(encoder)] * 2, "decoder": [Hierarchy.parse(decoder)] * 2}
+
+
+# --- forecasts and files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["standard", MLR])
+def test_pipeline_predicts(attention):
+    pipeline = make(attention)
+    assert isinstance(pipeline, chronos.ChronosPipeline)
+    samples = pipeline.predict([*series()[:, -17:], series()[0]], num_samples=5)
+    assert samples.shape == (4, 5, HORIZON)
+    assert samples.isfinite().all()
+    quantiles, mean = pipeline.predict_quantiles(series(), quantile_levels=[0.1, 0.5], num_samples=5)
+    assert quantiles.shape == (3, HORIZON, 2)
+    assert mean.shape == (3, HORIZON)
+
+
+def test_generation_reads_the_logits_that_training_sees():
+    """The likeliest ids, token by token from the cache, are those of the whole at once."""
+    pipeline = make()
+    learner, context = ChronosLearner(pipeline), rows()[:, : CONTEXT + 1]
+    ids = pipeline.inner_model.generate(
+        context, attention_mask=context != 0, do_sample=False, min_new_tokens=HORIZON + 1, max_new_tokens=HORIZON + 1
+    )[:, 1:]
+    with torch.no_grad():
+        logits = learner(torch.cat([context, ids], dim=1)).logits
+    logits[..., 1] = -torch.inf  # The end, which generation forbids before the last token.
+    assert torch.equal(logits[:, :-1].argmax(-1), ids[:, :-1])
+
+
+def test_files_bring_attention_and_forecasts_back(tmp_path):
+    pipeline = make()
+    pipeline.inner_model.save_pretrained(tmp_path)
+    for again in (
+        load_chronos(tmp_path),
+        chronos.ChronosPipeline.from_pretrained(tmp_path, attn_implementation="structattn_mlr"),
+    ):
+        assert get_hierarchy(again.inner_model) == get_hierarchy(pipeline.inner_model)
+        np.testing.assert_array_equal(forecast(again, series(), 4), forecast(pipeline, series(), 4))
+
+
+def test_an_existing_checkpoint_gets_levels(tmp_path):
+    """What Chronos's own training would have saved: no word of hierarchies in its config."""
+    original = T5ForConditionalGeneration(make("standard").inner_model.config)
+    del original.config.structattn_mlr, original.encoder.config.structattn_mlr, original.decoder.config.structattn_mlr
+    original.save_pretrained(tmp_path)
+    assert "structattn" not in (tmp_path / "config.json").read_text()
+    assert load_chronos(tmp_path).inner_model.config._attn_implementation != "structattn_mlr"
+    loaded = load_chronos(tmp_path, MLR)
+    assert str(get_hierarchy(loaded.inner_model)["encoder"][0]) == "4|2|2@24"
+    expected = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).state_dict()
+    for name, tensor in loaded.inner_model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_forecasts_are_named_by_their_seed():
+    pipeline = make()
+    first = forecast(pipeline, series(), 4, samples=3, seed=1)
+    state = torch.get_rng_state()
+    assert first.shape == (3, 3, 4)
+    np.testing.assert_array_equal(forecast(pipeline, series(), 4, samples=3, seed=1), first)
+    assert not np.array_equal(forecast(pipeline, series(), 4, samples=3, seed=2), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- cost and training ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["standard", MLR])
+@pytest.mark.parametrize("size", [SMALL, ChronosSize(24, 1, 3, 40, 8)])
+def test_flops_by_formula_are_those_counted(attention, size):
+    learner = ChronosLearner(make(attention, size))
+    ids = rows()
+    ids[0] = ids[1]  # Formulas know no padding.
+    with flops.counter() as forward:
+        loss = learner(ids).logits.logsumexp(-1).sum()
+    with flops.counter() as backward:
+        loss.backward()
+    formula = learner.flops(ids.shape[1], len(ids))
+    assert formula.forward == forward.get_total_flops()
+    assert formula.backward == backward.get_total_flops()
+
+
+def test_flops_of_a_model_with_its_own_attention_are_those_of_one_level():
+    ours, original = make("standard"), make("standard")
+    original.inner_model.set_attn_implementation("eager")
+    assert ChronosLearner(original).flops(32) == ChronosLearner(ours).flops(32)
+
+
+def test_levels_cost_less():
+    standard, mlr = (ChronosLearner(make(attention)).flops(32) for attention in ("standard", MLR))
+    assert mlr.forward - mlr.scores == standard.forward - standard.scores
+    assert mlr.scores < standard.scores
+
+
+def test_every_parameter_is_described():
+    learner = ChronosLearner(make())
+    described = learner.describe()
+    assert list(described) == [name for name, _ in learner.named_parameters()]
+    parts = {name.removeprefix("model."): described[name] for name in described}
+    assert parts["shared.weight"].part is Part.EMBEDDING
+    assert parts["encoder.final_layer_norm.weight"].part is Part.GAIN
+    wo = parts["encoder.block.0.layer.1.DenseReluDense.wo.weight"]
+    assert (wo.part, wo.fan_in, wo.fan_out) == (Part.RESIDUAL, 32, 16)
+
+
+def run(folder, attention=MLR, steps=40, **fields):
+    pipeline = make(attention, initializer_factor=1.0, dropout=0.1)
+    data = ChronosDataConfig(compositions=8, length=48, min_past=8, evaluation_series=8)
+    task = ChronosTask(pipeline.model.config, data)
+    config = TrainConfig(
+        steps=steps, batch_size=8, learning_rate=1e-2, mup=False, precision="float32", evaluation_interval=10, **fields
+    )
+    result = train(ChronosLearner(pipeline), lambda total: task, config, folder, structure=attention)
+    return result, pipeline
+
+
+def test_the_loop_trains_it_and_goes_on_where_it_stopped(tmp_path):
+    result, pipeline = run(tmp_path / "whole")
+    losses = [row["nats_per_token"] for row in result.metrics]
+    assert losses[-1] < losses[0] - 0.2
+    assert result.tokens == 40 * 8 * (CONTEXT + HORIZON + 2)
+    assert result.flops == 40 * 8 * ChronosLearner(pipeline).flops(CONTEXT + HORIZON + 2).training
+    checkpoint = sorted((tmp_path / "whole" / "checkpoints").glob("step-*.ckpt"))[-2]
+    assert checkpoint.stem.endswith("30")
+    again = tmp_path / "again"
+    (again / "checkpoints").mkdir(parents=True)
+    (again / "checkpoints" / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_bytes(b"".join(lines[:3]))
+    resumed, continued = run(again)
+    assert [row["nats_per_token"] for row in resumed.metrics] == losses
+    for one, other in zip(pipeline.inner_model.parameters(), continued.inner_model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_against_values_by_hand():
+    """Two series, one forecast each of a single path, whose quantiles are all the path."""
+    past = np.array([[0.0, 1.0, 3.0], [5.0, 4.0, 5.0]])  # mean steps of 1.5 and 1
+    future, path = np.array([[4.0, 6.0], [5.0, -1.0]]), np.array([[[3.0, 6.0]], [[5.0, 1.0]]])
+    metrics = forecast_metrics(path, past, future, season=1)
+    assert metrics["mase"] == pytest.approx((1 / 1.5 + 0 + 0 + 2 / 1) / 4)
+    assert metrics["mase_median"] == pytest.approx(((1 / 1.5) / 2 + 1.0) / 2)
+    # 2 Σ max(α e, (α - 1) e) with e = 1 and e = -2, over Σ|y| = 16; the mean of α over the levels is a half.
+    assert metrics["wql"] == pytest.approx((2 * 0.5 * 1 + 2 * 0.5 * 2) / 16)
+
+
+def test_metrics_against_their_formulas():
+    draws = np.random.default_rng(0)
+    paths, past, future = draws.normal(size=(5, 11, 4)), draws.normal(size=(5, 20)), draws.normal(size=(5, 4))
+    levels = np.arange(1, 10)[:, None, None] / 10
+    error = future - np.quantile(paths, levels[:, 0, 0], axis=1)
+    loss = 2 * np.maximum(levels * error, (levels - 1) * error).sum(axis=(1, 2)) / np.abs(future).sum()
+    scale = np.abs(past[:, 3:] - past[:, :-3]).mean(axis=1, keepdims=True)
+    scaled = np.abs(future - np.median(paths, axis=1)) / scale
+    metrics = forecast_metrics(paths, past, future, season=3)
+    assert metrics["wql"] == pytest.approx(loss.mean())
+    assert metrics["mase"] == pytest.approx(scaled.mean())
+    assert metrics["mase_median"] == pytest.approx(np.median(scaled.mean(axis=1)))
+
+
+def test_metrics_are_those_that_gluonts_gives_its_own_forecasts():
+    pandas = pytest.importorskip("pandas")
+    evaluation = pytest.importorskip("gluonts.model.evaluation")
+    from gluonts.dataset.split import split
+    from gluonts.ev.metrics import MASE, MeanWeightedSumQuantileLoss
+    from gluonts.model.forecast import SampleForecast
+
+    draws = np.random.default_rng(1)
+    # Of 11 sorted samples the quantile at 0.1 is the second: numpy and gluonts agree where they need not interpolate.
+    paths, values = draws.normal(size=(4, 11, 3)), draws.normal(size=(4, 30))
+    start = pandas.Period("2020-01-01", freq="D")
+    _, template = split([{"start": start, "target": row} for row in values], offset=-3)
+    data = template.generate_instances(3, windows=1)
+    forecasts = [SampleForecast(samples=one, start_date=start + 27) for one in paths]
+    levels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    expected = evaluation.evaluate_forecasts(
+        forecasts, test_data=data, metrics=[MASE(), MeanWeightedSumQuantileLoss(levels)], seasonality=7
+    )
+    metrics = forecast_metrics(paths, values[:, :27], values[:, 27:], season=7)
+    assert metrics["mase"] == pytest.approx(expected["MASE[0.5]"].item())
+    assert metrics["wql"] == pytest.approx(expected["mean_weighted_sum_quantile_loss"].item())
+
+
+def test_seasonal_naive_repeats_the_last_season():
+    past = np.array([[9.0, 1.0, 2.0, 3.0]])
+    assert seasonal_naive(past, 5, 3).tolist() == [[[1.0, 2.0, 3.0, 1.0, 2.0]]]
+    assert seasonal_naive(past, 2, 1).tolist() == [[[3.0, 3.0]]]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"size": "tiney"}, ValueError, "size must be one of tiny, mini, small, got 'tiney'; did you mean 'tiny'"),
+        ({"size": 3}, TypeError, "size must be"),
+        ({"attention": "mlr:4|2"}, ValueError, "must sum to the head width 8"),
+        ({"attention": "swa:8"}, ValueError, "attention must be one of standard, mlr"),
+        ({"attention": "standard:1"}, ValueError, "takes nothing after the colon"),
+        ({"attention": "mlr:4|4@64"}, ValueError, "blocks follow from the context"),
+        ({"context_length": 0}, ValueError, "context_length must be a positive integer"),
+        ({"n_tokens": 4}, ValueError, "n_tokens must be at least 5"),
+        ({"dropout": 1.0}, ValueError, "dropout must be"),
+    ],
+)
+def test_bad_models_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        make(**arguments)
+
+
+def test_a_model_refused_is_as_it_was():
+    pipeline = make()
+    with pytest.raises(ValueError, match="head width"):
+        set_attention(pipeline, "mlr:4|8")
+    assert str(get_hierarchy(pipeline.inner_model)["encoder"][0]) == "4|2|2@24"
+    with pytest.raises(ValueError, match="model must be a Chronos-T5"):
+        set_attention(torch.nn.Module(), MLR)
+
+
+def test_a_wrong_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="which has no config"):
+        load_chronos(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="with model_type 'gpt2' and no chronos_config"):
+        load_chronos(tmp_path)
+
+
+def test_rows_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"inputs must be \(B, C \+ P \+ 2\) = \(B, 25 \+ 7\)"):
+        ChronosLearner(make())(rows()[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("past", "horizon", "message"),
+    [
+        (series(length=CONTEXT + 1), 4, "past must be at most the 24 values that the model was made for, got 25"),
+        (series(), HORIZON + 1, "horizon must be at most the 6 values"),
+        (series()[0], 4, "past must be a matrix"),
+        (torch.full((1, 8), torch.nan), 4, "past must be finite, got nan in series 0 at step 0"),
+    ],
+)
+def test_bad_forecasts_are_refused(past, horizon, message):
+    with pytest.raises(ValueError, match=message):
+        forecast(make(), past, horizon)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"samples": np.ones((2, 3))}, r"samples, past and future must be \(N, S, P\)"),
+        ({"samples": np.ones((2, 3, 5))}, "samples, past and future must be"),
+        ({"samples": np.full((2, 3, 4), np.inf)}, "samples must be finite"),
+        ({"past": np.ones((2, 9))}, "past of series 0 repeats itself after 1 steps"),
+        ({"future": np.zeros((2, 4))}, "future must not be zero everywhere"),
+        ({"season": 9}, "season must be below the 9 values"),
+    ],
+)
+def test_bad_metrics_are_refused(changed, message):
+    arguments = {"samples": np.ones((2, 3, 4)), "past": np.arange(18.0).reshape(2, 9), "future": np.ones((2, 4))}
+    with pytest.raises(ValueError, match=message):
+        forecast_metrics(**{"season": 1} | arguments | changed)
