@@ -1,0 +1,103 @@
+"""Synthetic time series: samples of Gaussian processes whose covariance is a random composition of kernels.
+
+A composition takes one to five kernels from a bank (periods of calendars, trends, smooth changes, noise) and joins them
+from left to right, each time by `+` or `x` with equal chance. Time runs by 1/1024 per step, so that a period of 24
+repeats every 24 steps however long the series is.
+
+Source of the idea and of the bank: KernelSynth in Ansari et al., *Chronos: Learning the Language of Time Series*, 2024,
+arXiv 2403.07815, section 4.2 and appendix A.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structattn import checks
+from structattn.tasks.base import check_seed
+
+STEPS = 1024
+"""Steps in a unit of time, in which the length scales of trends and smooth changes are given."""
+
+PERIODS = (4, 6, 7, 10, 12, 14, 24, 26, 30, 40, 48, 52, 60, 96, 168, 336, 365, 672, 730)
+"""Steps of the bank's periodic kernels: parts and multiples of hours, days, weeks, months, quarters and years."""
+
+MOST_KERNELS = 5
+"""Kernels in the largest composition."""
+
+# Covariances of smooth processes are singular to rounding: a share of the mean variance, far below what a bin of the
+# tokenizer can tell, makes their Cholesky factor exist.
+_JITTER = 1e-8
+
+
+class Part(enum.IntEnum):
+    """What a composition is for; equal numbers of different parts have nothing in common."""
+
+    TRAINING = 0
+    HELD_OUT = 1
+
+
+def synthetic_series(
+    seed: int, index: int, length: int, *, paths: int = 1, part: Part = Part.TRAINING
+) -> NDArray[np.float64]:
+    """Sample paths of one random composition, a pure function of the arguments (on one machine).
+
+    With `K` the composition's covariance at `length` steps and `C Cᵀ = K`, the paths are `C z` with `z ~ N(0, I)`.
+
+    Args:
+        seed: names the data set.
+        index: names the composition in it, from 0.
+        length: steps of a path.
+        paths: how many paths; sharing a composition, they share most of the work too.
+        part: training or held-out.
+
+    Returns:
+        `(paths, length)`.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the kind or in the range it states.
+        ImportError: without scikit-learn, naming the extra that brings it.
+    """
+    checks.positive_int("length", length)
+    checks.positive_int("paths", paths)
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"index must be an integer, got {index!r} ({type(index).__name__})")
+    if index < 0:
+        raise ValueError(f"index must be at least 0, got {index}")
+    draws = np.random.default_rng((check_seed(seed), part, index))
+    covariance = _compose(draws)(np.arange(length)[:, None] / STEPS)
+    # Zero at every step where the only kernel is a trend through the origin and the series one step long.
+    covariance[np.diag_indices(length)] += _JITTER * max(covariance.trace() / length, _JITTER)
+    noise = draws.standard_normal((length, paths))
+    series: NDArray[np.float64] = (np.linalg.cholesky(covariance) @ noise).T
+    return series
+
+
+def _compose(draws: np.random.Generator) -> Any:
+    """A random composition of kernels of the bank."""
+    bank = _bank()
+    chosen = draws.integers(len(bank), size=draws.integers(1, MOST_KERNELS + 1)).tolist()
+    kernel = bank[chosen[0]]
+    for number in chosen[1:]:
+        join = operator.add if draws.integers(2) else operator.mul
+        kernel = join(kernel, bank[number])
+    return kernel
+
+
+@functools.cache
+def _bank() -> tuple[Any, ...]:
+    """The kernels that compositions take from, as scikit-learn has them."""
+    kernels = checks.require("sklearn.gaussian_process.kernels", "chronos")
+    return (
+        *(kernels.ExpSineSquared(periodicity=period / STEPS) for period in PERIODS),
+        *(kernels.DotProduct(sigma_0=start) for start in (0.0, 1.0, 10.0)),
+        *(kernels.RBF(length_scale=scale) for scale in (0.1, 1.0, 10.0)),
+        *(kernels.RationalQuadratic(alpha=mixture) for mixture in (0.1, 1.0, 10.0)),
+        *(kernels.WhiteKernel(noise_level=level) for level in (0.1, 1.0)),
+        kernels.ConstantKernel(),
+    )
