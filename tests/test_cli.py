@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tyro")
@@ -127,6 +128,85 @@ def test_regression(tmp_path):
     assert results["baselines"]["least squares"]["last_error"] < 1e-6
     assert len(results["runs"][1]["final"]["error_by_position"]) == 8
     assert (out / "figures" / "error-position.png").exists()
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A CSV file of 400 hours in two channels that wave."""
+    hours = np.arange(400)
+    times = np.datetime64("2020-01-01T00:00") + hours * np.timedelta64(1, "h")
+    waves = [np.sin(hours / 4), np.cos(hours / 7) + hours / 300]
+    rows = [
+        f"{str(time).replace('T', ' ')},{one:.4f},{other:.4f}" for time, one, other in zip(times, *waves, strict=True)
+    ]
+    path = tmp_path / "series.csv"
+    path.write_text("\n".join(["date,load,OT", *rows, ""]))
+    return path
+
+
+def _forecast(series, out, *options, what="compare"):
+    names = ["--attentions", "standard", "mlr:4,4"] if what == "compare" else ["--attention", "mlr:4,4"]
+    data = ["--data", str(series), "--context", "24", "--horizon", "6", "--steps", "3", "--out", str(out)]
+    return main([what, "forecast", *names, *TINY, *data, *options])
+
+
+def test_forecast(series, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert _forecast(series, out, "--seeds", "2") == 0
+    assert "linear" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["baselines"]) == {"linear", "seasonal (24)", "last value"}
+    final = results["runs"][0]["final"]
+    assert {"mse", "test_mse", "test_target_mae_unit"} <= final.keys()
+    assert [len(forecast) for forecast in final["test_forecasts"]] == [6, 6, 6]
+    assert {path.name for path in (out / "figures").iterdir()} >= {
+        "forecasts.png",
+        "target-error.svg",
+        "depth-maps.png",
+    }
+    assert main(["evaluate", "--run", str(out / "runs" / "standard-seed0")]) == 0
+    assert f"{final['test_mse']:.4f} MSE of standardised values" in capsys.readouterr().out
+    (out / "runs" / "standard-seed0" / "test.json").unlink()
+    assert _forecast(series, out, "--seeds", "2") == 0
+    assert json.loads((out / "results.json").read_text())["runs"][0]["final"] == final
+
+
+def test_train_forecast_and_evaluate_on_another_series(series, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert _forecast(series, out, "--positions", "rotary", "--target", "load", what="train") == 0
+    other = tmp_path / "other.csv"
+    other.write_text("".join(series.read_text().splitlines(keepends=True)[:301]))
+    assert main(["evaluate", "--run", str(out), "--data", str(other)]) == 0
+    wide = tmp_path / "wide.csv"
+    wide.write_text("".join(f"{line},{line[-1]}\n" for line in series.read_text().splitlines()))
+    assert main(["evaluate", "--run", str(out), "--data", str(wide)]) == 1
+    assert "inputs must be (B, T, C)" in capsys.readouterr().err
+
+
+BAD_SERIES = {
+    "missing": ([], ("2020-01-01 07:00,0.9840,", "2020-01-01 07:00,NaN,"), "row 8, column 'load'; fill must choose"),
+    "text": ([], ("2020-01-01 07:00,", "2020-01-01 07:00,x"), "row 8, column 'load': expected a finite number, got 'x"),
+    "nowhere": (["--data", "ETTh3"], None, "got 'ETTh3': No such file"),
+    "target": (["--target", "OTT"], None, "did you mean 'OT'"),
+    "time": (["--time", "when"], None, "a column of series.csv must be one of date, load, OT, got 'when'"),
+    "context": (["--context", "300"], None, "context 300 and horizon 6 need at least 306"),
+    "horizon": (["--horizon", "50"], None, "the validation part"),
+    "season": (["--season", "25"], None, "season must be at most the context of 24 steps, got 25"),
+    "preset": (["--preset", "smal"], None, "did you mean 'small'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SERIES)
+def test_bad_series_are_one_line_and_leave_nothing(series, tmp_path, capsys, name):
+    options, change, message = BAD_SERIES[name]
+    if change:
+        series.write_text(series.read_text().replace(*change))
+    out = tmp_path / "out"
+    assert _forecast(series, out, *options) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
 
 
 def test_train_evaluate_generate(text, tmp_path, capsys):

@@ -40,9 +40,10 @@ def forecast_panels(results: Results) -> Figure:
 
 
 def target_errors(results: Results) -> Figure:
-    """Mean absolute error of the target: seeds, mean and interval of each structure, baselines as lines."""
+    """Mean absolute error of the target: seeds, mean and interval of each structure; baselines below, and as lines."""
     column, names = "test_target_mae", results.ranking
-    figure = new_figure(6.4, 1.1 + 0.36 * len(names))
+    rows = [*names, *results.baselines]
+    figure = new_figure(6.4, 0.7 + 0.3 * len(rows))
     axes = figure.add_subplot()
     drawn = pens(results.structures)
     for place, name in enumerate(names):
@@ -52,10 +53,10 @@ def target_errors(results: Results) -> Figure:
         axes.errorbar(
             estimate.mean, place, xerr=estimate.margin, fmt="|", color=drawn[name].colour, markersize=12, capsize=4
         )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    for name, row in results.baselines.items():
+    for place, row in enumerate(results.baselines.values(), start=len(names)):
         axes.axvline(row[column], color=QUIET, linestyle=BASELINE, linewidth=1)
-        axes.text(row[column], 1.02, name, color=QUIET, rotation=30, transform=axes.get_xaxis_transform())
+        axes.plot(row[column], place, "D", color=QUIET, markersize=4)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("mean absolute error of the target, standardised")
     return figure
