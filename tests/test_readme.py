@@ -1,21 +1,38 @@
-"""The README's Python snippets, run as they are written."""
+"""The Python snippets of the README and of pages that need no trained model, run as they are written."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def snippets_of(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+README = snippets_of("README.md")
+
+
+@pytest.mark.parametrize("number", range(len(README)))
 def test_snippet(number, capsys):
-    exec(compile(SNIPPETS[number], f"README snippet {number + 1}", "exec"), {})
+    exec(compile(README[number], f"README snippet {number + 1}", "exec"), {})
     printed = capsys.readouterr().out
-    for expected in re.findall(r"print\(.*#\s*([\d. ]*\d)", SNIPPETS[number]):
+    for expected in re.findall(r"print\(.*#\s*([\d. ]*\d)", README[number]):
         assert expected in printed
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) >= 2
+    assert len(README) >= 2
+
+
+def test_page_on_generation(capsys):
+    """Its snippets follow one another; each says `True` of what it claims."""
+    names = {}
+    snippets = snippets_of("docs/generation.md")
+    for snippet in snippets:
+        exec(compile(snippet, "docs/generation.md", "exec"), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(snippets) == 2
+    assert all(line.startswith("True") for line in lines)
