@@ -7,16 +7,16 @@ a run of positions is read in one stream for each dimension that counts there, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops import cpu
+from structattn.ops import cpu, triton
 from structattn.ops.hierarchy import Hierarchy
 
-_BACKENDS = ("auto", "cpu", "dense")
+_BACKENDS = ("auto", "cpu", "triton", "dense")
 
 
 def mlr_decode(
@@ -53,7 +53,7 @@ def mlr_decode(
         key_start: `(B,)` int64, the first valid key of each row; positions and blocks count from it.
         scale: factor on every score; `1/sqrt(r)` by default.
         enable_gqa: allow `Hkv < Hq` (it must divide).
-        backend: `"auto"`, `"cpu"` (the compiled kernel) or `"dense"` (PyTorch).
+        backend: `"auto"`, `"cpu"` (the compiled kernel), `"triton"` (for CUDA) or `"dense"` (PyTorch).
 
     Returns:
         `(B, Hq, Tq, dv)` in the query's dtype; zeros for a query before its row's first valid key.
@@ -183,11 +183,21 @@ def _decode(
 ) -> Tensor:
     hierarchy = Hierarchy(ranks, [size or None for size in block_sizes], gains)
     _check_live(hierarchy, key_length, query.shape[2], level_starts, key_start)
-    reason = ineligible(query) if backend != "dense" else "dense was asked for"
-    if backend == "cpu" and reason is not None:
-        raise ValueError(f"backend 'cpu' cannot serve this call: {reason}")
-    serve = dense if reason is not None else cpu.decode
+    serve = _choose(backend, query, value)
     return serve(query, key_levels, value, hierarchy, key_length, level_starts, key_start, scale)
+
+
+def _choose(backend: str, query: Tensor, value: Tensor) -> Callable[..., Tensor]:
+    """The decoder of that name, or for `"auto"` the device's own where it serves; ValueError with its reason if not."""
+    name = backend if backend != "auto" else "triton" if query.is_cuda else "cpu"
+    if name == "dense":
+        return dense
+    reason = triton.ineligible_decode(query, value) if name == "triton" else ineligible(query)
+    if reason is None:
+        return triton.decode if name == "triton" else cpu.decode
+    if backend != "auto":
+        raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
+    return dense
 
 
 def _decode_fake(query: Tensor, key_levels: Sequence[Tensor], value: Tensor, *_: object) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from structattn import checks
-from structattn.ops import cpu, reference, tiled
+from structattn.ops import cpu, reference, tiled, triton
 from structattn.ops.call import Backend, Call, as_backend
 
 # In order of preference: "auto" takes the first one that serves a call.
 REGISTRY: dict[str, Backend] = {
     "cpu": as_backend(cpu),
+    "triton": as_backend(triton),
     "tiled": as_backend(tiled),
     "reference": as_backend(reference),
 }
@@ -45,7 +46,9 @@ def check_name(name: str) -> str:
 def choose(name: str, call: Call) -> Backend:
     """The backend of that name, or for `"auto"` the first that serves; ValueError with its reason if it cannot."""
     if name == "auto":
-        return next(backend for backend in REGISTRY.values() if backend.ineligible(call) is None)
+        # Triton's interpreter is there for tests: on a CPU that backend serves only by name.
+        names = (each for each in REGISTRY if each != "triton" or call.query.is_cuda)
+        return REGISTRY[next(each for each in names if REGISTRY[each].ineligible(call) is None)]
     reason = REGISTRY[check_name(name)].ineligible(call)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot serve this call: {reason}")

@@ -1,0 +1,98 @@
+"""Forward: a program holds a tile of queries and streams keys and values past it, softmax taken as they come."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from structattn.ops.call import Call
+from structattn.ops.triton import launch, tiles
+from structattn.ops.triton.tiles import LOG2E
+
+
+@triton.jit
+def forward_kernel(
+    query, key, value, bias, key_start, key_end, seed, out, lse,
+    query_strides, key_strides, value_strides, bias_strides,
+    batch_heads, heads, group, query_length, key_length, query_offset, scale, threshold, keep_scale, tuning_length,
+    RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Output and log-sum-exp, contiguous, of the queries at positions 0 and on; others are left as they are."""
+    query_tiles = tl.num_programs(0) // batch_heads
+    pair, tile = tl.program_id(0) // query_tiles, tl.program_id(0) % query_tiles
+    if CAUSAL:
+        tile = query_tiles - 1 - tile  # longest first
+    batch, head = pair // heads, pair % heads
+    start, keys, offset = tiles.row_of(key_start, key_end, batch, key_length, query_offset)
+    low, high = tl.maximum(offset, 0), offset + query_length
+    first = (low // BLOCK_Q + tile) * BLOCK_Q
+    if first >= high:
+        return
+
+    query_rows, query_step = tiles.rows_of(query, query_strides, batch, head, -offset)
+    key_rows, key_step = tiles.rows_of(key, key_strides, batch, head // group, start)
+    value_rows, value_step = tiles.rows_of(value, value_strides, batch, head // group, start)
+    bias_at = tiles.bias_of(bias, bias_strides, batch, head, -offset, start)
+    i = first + tl.arange(0, BLOCK_Q)
+    own_side = (query_rows, query_step, first, low, high)
+    own = tiles.load_own(own_side, BLOCK_Q, RANKS, STEP)
+    visible_end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
+
+    total_out = tl.zeros((BLOCK_Q, tiles.padded(WIDTH)), tl.float32)
+    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    for part in tl.static_range(tiles.part_count(RANKS, STEP)):
+        for level in range(tiles.part_start(part, RANKS, STEP), tiles.part_stop(part, RANKS, STEP)):
+            runs = tiles.bounds(first, level, 0, visible_end, part, BLOCK_Q, RANKS, SIZES, STEP, CAUSAL)
+            for step in range(tiles.steps(runs, BLOCK_K)):
+                at, stop = tiles.tile_at(step, runs, BLOCK_K)
+                j = at + tl.arange(0, BLOCK_K)
+                side = (key_rows, key_step, at, at, stop)
+                gain = tiles.gain_of(first, at, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, GAINS, STEP)
+                score = tiles.products(
+                    own, own_side, side, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, STEP, EVEN, PRECISION
+                ) * (gain * (scale * LOG2E))  # fmt: skip
+                score = tiles.finish_scores(
+                    score, i[:, None], j[None, :], low, high, stop, bias_at, bias_strides, part, RANKS, STEP, CAUSAL,
+                    EVEN,
+                )  # fmt: skip
+                new_top = tl.maximum(top, tl.max(score, 1))
+                base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
+                probability = tl.exp2(score - base[:, None])
+                decay = tl.exp2(top - base)
+                total = total * decay + tl.sum(probability, 1)
+                if seed is not None:
+                    probability *= tiles.dropout_factor(
+                        seed, pair, (i - offset)[:, None], (j + start)[None, :], threshold, keep_scale
+                    )
+                values = tiles.load_values(
+                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, tiles.is_masked(part, RANKS, STEP, EVEN)
+                )
+                total_out = tl.dot(
+                    probability.to(values.dtype), values, total_out * decay[:, None], input_precision=PRECISION
+                )
+                top = new_top
+
+    empty = total == 0.0
+    total_out = total_out / tl.where(empty, 1.0, total)[:, None]
+    log_sum = tl.where(empty, float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) / LOG2E)
+    index = pair.to(tl.int64) * query_length - offset + i
+    columns = tl.arange(0, tiles.padded(WIDTH))
+    valid = (i >= low) & (i < high)
+    stored = valid[:, None] & (columns < WIDTH)[None, :]
+    tl.store(out + index[:, None] * WIDTH + columns[None, :], total_out.to(out.dtype.element_ty), mask=stored)
+    tl.store(lse + index, log_sum, mask=valid)
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """Output `(B, Hq, Tq, dv)` and log-sum-exp `(B, Hq, Tq)`, see `Backend`."""
+    shape, width = call.query.shape[:3], call.value.shape[3]
+    if call.key_start is None:
+        out, lse = call.query.new_empty(*shape, width), call.query.new_empty(shape, dtype=torch.float32)
+    else:  # the kernel leaves queries out that stand before the first valid key
+        out, lse = call.query.new_zeros(*shape, width), call.query.new_full(shape, torch.inf, dtype=torch.float32)
+    launch.run(forward_kernel, "forward", call, out=out, lse=lse)
+    return out, lse

@@ -1,0 +1,165 @@
+"""How kernels are launched: arguments of a call, block sizes to choose among, and what tuning remembers."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from structattn.ops.call import Call
+from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.triton.tiles import RESIDENT, chunks_of
+
+# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, counted twice for float32: by how much
+# of shared memory a row takes. The first is the one taken where nothing is timed.
+FORWARD = {
+    64: [(128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 4)],
+    128: [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
+    256: [(64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
+    1024: [(32, 32, 4, 1), (64, 32, 8, 2)],
+}
+QUERY_GRAD = {
+    64: [(128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 3)],
+    128: [(64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
+    256: [(64, 32, 8, 1), (32, 32, 4, 1)],
+    1024: [(32, 32, 4, 1)],
+}
+KEY_GRAD = {
+    64: [(64, 128, 8, 2), (64, 64, 4, 3), (32, 128, 4, 3)],
+    128: [(64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 4, 2)],
+    256: [(32, 64, 8, 1), (32, 32, 4, 1)],
+    1024: [(32, 32, 4, 1)],
+}
+# The size of the block that is the whole sequence: longer than any, and a multiple of every tile.
+WHOLE = 2**30
+INTERPRETED = [(64, 32, 4, 1)]
+# Chunk edges of r: fine ones multiply less, coarse ones make larger products of the gradients.
+STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, as `TRITON_INTERPRET=1` asks for."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
+    """The row of the tables that serves a call."""
+    wide = max(rank, value_width) * (2 if dtype == torch.float32 else 1)
+    return next((width for width in FORWARD if wide <= width), 1024)
+
+
+@functools.cache
+def tuned(kernel: Any, name: str, row: int) -> Any:
+    """The kernel with the block sizes of a row of its table; timed once per kind of call where there are several."""
+    table = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_grad": KEY_GRAD}[name]
+    configs = [
+        triton.Config({"BLOCK_Q": q, "BLOCK_K": k, "STEP": STEPS[name]}, num_warps=warps, num_stages=stages)
+        for q, k, warps, stages in (INTERPRETED if interpreted() else table[row])
+    ]
+    streamed, own = ("BLOCK_Q", "BLOCK_K") if name == "key_grad" else ("BLOCK_K", "BLOCK_Q")
+    even = triton.heuristics({"EVEN": lambda args: is_even(args, own, streamed)})(kernel)
+    key = ("tuning_length", "RANKS", "WIDTH", "CAUSAL", "CHUNKS")
+    return triton.autotune(configs, [each for each in key if each in kernel.arg_names])(even)
+
+
+def is_even(args: dict[str, Any], own: str, streamed: str) -> bool:
+    """Whether far parts consist of full tiles alone, for every program: then they need no mask."""
+    tile, step = args[own], args[streamed]
+    blocks = all(size % step == 0 or (size < tile and tile % size == 0) for size in args["SIZES"])
+    if tile % step or not blocks or args["key_start"] is not None or args["key_end"] is not None:
+        return False
+    stop = args["query_offset"] + args["query_length"]
+    if streamed == "BLOCK_Q":
+        return bool(args["query_offset"] % step == 0 and stop % step == 0)
+    return bool(stop <= args["key_length"] if args["CAUSAL"] else args["key_length"] % step == 0)
+
+
+def arguments(call: Call) -> dict[str, Any]:
+    """What every kernel of attention takes of a call."""
+    (batch, heads, query_length, _), (_, key_heads, key_length, _) = call.query.shape, call.key.shape
+    query, key, value = (unit_stride(tensor) for tensor in (call.query, call.key, call.value))
+    bias = None if call.attn_bias is None else call.attn_bias.expand(batch, heads, query_length, key_length)
+    hierarchy = call.hierarchy
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "bias": bias,
+        "key_start": call.key_start,
+        "key_end": call.key_end,
+        "seed": call.seed,
+        "query_strides": query.stride(),
+        "key_strides": key.stride(),
+        "value_strides": value.stride(),
+        "bias_strides": (0, 0, 0, 0) if bias is None else bias.stride(),
+        "batch_heads": batch * heads,
+        "heads": heads,
+        "group": heads // key_heads,
+        "query_length": query_length,
+        "key_length": key_length,
+        "query_offset": call.query_offset,
+        "scale": call.scale,
+        "threshold": int(call.dropout_p * 2**32),
+        "keep_scale": 1 / (1 - call.dropout_p),
+        "tuning_length": 1 << max(query_length - 1, 0).bit_length(),
+        "RANKS": hierarchy.ranks,
+        "SIZES": sizes(hierarchy),
+        "GAINS": hierarchy.gains,
+        "WIDTH": value.shape[3],
+        "CAUSAL": call.is_causal,
+        "PRECISION": precision(),
+    }
+
+
+def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
+    """Launches a kernel over all tiles of its own side, with the arguments it takes beyond a call's."""
+    own = call.key if name == "key_grad" else call.query
+    if not own.numel():
+        return
+    row = width_class(call.hierarchy.rank, call.value.shape[3], call.query.dtype)
+
+    def grid(args: dict[str, Any]) -> tuple[int]:
+        blocks = own.shape[0] * own.shape[1]
+        if name == "key_grad":
+            return (blocks * triton.cdiv(own.shape[2], args["BLOCK_K"]),)
+        return (blocks * query_tiles(call, args["BLOCK_Q"]),)
+
+    with on_device(own):
+        tuned(kernel, name, row)[grid](**arguments(call), **more, enable_fp_fusion=True)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def chunk_runs(ranks: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Chunks of r whose gradients one launch accumulates: all of them, or where rows are too wide, two at a time."""
+    count = len(chunks_of(ranks, STEPS["query_grad"]))
+    most = count if sum(ranks) <= RESIDENT else 2
+    return [(at, min(at + most, count)) for at in range(0, count, most)]
+
+
+def sizes(hierarchy: Hierarchy) -> tuple[int, ...]:
+    """Block sizes as kernels take them."""
+    return tuple(size or WHOLE for size in hierarchy.block_sizes)
+
+
+def unit_stride(tensor: Tensor) -> Tensor:
+    """`tensor` with its last axis dense, copied where it is not."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def precision() -> str:
+    """How float32 products are taken: as PyTorch's own setting says, exact by default."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def query_tiles(call: Call, block: int) -> int:
+    """Query tiles that any row may need: tiles lie at multiples of their size in positions, which start per row."""
+    aligned = call.key_start is None and call.query_offset % block == 0
+    return triton.cdiv(call.query.shape[2], block) + (0 if aligned else 1)

@@ -1,0 +1,531 @@
+"""What the kernels share: where a tile lies among the blocks, the scores of two tiles, and what gradients make of them.
+
+A program holds one tile of queries or keys, its *own* `A` positions, and streams tiles of `B` positions of the *other*
+side past it. The depth of a pair is the same seen from either side, so forward, query and key gradients share all this.
+For a level whose block holds the whole own tile, the other positions of that block outside the next finer block are all
+at one depth: these are *far*, and there only the level's prefix is loaded and multiplied. What remains is *near*, where
+depth varies or the causal mask cuts: there the finer levels are added one by one.
+
+The r dimensions are cut into chunks, powers of two whose edges are the prefix ranks rounded up to `STEP` (16, the
+tensor core's step, or more). Levels whose prefix ends at one edge differ in numbers alone, so they share the code of one
+part: `PART` 0, 1, … are far, the last one is near. Own rows are cut to the prefix, the other side's chunks are loaded
+whole, since a mask inside a chunk would break up its loads. Positions count from the row's first valid key.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Dimensions per chunk at most; rows wider than RESIDENT are not held, but loaded chunk by chunk for each product.
+WIDEST, RESIDENT = 128, 256
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# --- numbers known when a kernel is compiled --------------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def prefix(ranks, depth):
+    """R_depth."""
+    return sum(ranks[:depth])
+
+
+@triton.constexpr_function
+def chunks_of(ranks, step):
+    """`(first dimension, width)` of each chunk."""
+    chunks, at = [], 0
+    for depth in range(1, len(ranks) + 1):
+        edge = -(-sum(ranks[:depth]) // step) * step
+        while at < edge:
+            width = 16
+            while at + 2 * width <= edge and width < WIDEST:
+                width *= 2
+            chunks.append((at, width))
+            at += width
+    return chunks
+
+
+@triton.constexpr_function
+def chunk_count(ranks, step):
+    """The number of chunks that cover all of r."""
+    return len(chunks_of(ranks, step))
+
+
+@triton.constexpr_function
+def chunk_start(ranks, step, chunk):
+    """The first dimension of a chunk."""
+    return chunks_of(ranks, step)[chunk][0]
+
+
+@triton.constexpr_function
+def chunk_width(ranks, step, chunk):
+    """The number of dimensions of a chunk, a power of two."""
+    return chunks_of(ranks, step)[chunk][1]
+
+
+@triton.constexpr_function
+def overlaps(ranks, step, chunk, start, stop):
+    """Whether a chunk holds any of the dimensions `start … stop`."""
+    first, width = chunks_of(ranks, step)[chunk]
+    return first < stop and start < first + width
+
+
+@triton.constexpr_function
+def within(ranks, step, chunk, start, stop):
+    """Whether all of a chunk lies in the dimensions `start … stop`."""
+    first, width = chunks_of(ranks, step)[chunk]
+    return start <= first and first + width <= stop
+
+
+@triton.constexpr_function
+def is_resident(ranks):
+    """Whether a tile's rows are narrow enough to be held."""
+    return sum(ranks) <= RESIDENT
+
+
+@triton.constexpr_function
+def padded(width):
+    """`width` rounded up to a power of two that products take."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def parts_of(ranks, step):
+    """`(first, stop)` of the levels of each far part: those whose prefixes end at the same chunk's edge."""
+    edges = [-(-sum(ranks[:depth]) // step) for depth in range(1, len(ranks) + 1)]
+    starts = [level for level, edge in enumerate(edges) if level == 0 or edge != edges[level - 1]]
+    return list(zip(starts, [*starts[1:], len(ranks)], strict=True))
+
+
+@triton.constexpr_function
+def part_count(ranks, step):
+    """The number of parts, the near one included."""
+    return len(parts_of(ranks, step)) + 1
+
+
+@triton.constexpr_function
+def is_near(part, ranks, step):
+    """Whether a part is the near one."""
+    return part == len(parts_of(ranks, step))
+
+
+@triton.constexpr_function
+def part_start(part, ranks, step):
+    """The first level of a part; the near part is gone through once, as if for the last level."""
+    return [*parts_of(ranks, step), (len(ranks) - 1, len(ranks))][part][0]
+
+
+@triton.constexpr_function
+def part_stop(part, ranks, step):
+    """One past the last level of a part."""
+    return [*parts_of(ranks, step), (len(ranks) - 1, len(ranks))][part][1]
+
+
+@triton.constexpr_function
+def is_masked(part, ranks, step, even):
+    """Whether tiles of a part may be less than full."""
+    return part == len(parts_of(ranks, step)) or not even
+
+
+@triton.constexpr_function
+def always_whole(sizes, own):
+    """How many leading levels have blocks that hold any whole tile of `own` positions."""
+    count = 0
+    while count < len(sizes) and sizes[count] % own == 0:
+        count += 1
+    return count
+
+
+@triton.constexpr_function
+def differ(gains, first):
+    """Whether gains from index `first` on are not all one number."""
+    return len(set(gains[first:])) > 1
+
+
+@triton.jit
+def pick(VALUES: tl.constexpr, index):
+    """`VALUES[index]` for an index known when the kernel runs."""
+    value = VALUES[0]
+    for at in tl.static_range(1, len(VALUES)):
+        value = tl.where(index == at, VALUES[at], value)
+    return value
+
+
+@triton.jit
+def prefix_at(level, RANKS: tl.constexpr):
+    """The prefix rank of a level known when the kernel runs."""
+    value = RANKS[0]
+    for at in tl.static_range(1, len(RANKS)):
+        value = tl.where(level == at, prefix(RANKS, at + 1), value)
+    return value
+
+
+# --- where tiles lie --------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def row_of(key_start, key_end, batch, key_length, query_offset):
+    """First valid key of a row, its number of valid keys, the position of its first query."""
+    start = 0
+    end = key_length
+    if key_start is not None:
+        start = tl.load(key_start + batch).to(tl.int32)
+    if key_end is not None:
+        end = tl.load(key_end + batch).to(tl.int32)
+    return start, end - start, query_offset - start
+
+
+@triton.jit
+def span(first, size, A: tl.constexpr):
+    """First and last edge of the blocks that positions `first … first + A` touch."""
+    return first // size * size, (first + A - 1) // size * size + size
+
+
+@triton.jit
+def inner(first, level, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
+    """The positions that a level's far part leaves out: the next finer blocks, or what the causal mask cuts."""
+    if CAUSAL:
+        start, stop = first, first + A
+    else:
+        start, _ = span(first, SIZES[len(SIZES) - 1], A)
+        stop = start
+    if len(SIZES) > 1:
+        last = level == len(SIZES) - 1
+        finer_start, finer_stop = span(first, pick(SIZES, tl.minimum(level + 1, len(SIZES) - 1)), A)
+        start, stop = tl.where(last, start, finer_start), tl.where(last, stop, finer_stop)
+    return start, stop
+
+
+@triton.jit
+def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
+    """Positions of the other side at this level's depth, within `low … high`: start and stop of two runs."""
+    size = pick(SIZES, level)
+    start, stop = span(first, size, A)
+    inner_start, inner_stop = inner(first, level, A, SIZES, CAUSAL)
+    crosses = stop - start != size  # then all of this level's blocks are near
+    start, stop = tl.where(crosses, inner_start, start), tl.where(crosses, inner_stop, stop)
+    return tl.maximum(start, low), tl.minimum(inner_start, high), tl.maximum(inner_stop, low), tl.minimum(stop, high)
+
+
+@triton.jit
+def near_bounds(first, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
+    """The same for the near part, whose second run is empty: the coarsest blocks that the own tile crosses."""
+    start, stop = inner(first, len(SIZES) - 1, A, SIZES, CAUSAL)
+    for back in tl.static_range(len(SIZES) - always_whole(SIZES, A)):
+        size = SIZES[len(SIZES) - 1 - back]
+        block_start, block_stop = span(first, size, A)
+        crosses = block_stop - block_start != size
+        start, stop = tl.where(crosses, block_start, start), tl.where(crosses, block_stop, stop)
+    return tl.maximum(start, low), tl.minimum(stop, high), 0, 0
+
+
+@triton.jit
+def bounds(
+    first, level, low, high, PART: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, SIZES: tl.constexpr,
+    STEP: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Positions of the other side, within `low … high`, that a part goes through for a level."""
+    if is_near(PART, RANKS, STEP):
+        return near_bounds(first, low, high, A, SIZES, CAUSAL)
+    else:
+        return far_bounds(first, level, low, high, A, SIZES, CAUSAL)
+
+
+@triton.jit
+def steps(runs, B: tl.constexpr):
+    """Tiles of B positions in two runs."""
+    left, left_stop, right, right_stop = runs
+    return tl.maximum(left_stop - left + B - 1, 0) // B + tl.maximum(right_stop - right + B - 1, 0) // B
+
+
+@triton.jit
+def tile_at(step, runs, B: tl.constexpr):
+    """First position of the other tile at a step through two runs, and where its run stops."""
+    left, left_stop, right, right_stop = runs
+    count = tl.maximum(left_stop - left + B - 1, 0) // B
+    on_left = step < count
+    first = tl.where(on_left, left + step * B, right + (step - count) * B)
+    return first, tl.where(on_left, left_stop, right_stop)
+
+
+@triton.jit
+def rows_of(tensor, strides, batch, head, shift):
+    """Pointer to position 0 of one head's rows, where that is index `shift`, and the distance of its rows."""
+    step = tl.cast(strides[2], tl.int64)
+    return tensor + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + shift * step, step
+
+
+@triton.jit
+def bias_of(bias, strides, batch, head, query_shift, key_shift):
+    """Pointer to the bias of positions (0, 0) of one head, or None."""
+    if bias is None:
+        return None
+    else:
+        return rows_of(bias, strides, batch, head, query_shift)[0] + tl.cast(key_shift, tl.int64) * strides[3]
+
+
+# --- loads ------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load(
+    rows, stride, first, low, high, start, stop, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    CUT: tl.constexpr,
+):  # fmt: skip
+    """Dimensions `start … start + WIDTH` of `COUNT` rows from position `first`.
+
+    Where MASKED, rows outside `low … high` are 0; where CUT, so are dimensions from `stop` on.
+    """
+    offset = tl.arange(0, COUNT)
+    dims = start + tl.arange(0, WIDTH)
+    at = rows + first * stride + offset[:, None] * stride + dims[None, :]
+    valid = ((first + offset >= low) & (first + offset < high))[:, None]
+    inside = (dims < stop)[None, :]
+    if MASKED and CUT:
+        return tl.load(at, mask=valid & inside, other=0.0)
+    elif MASKED:
+        return tl.load(at, mask=valid, other=0.0)
+    elif CUT:
+        return tl.load(at, mask=inside, other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def load_chunk(
+    side, COUNT: tl.constexpr, CHUNK: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr
+):
+    """One chunk of a side's tile, `(COUNT, width)`.
+
+    A side is (rows, stride, first, low, high): pointer to position 0, the tile's first position, its valid range.
+    """
+    rows, stride, first, low, high = side
+    start: tl.constexpr = chunk_start(RANKS, STEP, CHUNK)
+    width: tl.constexpr = chunk_width(RANKS, STEP, CHUNK)
+    rank: tl.constexpr = prefix(RANKS, len(RANKS))
+    return load(rows, stride, first, low, high, start, rank, COUNT, width, MASKED, start + width > rank)
+
+
+@triton.jit
+def load_own(side, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
+    """The own tile as a tuple of chunks; empty where rows are too wide to be held."""
+    chunks = ()
+    if is_resident(RANKS):
+        for c in tl.static_range(chunk_count(RANKS, STEP)):
+            chunks = chunks + (load_chunk(side, A, c, RANKS, STEP, True),)
+    return chunks
+
+
+@triton.jit
+def load_values(side, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """All WIDTH columns of a side's tile, padded to a power of two."""
+    rows, stride, first, low, high = side
+    return load(rows, stride, first, low, high, 0, WIDTH, COUNT, padded(WIDTH), MASKED, padded(WIDTH) > WIDTH)
+
+
+# --- scores and their gradients ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def cut(x, first, start, stop):
+    """`x (…, width)`, whose dimensions are `first` and on, with those outside `start … stop` set to 0."""
+    dims = first + tl.arange(0, x.shape[1])
+    return tl.where(((dims >= start) & (dims < stop))[None, :], x, 0.0)
+
+
+@triton.jit
+def add_products(
+    total, own, own_side, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, A: tl.constexpr,
+    B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`total (A, B)` plus the products over dimensions `start … stop`, which lie in the chunks of `FROM … TO`."""
+    if is_resident(RANKS):
+        for c in tl.static_range(chunk_count(RANKS, STEP)):
+            if overlaps(RANKS, STEP, c, FROM, TO):
+                other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
+                mine = own[c]
+                if not within(RANKS, STEP, c, FROM, TO):
+                    mine = cut(mine, chunk_start(RANKS, STEP, c), start, stop)
+                total = tl.dot(mine, tl.trans(other), total, input_precision=PRECISION)
+    else:
+        rank: tl.constexpr = prefix(RANKS, len(RANKS))
+        width: tl.constexpr = 128
+        rows, stride, first, low, high = other_side
+        own_rows, own_stride, own_first, own_low, own_high = own_side
+        for at in range(FROM // width * width, TO, width):
+            mine = load(own_rows, own_stride, own_first, own_low, own_high, at, rank, A, width, True, True)
+            other = load(rows, stride, first, low, high, at, rank, B, width, MASKED, True)
+            total = tl.dot(cut(mine, at, start, stop), tl.trans(other), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def same_block(mine, theirs, SIZE: tl.constexpr):
+    """`(A, B)`: which pairs share a level."""
+    return (mine // SIZE)[:, None] == (theirs // SIZE)[None, :]
+
+
+@triton.jit
+def gain_of(
+    own_first, first, level, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr, RANKS: tl.constexpr,
+    SIZES: tl.constexpr, GAINS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """The gain of a tile's pairs: one number, or `(A, B)` where it varies."""
+    whole: tl.constexpr = always_whole(SIZES, A)
+    if not is_near(PART, RANKS, STEP):
+        return pick(GAINS, level) * 1.0
+    elif not differ(GAINS, whole - 1):
+        return GAINS[whole - 1] * 1.0
+    else:
+        mine, theirs = own_first + tl.arange(0, A), first + tl.arange(0, B)
+        gain = tl.full((A, B), GAINS[whole - 1], tl.float32)
+        for finer in tl.static_range(whole, len(SIZES)):
+            gain = tl.where(same_block(mine, theirs, SIZES[finer]), GAINS[finer], gain)
+        return gain
+
+
+@triton.jit
+def products(
+    own, own_side, other_side, level, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`Σ_{d < R_m} own · other`, `(A, B)` float32, for tiles of a part; `level` is that of a far part."""
+    MASKED: tl.constexpr = is_masked(PART, RANKS, STEP, EVEN)
+    total = tl.zeros((A, B), tl.float32)
+    if is_near(PART, RANKS, STEP):
+        mine, theirs = own_side[2] + tl.arange(0, A), other_side[2] + tl.arange(0, B)
+        whole: tl.constexpr = always_whole(SIZES, A)
+        shared: tl.constexpr = prefix(RANKS, whole)
+        total = add_products(
+            total, own, own_side, other_side, 0, shared, 0, shared, A, B, RANKS, STEP, MASKED, PRECISION
+        )
+        for finer in tl.static_range(whole, len(SIZES)):
+            added = add_products(
+                tl.zeros((A, B), tl.float32), own, own_side, other_side, prefix(RANKS, finer),
+                prefix(RANKS, finer + 1), prefix(RANKS, finer), prefix(RANKS, finer + 1), A, B, RANKS, STEP, MASKED,
+                PRECISION,
+            )  # fmt: skip
+            total += tl.where(same_block(mine, theirs, SIZES[finer]), added, 0.0)
+    else:
+        # The narrowest prefix of the part's levels tells which chunk may have to be cut.
+        least: tl.constexpr = prefix(RANKS, part_start(PART, RANKS, STEP) + 1)
+        stop = prefix_at(level, RANKS)
+        total = add_products(total, own, own_side, other_side, 0, stop, 0, least, A, B, RANKS, STEP, MASKED, PRECISION)
+    return total
+
+
+@triton.jit
+def add_chunk_gradients(
+    grads, score_grad, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, CHUNKS: tl.constexpr,
+    B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`grads` plus `score_grad (A, B)` times the other rows, for what `add_products` multiplies."""
+    added = ()
+    for c in tl.static_range(CHUNKS[0], CHUNKS[1]):
+        grad = grads[c - CHUNKS[0]]
+        if overlaps(RANKS, STEP, c, FROM, TO):
+            other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
+            weights = score_grad.to(other.dtype)
+            if within(RANKS, STEP, c, FROM, TO):
+                grad = tl.dot(weights, other, grad, input_precision=PRECISION)
+            else:
+                more = tl.dot(weights, other, input_precision=PRECISION)
+                grad += cut(more, chunk_start(RANKS, STEP, c), start, stop)
+        added = added + (grad,)
+    return added
+
+
+@triton.jit
+def add_gradients(
+    grads, score_grad, own_first, other_side, level, PART: tl.constexpr, CHUNKS: tl.constexpr, A: tl.constexpr,
+    B: tl.constexpr, RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the gradient of `products` means for own rows: chunks `CHUNKS[0] … CHUNKS[1]`, a tuple."""
+    MASKED: tl.constexpr = is_masked(PART, RANKS, STEP, EVEN)
+    if is_near(PART, RANKS, STEP):
+        mine, theirs = own_first + tl.arange(0, A), other_side[2] + tl.arange(0, B)
+        whole: tl.constexpr = always_whole(SIZES, A)
+        shared: tl.constexpr = prefix(RANKS, whole)
+        grads = add_chunk_gradients(
+            grads, score_grad, other_side, 0, shared, 0, shared, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
+        )
+        for finer in tl.static_range(whole, len(SIZES)):
+            grads = add_chunk_gradients(
+                grads, tl.where(same_block(mine, theirs, SIZES[finer]), score_grad, 0.0), other_side,
+                prefix(RANKS, finer), prefix(RANKS, finer + 1), prefix(RANKS, finer), prefix(RANKS, finer + 1),
+                CHUNKS, B, RANKS, STEP, MASKED, PRECISION,
+            )  # fmt: skip
+    else:
+        least: tl.constexpr = prefix(RANKS, part_start(PART, RANKS, STEP) + 1)
+        stop = prefix_at(level, RANKS)
+        grads = add_chunk_gradients(
+            grads, score_grad, other_side, 0, stop, 0, least, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
+        )
+    return grads
+
+
+@triton.jit
+def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
+    """A tuple of zeros for the gradients of chunks `CHUNKS[0] … CHUNKS[1]`."""
+    chunks = ()
+    for c in tl.static_range(CHUNKS[0], CHUNKS[1]):
+        chunks = chunks + (tl.zeros((A, chunk_width(RANKS, STEP, c)), tl.float32),)
+    return chunks
+
+
+@triton.jit
+def store_chunks(
+    to, row, grads, own_side, scale, CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr
+):
+    """Write `scale` times a tuple of chunks to contiguous rows `(…, r)`; `row` is the index of position 0."""
+    rank: tl.constexpr = prefix(RANKS, len(RANKS))
+    _, _, first, low, high = own_side
+    position = first + tl.arange(0, A)
+    valid = (position >= low) & (position < high)
+    for c in tl.static_range(CHUNKS[0], CHUNKS[1]):
+        dims = chunk_start(RANKS, STEP, c) + tl.arange(0, chunk_width(RANKS, STEP, c))
+        at = to + (row + position)[:, None] * rank + dims[None, :]
+        chunk = (grads[c - CHUNKS[0]] * scale).to(to.dtype.element_ty)
+        tl.store(at, chunk, mask=valid[:, None] & (dims < rank)[None, :])
+
+
+# --- what is not a product --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def finish_scores(
+    score, i, j, query_low, query_high, key_high, bias, bias_strides, PART: tl.constexpr, RANKS: tl.constexpr,
+    STEP: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Scores in units of log 2, bias added, `-inf` where a pair is hidden; positions `i` and `j` broadcast to (A, B).
+
+    Tiles that are all full need no mask, and the causal mask cuts in the near part alone.
+    """
+    visible = (i >= query_low) & (i < query_high) & (j < key_high)
+    if bias is not None:
+        at = bias + i.to(tl.int64) * bias_strides[2] + j.to(tl.int64) * bias_strides[3]
+        score += tl.load(at, mask=visible, other=0.0).to(tl.float32) * LOG2E
+    if CAUSAL and is_near(PART, RANKS, STEP):
+        visible = visible & (j <= i)
+    if is_masked(PART, RANKS, STEP, EVEN):
+        score = tl.where(visible, score, float("-inf"))
+    return score
+
+
+@triton.jit
+def mix(x):
+    """The 32-bit hash of `structattn.ops.dropout`."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def dropout_factor(seed, pair, i, j, threshold, keep_scale):
+    """0 or `1/(1 - p)` for pairs of indices in the whole tensors: every backend drops the same."""
+    word = tl.load(seed)
+    state = mix(mix(word.to(tl.uint32)) ^ (word >> 32).to(tl.uint32))
+    row = mix(mix(state + pair.to(tl.uint32) * 0x9E3779B9) + i.to(tl.uint32) * 0x85EBCA6B)
+    kept = mix(row + j.to(tl.uint32) * 0xC2B2AE35) >= threshold.to(tl.uint32)
+    return tl.where(kept, keep_scale, 0.0)
