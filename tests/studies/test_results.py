@@ -45,6 +45,15 @@ def test_results_read_back(results, tmp_path):
     assert plain["summary"].keys() == set(results.structures)
 
 
+def test_results_of_another_version_are_named(tmp_path):
+    language_results().save(tmp_path)
+    plain = json.loads((tmp_path / "results.json").read_text())
+    del plain["stretches"]
+    (tmp_path / "results.json").write_text(json.dumps(plain))
+    with pytest.raises(RunFolderError, match=r"results\.json: written by another version \('stretches'\)"):
+        Results.load(tmp_path)
+
+
 def test_damaged_results_are_named(tmp_path):
     language_results().save(tmp_path)
     (tmp_path / "results.json").write_text("{")

@@ -14,6 +14,7 @@ from typing import Any
 
 from structattn.studies import files
 from structattn.studies.estimate import Estimate
+from structattn.training.errors import RunFolderError
 
 Row = dict[str, Any]
 """One evaluation, as `structattn.training.train` writes it: counters, speed, and the task's metrics."""
@@ -181,14 +182,18 @@ class Results:
         rows: dict[tuple[str, int], list[Row]] = {}
         for row in files.read_json_lines(folder / "metrics.jsonl"):
             rows.setdefault((row.pop("structure"), row.pop("seed")), []).append(row)
-        del plain["summary"]
-        plain["costs"] = {name: Cost(**cost) for name, cost in plain["costs"].items()}
-        for record in plain["runs"]:
-            del record["final"]
-            record["rows"] = tuple(rows.get((record["structure"], record["seed"]), ()))
-        plain["runs"] = tuple(Run(**record) for record in plain["runs"])
-        plain["stretches"] = tuple(plain["stretches"])
-        return cls(**plain)
+        try:
+            del plain["summary"]
+            plain["costs"] = {name: Cost(**cost) for name, cost in plain["costs"].items()}
+            for record in plain["runs"]:
+                del record["final"]
+                record["rows"] = tuple(rows.get((record["structure"], record["seed"]), ()))
+            plain["runs"] = tuple(Run(**record) for record in plain["runs"])
+            plain["stretches"] = tuple(plain["stretches"])
+            return cls(**plain)
+        except (KeyError, TypeError) as error:
+            reason = f"written by another version ({error}); the command that made it, run again, writes it anew"
+            raise RunFolderError(folder / "results.json", reason) from error
 
     def _summary(self) -> dict[str, Any]:
         """For readers of results.json: each structure's mean metric, its standard error and number of runs."""
