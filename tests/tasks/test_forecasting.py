@@ -91,6 +91,7 @@ def test_metrics_by_hand(path):
     assert task.loss(outputs, batch).item() == pytest.approx(22 / 12)
 
 
+@pytest.mark.filterwarnings("ignore:Using `json`-module")  # What gluonts says when it is imported.
 def test_metrics_are_those_of_gluonts(path):
     evaluation = pytest.importorskip("gluonts.evaluation.metrics", reason="gluonts is not installed")
     task = ForecastTask(config(path))
