@@ -1,12 +1,13 @@
 # make test   makes the environment, installs, lints, type-checks and tests
 # make bench  measures the attention op on this machine and renders docs/results
+# make docs   builds the documentation into build/site, every link checked
 # make demo   makes the environment and compares three attention structures on real text
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: test demo bench lint clean
+.PHONY: test demo bench docs lint clean
 
 # torch goes first and alone: whatever pulls it later must find it there, or it brings its largest build.
 $(VENV)/installed: pyproject.toml Makefile
@@ -31,6 +32,13 @@ demo: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.attention
+
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
