@@ -51,9 +51,8 @@ def verdict(results: Results) -> Verdict:
     other = REFERENCE if REFERENCE in ranking[1:] else ranking[1]
     gap = _mean(results, other) - _mean(results, best)
     share = gap / max(_mean(results, other), 1e-12)
-    answer = (
-        f"{baselines}{best} has the lowest {quantity(results)}: {reached}, {number(gap)} ({share:.1%}) below {other}."
-    )
+    lowest = "error" if results.task == "regression" else quantity(results)  # its unit says at which position
+    answer = f"{baselines}{best} has the lowest {lowest}: {reached}, {number(gap)} ({share:.1%}) below {other}."
     cheaper, dearer = (other, best) if best == REFERENCE else (best, other)
     return Verdict(answer, _trust(results, ranking), _savings(results, cheaper, dearer))
 
