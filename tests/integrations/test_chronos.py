@@ -1,6 +1,8 @@
 """Chronos with MLR attention: exactness, forecasts, files, costs, training, metrics, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -371,3 +373,17 @@ def test_bad_metrics_are_refused(changed, message):
     arguments = {"samples": np.ones((2, 3, 4)), "past": np.arange(18.0).reshape(2, 9), "future": np.ones((2, 4))}
     with pytest.raises(ValueError, match=message):
         forecast_metrics(**{"season": 1} | arguments | changed)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_snippets_of_the_page_on_chronos(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "chronos.md").read_text(encoding="utf-8")
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(snippet.replace("path/to/", f"{tmp_path}/"), "docs/chronos.md", "exec"), names)
+    assert names["samples"].shape == (2, 2, 64)
+    assert get_hierarchy(names["pipeline"].inner_model)["encoder"] == [Hierarchy.flat(64)] * 4
+    for name, parameters in PUBLISHED.items():
+        assert re.search(rf"`{name}` \|.* \| {parameters:,} \|", page)

@@ -75,6 +75,8 @@ def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
             return _retrofit(command, line)
         case commands.Study():
             return _study(command, line)
+        case commands.Chronos():
+            return _chronos(command, line)
         case commands.MupCheck():
             return _mup_check(command)
         case commands.Info():
@@ -259,6 +261,41 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     for outcome in failed:
         sys.stderr.write(f"structattn: {outcome.error}\n")
     return 1 if failed else 0
+
+
+def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
+    from structattn.studies import files
+    from structattn.studies.chronos import REDUCED, ChronosStudy, measure_chronos
+    from structattn.studies.chronos_figure import chronos_markdown, chronos_table, draw_chronos
+    from structattn.tasks.chronos import ChronosDataConfig
+
+    study = ChronosStudy(
+        command.attentions,
+        REDUCED if command.size == "reduced" else command.size,
+        command.context_length,
+        command.horizon,
+        command.n_tokens,
+        data=ChronosDataConfig(command.compositions, evaluation_series=command.evaluation_series),
+        train=TrainConfig(
+            steps=command.steps,
+            batch_size=command.batch_size,
+            learning_rate=command.learning_rate,
+            weight_decay=0.0,
+            mup=False,
+            precision="float32",
+        ),
+        seeds=command.seeds,
+        series=command.series,
+        samples=command.samples,
+    )
+    console = Console(highlight=False)
+    with Bars(console, seeds=False) as bars:
+        results = measure_chronos(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
+    console.print(chronos_table(results))
+    files.write_text(command.out / "table.md", chronos_markdown(results) + "\n")
+    draw_chronos(results, command.out)
+    console.print(f"figure: {command.out / 'loss-flops.png'}", soft_wrap=True)
+    return 0
 
 
 def _mup_check(command: commands.MupCheck) -> int:

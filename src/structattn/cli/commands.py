@@ -316,6 +316,59 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Chronos:
+    """Train Chronos, the forecaster, from scratch on synthetic series, one model per attention, with equal tokens."""
+
+    out: Path
+    """Folder for results, figure and checkpoints; made where it is missing."""
+
+    attentions: tuple[str, ...] = ("standard", "mlr:16,16", "mlr:8,8,8,8")
+    """Self-attention to compare: standard, mlr, or mlr with ranks that sum to the head width, mlr:16,8,8."""
+
+    size: Literal["reduced", "tiny", "mini", "small"] = "reduced"
+    """Sizes of the model: as published, or reduced (width 64, 2 layers, 2 heads of 32) for a CPU."""
+
+    context_length: int = 256
+    """Values that a forecast is made from; 512 as published."""
+
+    horizon: int = 32
+    """Values to forecast; 64 as published."""
+
+    n_tokens: int = 1024
+    """Bins of the tokenizer and special ids; 4096 as published."""
+
+    steps: int = 800
+    """Optimiser steps of each model."""
+
+    batch_size: int = 16
+    """Series per step."""
+
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW."""
+
+    compositions: int = 512
+    """Compositions of kernels in the training set, 8 series of each."""
+
+    evaluation_series: int = 256
+    """Held-out synthetic series, each of a composition of its own."""
+
+    samples: int = 20
+    """Sample paths of a forecast."""
+
+    seeds: int = 1
+    """Runs of each attention."""
+
+    series: str | None = None
+    """A real series to forecast without training on it: ETTh1, ETTh2, ETTm1, ETTm2, or a CSV file."""
+
+    overwrite: bool = False
+    """Delete what another study left in the folder."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
 class MupCheck:
     """Check that activations keep their size as the width grows, as muP promises; exit status 1 where they do not."""
 
@@ -353,6 +406,7 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Retrofit, tyro.conf.subcommand("retrofit")]
     | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Chronos, tyro.conf.subcommand("chronos")]
     | Annotated[MupCheck, tyro.conf.subcommand("mup-check")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )

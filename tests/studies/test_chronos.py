@@ -1,0 +1,94 @@
+"""The study of Chronos: two tiny models from the command to figure and table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for module in ("chronos", "gluonts", "sklearn"):
+    pytest.importorskip(module, reason=f"{module} is not installed")
+
+from structattn.cli import main  # noqa: E402
+from structattn.integrations.chronos import load_chronos  # noqa: E402
+from structattn.studies.chronos import ChronosResults, ChronosStudy, measure_chronos  # noqa: E402
+from structattn.studies.chronos_figure import chronos_markdown  # noqa: E402
+from structattn.tasks.chronos import ChronosDataConfig  # noqa: E402
+from structattn.training import RunFolderError, TrainConfig  # noqa: E402
+
+OPTIONS = ["--context-length", "64", "--horizon", "4", "--n-tokens", "32", "--steps", "4", "--batch-size", "4"]
+OPTIONS += [
+    "--compositions",
+    "2",
+    "--evaluation-series",
+    "4",
+    "--samples",
+    "2",
+    "--attentions",
+    "standard",
+    "mlr:16,16",
+    "--series",
+]
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "waves.csv"
+    rows = [f"2020-01-{t // 24 + 1:02d} {t % 24:02d}:00:00,{np.sin(t / 4):.4f},{t % 7}" for t in range(400)]
+    path.write_text("\n".join(["date,a,b", *rows]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, series):
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert main(["chronos", "--out", str(out), *OPTIONS, str(series)]) == 0
+    return out
+
+
+def test_the_command_writes_what_it_found(folder):
+    results = ChronosResults.load(folder)
+    assert [run.attention for run in results.runs] == ["standard", "mlr:16,16"]
+    standard, mlr = results.runs
+    assert [point[0] for point in standard.curve] == [4 * 4 * 70 * k for k in (1 / 4, 1 / 2, 3 / 4, 1)]
+    assert [point[0] for point in mlr.curve] == [point[0] for point in standard.curve]
+    assert mlr.curve[-1][1] < standard.curve[-1][1]
+    assert set(standard.metrics) == {"synthetic", "waves"} == set(results.baselines)
+    assert set(results.baselines["waves"]) == {"last value", "seasonal naive (24)"}
+    assert (folder / "loss-flops.png").stat().st_size > 10_000
+    lines = chronos_markdown(results).splitlines()
+    assert len(lines) == 2 + 2 + 2
+    assert len({line.count(" | ") for line in lines}) == 1
+    assert f"{standard.loss:.4f}" in lines[2]
+    assert (folder / "table.md").read_text().splitlines() == lines
+    assert load_chronos(folder / "runs" / "standard-seed0" / "model").model_context_length == 64
+
+
+def test_called_again_it_reads_what_is_there(folder, series):
+    before = json.loads((folder / "results.json").read_text())
+    assert main(["chronos", "--out", str(folder), *OPTIONS, str(series)]) == 0
+    assert json.loads((folder / "results.json").read_text()) == before
+
+
+def test_another_study_is_not_mixed_in(folder):
+    data = ChronosDataConfig(evaluation_series=2)
+    with pytest.raises(RunFolderError, match="another config"):
+        measure_chronos(ChronosStudy(context_length=64, prediction_length=4, n_tokens=32, data=data), folder)
+
+
+def test_what_does_not_fit_is_refused_before_any_work(tmp_path, series):
+    small = {
+        "context_length": 64,
+        "prediction_length": 4,
+        "n_tokens": 32,
+        "data": ChronosDataConfig(evaluation_series=2),
+    }
+    with pytest.raises(ValueError, match="head width 32"):
+        measure_chronos(ChronosStudy(("standard", "mlr:16|8"), **small), tmp_path / "out")
+    with pytest.raises(ValueError, match="shorter than a forecast"):
+        measure_chronos(ChronosStudy(**small | {"prediction_length": 90}, series=str(series)), tmp_path / "out")
+    assert not Path(tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="train must have a budget of steps or tokens"):
+        ChronosStudy(train=TrainConfig(minutes=1.0))
+    with pytest.raises(ValueError, match="attentions must name at least one"):
+        ChronosStudy(())
