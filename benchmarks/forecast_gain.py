@@ -39,7 +39,7 @@ def main() -> None:
     environment = files.read_json(folder / "environment.json")
     sections = [_section(results, where) for results, where in made]
     files.write_text(options.out / "README.md", _PAGE.format(
-        data=longest.data.partition(";")[0],
+        data=longest.data.partition(";")[0].rpartition("/")[2],
         gains=gains_table(comparisons),
         length=_length(longest),
         sections="\n".join(sections),
@@ -54,10 +54,11 @@ def _length(results: Results) -> int:
 
 def _section(results: Results, folder: Path) -> str:
     said = verdict(results)
-    command = shlex.join(files.read_json(folder / "environment.json")["command"])
+    words = files.read_json(folder / "environment.json")["command"]
+    command = shlex.join(Path(word).name if word.endswith(".csv") else word for word in words)
     return (
         f"## Context {_length(results)}\n\n```sh\n{command}\n```\n\n{comparison_table(results)}\n"
-        f"{said.answer} {said.trust} {said.savings}\n"
+        f"{said.answer}\n{said.trust}\n{said.savings}\n"
     )
 
 

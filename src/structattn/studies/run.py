@@ -210,6 +210,7 @@ def _test(config: RunConfig, model: StructuredModel, path: Path) -> dict[str, An
         precision = config.train.precision
         measured: dict[str, Any] = dict(evaluate(model, task, config.train.batch_size, precision=precision))
         if isinstance(task, ForecastTask):
+            model.eval()
             measured["forecasts"] = forecasts(
                 task, lambda inputs: predict(model, {"inputs": inputs.to(model.device)}, precision).cpu()
             )

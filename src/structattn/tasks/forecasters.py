@@ -8,7 +8,7 @@ Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def linear(task: ForecastTask) -> LinearForecaster:
     """
     gram, cross = _normal_equations(task)
     scale = np.trace(gram) / len(gram)
-    validation = ForecastTask(task.config, seed=task.seed)
+    validation = ForecastTask(replace(task.config, evaluation_windows=len(task.values)))  # all of them
     if scale == 0:  # No channel ever changes.
         return LinearForecaster(np.zeros(cross.T.shape), _PENALTIES[0])
     fitted = [

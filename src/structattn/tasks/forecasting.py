@@ -59,7 +59,7 @@ class ForecastConfig:
     """What a model takes off each context and gives back to its prediction: `last`, `standard` or `none`; see
     `ForecastModelConfig`."""
 
-    evaluation_windows: int = 256
+    evaluation_windows: int = 96
     """Windows of the validation part to evaluate on during training, spread evenly; the test part is read whole."""
 
     def __post_init__(self) -> None:
