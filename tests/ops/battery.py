@@ -31,6 +31,7 @@ class Case:
     key_end: tuple[int, ...] | None = None
     scale: float | None = None
     strided: bool = False
+    device: str = "cpu"  # where the backend runs; the definition runs on the CPU
 
     def tensors(self, seed: int = 0) -> dict[str, Tensor]:
         """Query, key, value and bias in the case's dtype: each backend and the definition get the same numbers."""
@@ -59,9 +60,11 @@ class Case:
 
 def results(case: Case, backend: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Output and gradients; `backend` None is the definition itself, differentiated by autograd."""
-    inputs = {name: tensor.to(dtype or case.dtype).detach() for name, tensor in case.tensors().items()}
+    device = "cpu" if backend is None else case.device
+    inputs = {name: tensor.to(device, dtype or case.dtype).detach() for name, tensor in case.tensors().items()}
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
-    start, end = (None if bound is None else torch.tensor(bound) for bound in (case.key_start, case.key_end))
+    bounds = (case.key_start, case.key_end)
+    start, end = (None if bound is None else torch.tensor(bound, device=device) for bound in bounds)
     if backend is None:
         scale = case.hierarchy.rank**-0.5 if case.scale is None else case.scale
         tensors = (leaves["query"], leaves["key"], leaves["value"], leaves.get("bias"), start, end, None)
@@ -81,9 +84,10 @@ def results(case: Case, backend: str | None, dtype: torch.dtype | None = None) -
             enable_gqa=case.heads != case.key_heads,
             backend=backend,
         )
-    upstream = _upstream(case).to(out.dtype)
+    upstream = _upstream(case).to(device, out.dtype)
     grads = torch.autograd.grad(out, list(leaves.values()), upstream)
-    return {"output": out.detach()} | dict(zip([f"{name} gradient" for name in leaves], grads, strict=True))
+    named = {"output": out.detach()} | dict(zip([f"{name} gradient" for name in leaves], grads, strict=True))
+    return {name: tensor.cpu() for name, tensor in named.items()}
 
 
 def _upstream(case: Case) -> Tensor:
@@ -182,5 +186,5 @@ def cases() -> dict[str, Case]:
 
 
 def names() -> list[str]:
-    """Backends that serve this machine."""
-    return [status.name for status in backends() if status.eligible]
+    """Backends that serve this machine's CPU; the GPU's has `test_triton.py`."""
+    return [status.name for status in backends() if status.eligible and status.name != "triton"]

@@ -42,7 +42,7 @@ def query_grad_kernel(
     key_rows, key_step = tiles.rows_of(key, key_strides, batch, head // group, start)
     value_rows, value_step = tiles.rows_of(value, value_strides, batch, head // group, start)
     grad_rows, grad_step = tiles.rows_of(grad_out, grad_out_strides, batch, head, -offset)
-    bias_at = tiles.bias_of(bias, bias_strides, batch, head, -offset, start)
+    shift = tiles.bias_shift(bias_strides, batch, head, -offset, start)
     i = first + tl.arange(0, BLOCK_Q)
     valid = (i >= low) & (i < high)
     row = pair.to(tl.int64) * query_length - offset
@@ -68,8 +68,8 @@ def query_grad_kernel(
                     own, own_side, side, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, STEP, EVEN, PRECISION
                 ) * (gain * (scale * LOG2E))  # fmt: skip
                 score = tiles.finish_scores(
-                    score, i[:, None], j[None, :], low, high, stop, bias_at, bias_strides, part, RANKS, STEP, CAUSAL,
-                    EVEN,
+                    score, i[:, None], j[None, :], low, high, stop, bias, shift, bias_strides, part, RANKS, STEP,
+                    CAUSAL, EVEN,
                 )  # fmt: skip
                 probability = tl.exp2(score - row_lse[:, None])
                 values = tiles.load_values(
@@ -125,7 +125,7 @@ def key_grad_kernel(
         pair = batch * heads + head
         query_rows, query_step = tiles.rows_of(query, query_strides, batch, head, -offset)
         grad_rows, grad_step = tiles.rows_of(grad_out, grad_out_strides, batch, head, -offset)
-        bias_at = tiles.bias_of(bias, bias_strides, batch, head, -offset, start)
+        shift = tiles.bias_shift(bias_strides, batch, head, -offset, start)
         row = pair.to(tl.int64) * query_length - offset
         for part in tl.static_range(tiles.part_count(RANKS, STEP)):
             for level in range(tiles.part_start(part, RANKS, STEP), tiles.part_stop(part, RANKS, STEP)):
@@ -139,7 +139,7 @@ def key_grad_kernel(
                         own, own_side, side, level, part, BLOCK_K, BLOCK_Q, RANKS, SIZES, STEP, EVEN, PRECISION
                     ) * (gain * (scale * LOG2E))  # fmt: skip
                     score = tiles.finish_scores(
-                        score, i[None, :], j[:, None], low, stop, keys, bias_at, bias_strides, part, RANKS, STEP,
+                        score, i[None, :], j[:, None], low, stop, keys, bias, shift, bias_strides, part, RANKS, STEP,
                         CAUSAL, EVEN,
                     )  # fmt: skip
                     row_lse = tl.load(lse + row + i, mask=i < stop, other=float("inf")) * LOG2E

@@ -48,10 +48,7 @@ def share_kernel(
     at += (row % queries).to(tl.int64) * query_strides[2]
     own = ()
     for level in tl.static_range(len(RANKS)):
-        dims = tl.arange(0, tiles.padded(RANKS[level]))
-        inside = valid[:, None] & (dims < RANKS[level])[None, :]
-        part = tl.load(query + at[:, None] + tiles.prefix(RANKS, level) + dims[None, :], mask=inside, other=0.0)
-        own = own + (part,)
+        own = own + (load_level(query + at, valid, level, RANKS, RANKS[level]),)
     value_rows, value_step = tiles.rows_of(value, value_strides, batch, key_head, 0)
 
     result = tl.zeros((ROWS, tiles.padded(WIDTH)), tl.float32)
@@ -65,14 +62,9 @@ def share_kernel(
             # No row shares this level with a key before the block of the earliest query.
             edge = start + earliest // SIZES[level] * SIZES[level]
             if first + BLOCK_K > edge:
-                dims = tl.arange(0, tiles.padded(RANKS[level]))
-                column = key_levels[level] + batch.to(tl.int64) * level_strides[3 * level]
-                column += key_head.to(tl.int64) * level_strides[3 * level + 1] - level_starts[level]
-                keys = tl.load(
-                    column + dims[:, None].to(tl.int64) * level_strides[3 * level + 2] + j[None, :],
-                    mask=(dims < RANKS[level])[:, None] & ((j >= edge) & (j < stop))[None, :],
-                    other=0.0,
-                )
+                rows_at = key_levels[level] + batch.to(tl.int64) * level_strides[3 * level]
+                rows_at += key_head.to(tl.int64) * level_strides[3 * level + 1] - level_starts[level]
+                keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, RANKS[level])
                 same = (position // SIZES[level])[:, None] == ((j - start) // SIZES[level])[None, :]
                 score += tl.where(same, tl.dot(own[level], keys, input_precision=PRECISION), 0.0)
                 gain = tl.where(same, GAINS[level], gain)
@@ -92,6 +84,22 @@ def share_kernel(
     tl.store(shares + to[:, None] * WIDTH + columns[None, :], result, mask=inside)
     tl.store(tops + to, top, mask=row < rows)
     tl.store(totals + to, total, mask=row < rows)
+
+
+@triton.jit
+def load_keys(rows, stride, j, low, high, RANK: tl.constexpr):
+    """A level's keys at indices `j`, `(r_l padded, n)`, zeros outside `low … high`."""
+    dims = tl.arange(0, tiles.padded(RANK))
+    inside = (dims < RANK)[:, None] & ((j >= low) & (j < high))[None, :]
+    return tl.load(rows + dims[:, None].to(tl.int64) * stride + j[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def load_level(rows, valid, level: tl.constexpr, RANKS: tl.constexpr, RANK: tl.constexpr):
+    """A level's dimensions of the queries, `(ROWS, r_l padded)`."""
+    dims = tl.arange(0, tiles.padded(RANK))
+    inside = valid[:, None] & (dims < RANK)[None, :]
+    return tl.load(rows[:, None] + tiles.prefix(RANKS, level) + dims[None, :], mask=inside, other=0.0)
 
 
 @triton.jit

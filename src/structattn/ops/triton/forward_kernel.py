@@ -35,7 +35,7 @@ def forward_kernel(
     query_rows, query_step = tiles.rows_of(query, query_strides, batch, head, -offset)
     key_rows, key_step = tiles.rows_of(key, key_strides, batch, head // group, start)
     value_rows, value_step = tiles.rows_of(value, value_strides, batch, head // group, start)
-    bias_at = tiles.bias_of(bias, bias_strides, batch, head, -offset, start)
+    shift = tiles.bias_shift(bias_strides, batch, head, -offset, start)
     i = first + tl.arange(0, BLOCK_Q)
     own_side = (query_rows, query_step, first, low, high)
     own = tiles.load_own(own_side, BLOCK_Q, RANKS, STEP)
@@ -56,8 +56,8 @@ def forward_kernel(
                     own, own_side, side, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, STEP, EVEN, PRECISION
                 ) * (gain * (scale * LOG2E))  # fmt: skip
                 score = tiles.finish_scores(
-                    score, i[:, None], j[None, :], low, high, stop, bias_at, bias_strides, part, RANKS, STEP, CAUSAL,
-                    EVEN,
+                    score, i[:, None], j[None, :], low, high, stop, bias, shift, bias_strides, part, RANKS, STEP,
+                    CAUSAL, EVEN,
                 )  # fmt: skip
                 new_top = tl.maximum(top, tl.max(score, 1))
                 base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet

@@ -7,9 +7,9 @@ at one depth: these are *far*, and there only the level's prefix is loaded and m
 depth varies or the causal mask cuts: there the finer levels are added one by one.
 
 The r dimensions are cut into chunks, powers of two whose edges are the prefix ranks rounded up to `STEP` (16, the
-tensor core's step, or more). Levels whose prefix ends at one edge differ in numbers alone, so they share the code of one
-part: `PART` 0, 1, … are far, the last one is near. Own rows are cut to the prefix, the other side's chunks are loaded
-whole, since a mask inside a chunk would break up its loads. Positions count from the row's first valid key.
+tensor core's step, or more). Levels whose prefix ends at one edge differ in numbers alone, so they share the code of
+one part: `PART` 0, 1, … are far, the last one is near. Own rows are cut to the prefix, the other side's chunks are
+loaded whole, since a mask inside a chunk would break up its loads. Positions count from the row's first valid key.
 """
 
 from __future__ import annotations
@@ -256,12 +256,10 @@ def rows_of(tensor, strides, batch, head, shift):
 
 
 @triton.jit
-def bias_of(bias, strides, batch, head, query_shift, key_shift):
-    """Pointer to the bias of positions (0, 0) of one head, or None."""
-    if bias is None:
-        return None
-    else:
-        return rows_of(bias, strides, batch, head, query_shift)[0] + tl.cast(key_shift, tl.int64) * strides[3]
+def bias_shift(strides, batch, head, query_shift, key_shift):
+    """Distance from a bias's start to positions (0, 0) of one head."""
+    shift = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    return shift + tl.cast(query_shift, tl.int64) * strides[2] + tl.cast(key_shift, tl.int64) * strides[3]
 
 
 # --- loads ------------------------------------------------------------------------------------------------------------
@@ -495,7 +493,7 @@ def store_chunks(
 
 @triton.jit
 def finish_scores(
-    score, i, j, query_low, query_high, key_high, bias, bias_strides, PART: tl.constexpr, RANKS: tl.constexpr,
+    score, i, j, query_low, query_high, key_high, bias, shift, bias_strides, PART: tl.constexpr, RANKS: tl.constexpr,
     STEP: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Scores in units of log 2, bias added, `-inf` where a pair is hidden; positions `i` and `j` broadcast to (A, B).
@@ -504,7 +502,7 @@ def finish_scores(
     """
     visible = (i >= query_low) & (i < query_high) & (j < key_high)
     if bias is not None:
-        at = bias + i.to(tl.int64) * bias_strides[2] + j.to(tl.int64) * bias_strides[3]
+        at = bias + shift + i.to(tl.int64) * bias_strides[2] + j.to(tl.int64) * bias_strides[3]
         score += tl.load(at, mask=visible, other=0.0).to(tl.float32) * LOG2E
     if CAUSAL and is_near(PART, RANKS, STEP):
         visible = visible & (j <= i)

@@ -1,0 +1,178 @@
+"""The Triton backend through the common battery: on a GPU whole, under Triton's interpreter at small shapes.
+
+The interpreter has to be asked for before Python starts, so `test_triton_interpreter.py` runs this file once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops.battery import DEEP, ODD, Case, cases, check
+from structattn import Hierarchy, mlr_attention
+from structattn.ops import registry, triton
+from structattn.ops.call import Call
+from structattn.ops.decode import mlr_decode
+from tolerance import assert_calibrated
+
+ON_GPU = triton.ineligible() is None and not triton.interpreted()
+if triton.ineligible() is not None:
+    pytest.skip(f"{triton.ineligible()}; test_triton_interpreter.py runs this file", allow_module_level=True)
+
+DEVICE = "cuda" if ON_GPU else "cpu"
+on_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU: the interpreter has neither bfloat16 nor tuning")
+# Each promise of the op once, over few tiles: the interpreter takes milliseconds for every operation on a tile.
+SMALL = (
+    "flat-65-causal", "flat-7-full", "deep-100-causal", "equal-65-full", "small-100-causal", "odd-100-full",
+    "offset-33-70-0-causal", "offset-5-100-95-full", "queries-past-keys", "value-width-16", "bias-axis-2",
+    "bias-no-axis", "scale",
+)  # fmt: skip
+ROWS = {
+    "padding": Case(ODD, 70, batch=2, heads=1, key_heads=1, key_start=(0, 31), key_end=(61, 70)),
+    "padding-offset": Case(DEEP, 33, 70, 37, False, 1, 1, batch=2, key_start=(50, 3), key_end=(70, 50)),
+    "empty-row": Case(DEEP, 40, batch=2, heads=1, key_heads=1, key_start=(20, 40), key_end=(20, 40)),
+    "gqa-bias": Case(ODD, 66, heads=4, key_heads=2, batch=1, bias=(True, True, True, True), value_width=20),
+    "wide": Case(Hierarchy((260, 40), (None, 32), "mean"), 40, batch=1, heads=1, key_heads=1),
+    "half": Case(DEEP, 70, batch=1, heads=1, key_heads=1, dtype=torch.float16),
+    "strided": Case(DEEP, 40, batch=1, bias=(True, False, True, True), strided=True),
+}
+ONE = {"batch": 1, "heads": 1, "key_heads": 1, "key_start": None, "key_end": None}
+SINGLE = {name: replace(cases()[name], **ONE) for name in SMALL}
+TABLE = (cases() if ON_GPU else SINGLE) | ROWS
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_against_definition(name):
+    check(replace(TABLE[name], device=DEVICE), "triton")
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", TABLE)
+def test_against_definition_in_half_precision(name, dtype):
+    check(replace(TABLE[name], device=DEVICE, dtype=dtype), "triton")
+
+
+@st.composite
+def drawn_cases(draw):
+    sizes = [draw(st.sampled_from([4, 24, 32]))]
+    for _ in range(draw(st.integers(0, 2))):
+        sizes.append(sizes[-1] * draw(st.sampled_from([2, 3])))
+    ranks = draw(st.lists(st.integers(1, 20), min_size=len(sizes) + 1, max_size=len(sizes) + 1))
+    keys = draw(st.integers(1, 80))
+    queries = draw(st.integers(1, keys))
+    start = draw(st.integers(0, keys))
+    return Case(
+        Hierarchy(ranks, (None, *reversed(sizes)), draw(st.sampled_from([None, "mean"]))),
+        query_length=queries,
+        key_length=keys,
+        query_offset=draw(st.integers(0, keys - queries)),
+        is_causal=draw(st.booleans()),
+        batch=1,
+        heads=draw(st.sampled_from([1, 2])),
+        key_heads=1,
+        value_width=draw(st.integers(1, 20)),
+        key_start=draw(st.none() | st.just((start,))),
+        key_end=(draw(st.integers(start, keys)),),
+        bias=draw(st.none() | st.tuples(*[st.booleans()] * 4)),
+        device=DEVICE,
+    )
+
+
+def test_drawn_cases():
+    @settings(max_examples=40 if ON_GPU else 8, deadline=None, derandomize=True)
+    @given(drawn_cases())
+    def run(case):
+        check(case, "triton")
+
+    run()
+
+
+def test_dropout_drops_what_every_backend_drops():
+    """Output and gradients with dropout are those of the definition with the same seed."""
+    query, key, value = Case(ODD, 66, batch=1).tensors().values()
+
+    def run(backend, dtype, device):
+        leaves = [x.to(device, dtype).requires_grad_() for x in (query, key, value)]
+        # The generator's state is the device's own, so the seed is given, as the operator takes it.
+        seed = torch.tensor(2**40 + 12345, device=device)
+        call = Call(*leaves, None, None, None, seed, ODD, True, 0.125, 0, 0.3)
+        out, lse = registry.REGISTRY[backend].forward(call)
+        grads = registry.REGISTRY[backend].backward(call, torch.ones_like(out), out, lse, needs_bias_grad=False)
+        return [x.detach().cpu() for x in (out, *grads[:3])]
+
+    exact, plain = run("reference", torch.float64, "cpu"), run("reference", torch.float32, "cpu")
+    for actual, wanted, near in zip(run("triton", torch.float32, DEVICE), exact, plain, strict=True):
+        assert_calibrated(actual, wanted, near, largest_term=float(value.abs().max()) * 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16] + [torch.bfloat16] * ON_GPU, ids=str)
+@pytest.mark.parametrize(("queries", "key_length", "start"), [(1, 300, None), (3, 290, (0, 280))])
+def test_decode(dtype, queries, key_length, start):
+    hierarchy = Hierarchy((20, 4, 2, 2), (None, 64, 32, 8), "mean")
+    heads, key_heads, width = 4, 2, 20
+    shapes = [(heads, hierarchy.rank), (key_heads, hierarchy.rank), (key_heads, width)]
+    query, key, value = (torch.randn(2, count, key_length, wide).to(dtype) for count, wide in shapes)
+    start = None if start is None else torch.tensor(start)
+    causal = {"is_causal": True, "key_start": start, "enable_gqa": True, "backend": "reference"}
+    exact, plain = (
+        mlr_attention(*(x.to(kind) for x in (query, key, value)), hierarchy, **causal)[:, :, -queries:]
+        for kind in (torch.float64, dtype)
+    )
+    # Columns and rows from `key_length` on are never read.
+    keys = [torch.cat([part.mT, torch.full_like(part.mT, torch.nan)], 3) for part in key.split(hierarchy.ranks, -1)]
+    actual = mlr_decode(
+        query[:, :, -queries:].to(DEVICE),
+        [part.to(DEVICE) for part in keys],
+        torch.cat([value, torch.full_like(value, torch.nan)], 2).to(DEVICE),
+        hierarchy,
+        key_length=key_length,
+        key_start=None if start is None else start.to(DEVICE),
+        enable_gqa=True,
+        backend="triton",
+    )
+    assert_calibrated(actual.cpu(), exact, plain, largest_term=float(value.abs().max()))
+
+
+def test_decode_reads_live_keys_alone():
+    hierarchy = Hierarchy((4, 3), (None, 32))
+    query, key, value = torch.randn(1, 2, 1, 7), torch.randn(1, 2, 70, 7), torch.randn(1, 2, 70, 5)
+    levels = [key[..., :4].mT.to(DEVICE), key[:, :, 64:, 4:].mT.to(DEVICE)]
+    actual = mlr_decode(
+        query.to(DEVICE), levels, value.to(DEVICE), hierarchy, key_length=70, level_starts=[0, 64], backend="triton"
+    )
+    whole = [key[..., :4].mT, key[..., 4:].mT]
+    expected = mlr_decode(query, whole, value, hierarchy, key_length=70, backend="dense")
+    torch.testing.assert_close(actual.cpu(), expected)
+
+
+@pytest.mark.skipif(ON_GPU, reason="about the interpreter")
+def test_interpreter_serves_by_name_alone():
+    query = torch.randn(1, 1, 4, 8)
+    call = Call(query, query, query, None, None, None, None, Hierarchy.flat(8), True, 1.0, 0, 0.0)
+    assert triton.ineligible(call) is None
+    assert registry.choose("auto", call) is not registry.REGISTRY["triton"]
+    assert "bfloat16" in str(triton.ineligible(replace(call, query=query.bfloat16())))
+
+
+@on_gpu
+def test_auto_takes_the_kernels_on_a_gpu():
+    query = torch.randn(1, 1, 4, 8, device="cuda")
+    call = Call(query, query, query, None, None, None, None, Hierarchy.flat(8), True, 1.0, 0, 0.0)
+    assert registry.choose("auto", call) is registry.REGISTRY["triton"]
+
+
+@on_gpu
+def test_backward_is_deterministic():
+    query, key, value = (torch.randn(2, 4, 1000, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+
+    def run():
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        out = mlr_attention(*leaves, DEEP, is_causal=True, backend="triton")
+        return torch.autograd.grad(out.float().square().sum(), leaves)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
