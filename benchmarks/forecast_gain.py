@@ -64,7 +64,8 @@ def _section(results: Results, folder: Path) -> str:
 
 _PAGE = """# Forecasting: what attention gains, and what a linear map does
 
-{data}. Written by `python -m benchmarks.forecast_gain` from the comparisons below, as measured. MSE and MAE are of
+{data}.
+Written by `python -m benchmarks.forecast_gain` from the comparisons below, as measured. MSE and MAE are of
 standardised values, all channels, on every window of the test part; the target's MAE is standardised, then in its unit.
 
 ## Gain over standard attention against the length of the context
