@@ -1,6 +1,7 @@
 # make test   makes the environment, installs, lints, type-checks and tests
 # make bench  measures the attention op on this machine and renders docs/results
 # make docs   builds the documentation into build/site, every link checked
+# make gpu    tests the GPU kernels on this machine's CUDA card, measures them and renders docs/results
 # make demo   makes the environment and compares three attention structures on real text
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -39,6 +40,13 @@ docs: $(VENV)/docs-installed
 $(VENV)/docs-installed: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	touch $@
+
+# A card wants the CUDA build of torch, which brings its own Triton: run it in an environment that has them.
+gpu: GPU_PYTHON ?= $(PYTHON)
+gpu:
+	@$(GPU_PYTHON) -c "import torch; torch.cuda.is_available() or exit('no CUDA device')"
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops/test_triton.py
+	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu --out docs/results/attention-gpu.json
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,54 @@ def roof(dtype: torch.dtype, size: int = 1024, rounds: int = 15) -> float:
         a @ b
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
+
+
+def card() -> dict[str, Any]:
+    """The CUDA card, and the versions that go with it."""
+    import triton
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "card": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gb": properties.total_memory / 1e9,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+    }
+
+
+def time_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
+    """Milliseconds of one call, by the card's own clock where there is one."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+    # 256 MB written in between push what the last call left out of the card's cache.
+    torch.empty(2**28, dtype=torch.int8, device=device).zero_()
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    call()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after))
+
+
+def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
+    """MB that one call takes beyond what is there already."""
+    if device == "cpu":
+        return 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def roof_on_card(dtype: torch.dtype, size: int = 8192, rounds: int = 20) -> float:
+    """FLOP/s of PyTorch's product of two square matrices of random numbers: the best of some rounds."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    return float(2 * size**3 / min(time_on_card(lambda: a @ b) / 1e3 for _ in range(rounds)))
 
 
 def median(samples: list[float]) -> float:

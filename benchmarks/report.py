@@ -25,7 +25,53 @@ def render(path: Path) -> None:
     """Writes `path` with the suffixes `.md` and `.svg`."""
     result = json.loads(path.read_text())
     plot(result, path.with_suffix(".svg"))
-    path.with_suffix(".md").write_text(markdown(result, path))
+    text = gpu_markdown if "card" in result else markdown
+    path.with_suffix(".md").write_text(text(result, path))
+
+
+def gpu_markdown(result: dict[str, Any], path: Path) -> str:
+    """The report of a CUDA card: for each operation and width, times, rates, shares of the roof and memory."""
+    lines = [
+        "# MLR attention on a GPU",
+        "",
+        f"{result['card']} (compute capability {result['capability']}, {result['memory_gb']:.0f} GB); torch "
+        f"{result['torch']}, CUDA {result['cuda']}, Triton {result['triton']}, commit {result['commit'][:12]}, "
+        f"{result['time']}.",
+        "",
+        "Causal, bfloat16, 1024 dimensions in all heads, 16k tokens in all rows or one row. P32 is ranks "
+        "`32|8|6|4|4|4|4|2` (doubled at `r = 128`), 8x8 eight equal ranks, flat one level. Each cell: ms; TFLOP/s of "
+        "the pairs that a variant multiplies and their share of a square matrix product in PyTorch "
+        f"({result['roof']['bfloat16'] / 1e12:.0f} TFLOP/s); MB beyond the inputs; SDPA flash's time over its own.",
+    ]
+    groups = dict.fromkeys((row["operation"], row["rank"]) for row in result["rows"])
+    for operation, rank in groups:
+        rows = [row for row in result["rows"] if (row["operation"], row["rank"]) == (operation, rank)]
+        variants = list(dict.fromkeys(row["variant"] for row in rows))
+        lines += ["", f"## {operation.capitalize()}, r = dv = {rank}", "", f"| T | {' | '.join(variants)} |"]
+        lines.append("|---" * (len(variants) + 1) + "|")
+        for length in sorted({row["length"] for row in rows}):
+            cells = {row["variant"]: row for row in rows if row["length"] == length}
+            texts = [
+                _card_cell(cells[each], cells["SDPA flash"], result["roof"]) if each in cells else ""
+                for each in variants
+            ]
+            lines.append(f"| {length} | {' | '.join(texts)} |")
+    if any(row["sweep"] for row in result["rows"]):
+        lines += ["", f"![time and memory against T]({path.with_suffix('.svg').name})"]
+    return "\n".join(lines) + "\n"
+
+
+def _card_cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]) -> str:
+    if "samples_ms" not in row:
+        return str(row["reason"])
+    rate = row["flops"] / (_median(row) / 1e3)
+    ratio = f"; {_median(sdpa) / _median(row):.2f}" if "samples_ms" in sdpa else ""
+    return f"{_median(row):.3g}; {rate / 1e12:.3g}, {rate / roof[row['dtype']]:.0%}; {row['peak_mb']:.0f}{ratio}"
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A row's median, or why there is none."""
+    return f"{_median(row):.3f} ms" if "samples_ms" in row else str(row["reason"])
 
 
 def markdown(result: dict[str, Any], path: Path) -> str:
@@ -101,7 +147,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
             memory_axes.plot(lengths, [max(row["peak_mb"], 0.1) for row in points], marker="o", markersize=3)
         else:
             memory_axes.plot([], [])
-    for axes, label in ((time_axes, "ms, forward, float32"), (memory_axes, "MB beyond the inputs")):
+    for axes, label in (
+        (time_axes, f"ms, forward, {rows[0]['dtype']}" if rows else "ms"),
+        (memory_axes, "MB beyond the inputs"),
+    ):
         axes.set(xscale="log", yscale="log", xlabel="T", ylabel=label)
         axes.set_xticks(sorted({row["length"] for row in rows}))
         axes.set_xticklabels([f"{length // 1024}k" for length in sorted({row["length"] for row in rows})])
