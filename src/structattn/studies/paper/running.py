@@ -6,10 +6,13 @@ import csv
 import io
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from structattn import checks
 from structattn.studies import files
@@ -109,22 +112,48 @@ def _result(future: Future[Outcome], trial: Trial) -> Outcome:
     try:
         return future.result()
     except Exception as error:
-        return Outcome(trial.all_labels, 0, error=f"the worker died: {type(error).__name__}: {error}")
+        return Outcome(trial.all_labels, 0, error=f"the worker died: {error}")
 
 
-def _pool(launcher: Launcher, jobs: int, folder: Path, partition: str | None) -> Any:
-    if launcher == "slurm":
-        return _Cluster(jobs, folder, partition)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Spawned, not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,), max_tasks_per_child=1)
+def _pool(launcher: Launcher, jobs: int, folder: Path, partition: str | None) -> _Processes | _Cluster:
+    return _Cluster(jobs, folder, partition) if launcher == "slurm" else _Processes(jobs)
 
 
-def _begin(threads: int) -> None:
-    import torch
+class _Processes:
+    """A process for each trial, some at a time: one that dies takes no other with it."""
 
+    def __init__(self, jobs: int) -> None:
+        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.waiting = ThreadPoolExecutor(jobs)
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.waiting.shutdown(cancel_futures=True)
+
+    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
+        """The outcome of a call in a process of its own."""
+        return self.waiting.submit(self._call, function, arguments)
+
+    def _call(self, function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(sender, self.threads, function, arguments))
+        process.start()
+        sender.close()
+        try:
+            outcome: Outcome = receiver.recv()
+        except EOFError:
+            process.join()
+            raise RuntimeError(f"exit status {process.exitcode}") from None
+        process.join()
+        return outcome
+
+
+def _work(sender: Any, threads: int, function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(threads)
+    sender.send(function(*arguments))
 
 
 class _Cluster:
@@ -148,7 +177,6 @@ class _Cluster:
         job = self.executor.submit(function, *arguments)
         future: Future[Outcome] = Future()
         future.set_running_or_notify_cancel()
-        import threading
 
         def wait() -> None:
             try:

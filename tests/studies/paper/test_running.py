@@ -1,0 +1,152 @@
+"""Trials run one by one, by workers, by a cluster's launcher; killed, they go on; failed, the others run."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from structattn.cli import main
+from structattn.studies.paper import running
+from structattn.studies.paper.planning import duration, plan
+from structattn.studies.paper.running import read_outcomes, run_trials
+from structattn.studies.paper.study import Trial
+from structattn.studies.run import ModelSizes, RunConfig
+from structattn.tasks import RegressionConfig
+from structattn.training import TrainConfig
+
+
+def tiny(structure="standard", steps=6, seed=0, learning_rate=1e-3):
+    train = TrainConfig(
+        steps=steps, batch_size=4, learning_rate=learning_rate, precision="float32", evaluation_interval=3, seed=seed
+    )
+    config = RunConfig(structure, RegressionConfig(2), ModelSizes(1, 8, 2), train, seed)
+    return Trial(config, {"structure": structure, "steps": steps})
+
+
+TRIALS = [tiny("standard"), tiny("btt"), tiny("standard:1")]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The outcomes of running one by one in this process."""
+    return [outcome.loss for outcome in run_trials(TRIALS, tmp_path_factory.mktemp("alone"))]
+
+
+def test_one_table_row_for_each_trial(tmp_path, alone):
+    followed = []
+    outcomes = run_trials(TRIALS, tmp_path, follow=lambda outcome, ended, count: followed.append((ended, count)))
+    assert [outcome.loss for outcome in outcomes] == alone
+    assert followed == [(1, 3), (2, 3), (3, 3)]
+    rows = table(tmp_path)
+    assert [row["structure"] for row in rows] == ["standard", "btt", "standard:1"]
+    assert [float(row["loss"]) for row in rows] == alone
+    assert all(int(row["parameters"]) > 0 and float(row["flops"]) > 0 for row in rows)
+
+
+def test_two_workers(tmp_path, alone):
+    outcomes = run_trials(TRIALS[:2], tmp_path, jobs=2)
+    assert [outcome.loss for outcome in outcomes] == alone[:2]
+    assert [outcome.labels["structure"] for outcome in outcomes] == ["standard", "btt"]
+
+
+def test_a_launcher_of_clusters(tmp_path, alone):
+    """Without Slurm submitit starts local processes by the same interface."""
+    pytest.importorskip("submitit")
+    outcomes = run_trials(TRIALS[:2], tmp_path, jobs=2, launcher="slurm")
+    assert [outcome.loss for outcome in outcomes] == alone[:2]
+
+
+def test_what_is_done_is_read(tmp_path, monkeypatch, alone):
+    run_trials(TRIALS, tmp_path)
+    assert [each.loss for each in read_outcomes(TRIALS, tmp_path)] == alone
+    monkeypatch.setattr("structattn.training.loop._Run._step", None)  # a step would fail
+    assert [each.loss for each in run_trials(TRIALS, tmp_path)] == alone
+
+
+def test_a_failed_trial_is_reported_and_the_others_run(tmp_path, alone):
+    trials = [tiny("standard", learning_rate=1e18, steps=7), tiny("standard:3"), TRIALS[1]]
+    outcomes = run_trials(trials, tmp_path)
+    assert "NaN" in (outcomes[0].error or "") or "inf" in (outcomes[0].error or "")
+    assert outcomes[1].error is not None
+    assert outcomes[2].loss == alone[1]
+    rows = table(tmp_path)
+    assert rows[1]["error"] == outcomes[1].error
+    assert rows[2]["error"] == ""
+
+
+def test_a_worker_that_dies_is_a_failed_trial():
+    with running._Processes(1) as pool:
+        future = pool.submit(signal.raise_signal, signal.SIGKILL)
+        outcome = running._result(future, TRIALS[0])
+    assert outcome.error == "the worker died: exit status -9"
+    assert outcome.labels["structure"] == "standard"
+
+
+def test_a_killed_study_goes_on(tmp_path, alone):
+    """Killed with SIGKILL between the first trial and the last, and begun again."""
+    script = (
+        "import sys; from pathlib import Path; from studies.paper.test_running import TRIALS, run_trials;"
+        "run_trials(TRIALS, Path(sys.argv[1]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    while process.poll() is None and not (tmp_path / "results.csv").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    ended = len(table(tmp_path))
+    assert ended >= 1
+    assert [each.loss for each in run_trials(TRIALS, tmp_path)] == alone
+    assert len(table(tmp_path)) == 3
+
+
+def test_plan():
+    plans = plan([tiny("standard"), tiny("standard", seed=1), tiny("btt", steps=12)])
+    assert [each.steps for each in plans] == [6, 6, 12]
+    assert plans[0].seconds == plans[1].seconds > 0
+    assert plans[2].flops > plans[0].flops == plans[1].flops
+    assert [duration(each) for each in (5, 300, 7200, 1e6)] == ["5 s", "5 min", "2.0 h", "12 days"]
+
+
+class TestCommand:
+    def test_dry_run(self, tmp_path, capsys):
+        assert main(["study", "width", "--dry-run", "--seeds", "1", "--out", str(tmp_path / "none")]) == 0
+        printed = capsys.readouterr().out
+        assert "9 runs, 1 at a time" in printed
+        assert not (tmp_path / "none").exists()
+
+    def test_run(self, tmp_path, capsys, monkeypatch):
+        from structattn.studies.paper.catalogue import STUDIES
+
+        trials = [
+            Trial(trial.config, {"structure": trial.labels["structure"], "width": 8, "head_rank": 4, "input_dim": 2})
+            for trial in TRIALS
+        ]
+        monkeypatch.setattr(type(STUDIES["width"]), "trials", lambda *_: trials)
+        assert main(["study", "width", "--out", str(tmp_path)]) == 0
+        assert "They differ most at D = 8" in capsys.readouterr().out
+        assert (tmp_path / "report.html").exists()
+        assert (tmp_path / "width" / "README.md").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["widht"], "did you mean 'width'"),
+            (["width", "--seeds", "0"], "seeds must be a positive integer, got 0"),
+            (["width", "--jobs", "0"], "jobs must be a positive integer, got 0"),
+        ],
+    )
+    def test_bad_input(self, tmp_path, capsys, options, said):
+        assert main(["study", *options, "--out", str(tmp_path / "out")]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
