@@ -24,7 +24,8 @@ VARIANTS = ("P32", "8x8", "flat")
 def render(path: Path) -> None:
     """Writes `path` with the suffixes `.md` and `.svg`."""
     result = json.loads(path.read_text())
-    plot(result, path.with_suffix(".svg"))
+    if any(row["sweep"] for row in result["rows"]):
+        plot(result, path.with_suffix(".svg"))
     text = gpu_markdown if "card" in result else markdown
     path.with_suffix(".md").write_text(text(result, path))
 
