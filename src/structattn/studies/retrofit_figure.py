@@ -56,7 +56,7 @@ def _panel(axes: Axes, results: RetrofitResults) -> None:
         title=f"{results.positions} positions, {results.context_length} tokens",
     )
     axes.set_xlim(100, 0)
-    axes.legend(frameon=False, fontsize=7.5)
+    axes.legend(frameon=False, fontsize=7.5, handlelength=3.2)
 
 
 _COLUMNS: dict[str, Callable[[Row, Row], str]] = {

@@ -1,0 +1,70 @@
+"""The page on retrofitting from finished studies: `python -m benchmarks.retrofit runs/retrofit-*`.
+
+Writes the figure that the README shows, the tables and what was found, as measured, into `docs/results/retrofit`. The
+studies are `structattn retrofit --model RUN --data NOVELS --ranks … --out FOLDER`; each table says its own command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+from structattn.studies import files
+from structattn.studies.retrofit import RetrofitResults
+from structattn.studies.retrofit_figure import draw_retrofit, retrofit_markdown, retrofit_verdict
+
+
+def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
+    """The Markdown page."""
+    lines = [
+        "# Retrofitting: loss against key numbers",
+        "",
+        "A trained model with standard attention gets MLR attention without training anew. What is its loss when far",
+        "pairs see only the first dimensions of a head: in the order that training left, and in the order (rotary",
+        "pairs) or basis (learned positions) of far-score energy? How it works: [retrofit.md](../../retrofit.md).",
+        "",
+        "![Validation loss against key numbers](retrofit.png)",
+        "",
+        "Dashed: without any training; solid: after tuning. The standard model is tuned alike. One seed each.",
+    ]
+    for folder, results in zip(folders, studies, strict=True):
+        environment = files.read_json(folder / "environment.json")
+        lines += [
+            "",
+            f"## {results.positions.capitalize()} positions, {results.context_length} tokens",
+            "",
+            "```sh",
+            shlex.join(_without_folder(environment["command"])),
+            "```",
+            "",
+            retrofit_markdown(results),
+            "",
+            retrofit_verdict(results),
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _without_folder(command: list[str]) -> list[str]:
+    """The command with its text by name alone, wherever it lay."""
+    words = list(command)
+    place = words.index("--data") + 1
+    words[place] = Path(words[place]).name
+    return words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="+", help="folders that structattn retrofit wrote")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/retrofit"))
+    options = parser.parse_args()
+    studies = [RetrofitResults.load(folder) for folder in options.studies]
+    draw_retrofit(studies, options.out)
+    for folder, results in zip(options.studies, studies, strict=True):
+        shutil.copy(folder / "results.json", options.out / f"{results.positions}.json")
+    (options.out / "README.md").write_text(page(options.studies, studies), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
