@@ -33,7 +33,7 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
         environment = files.read_json(folder / "environment.json")
         lines += [
             "",
-            f"## {results.positions.capitalize()} positions, {results.context_length} tokens",
+            f"## {results.positions.capitalize()} positions, {results.context_length} tokens{_pairs(folder)}",
             "",
             "```sh",
             shlex.join(_without_folder(environment["command"])),
@@ -44,6 +44,11 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
             retrofit_verdict(results),
         ]
     return "\n".join([*lines, ""])
+
+
+def _pairs(folder: Path) -> str:
+    """What the order was measured on, where that is not the default."""
+    return ", measured over all tokens" if files.read_json(folder / "config.json")["pairs"] == "all" else ""
 
 
 def _without_folder(command: list[str]) -> list[str]:
@@ -60,9 +65,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/retrofit"))
     options = parser.parse_args()
     studies = [RetrofitResults.load(folder) for folder in options.studies]
-    draw_retrofit(studies, options.out)
-    for folder, results in zip(options.studies, studies, strict=True):
-        shutil.copy(folder / "results.json", options.out / f"{results.positions}.json")
+    draw_retrofit([results for results in studies if results.tune_steps], options.out)
+    for folder in options.studies:
+        shutil.copy(folder / "results.json", options.out / f"{folder.name}.json")
     (options.out / "README.md").write_text(page(options.studies, studies), encoding="utf-8")
 
 
