@@ -323,7 +323,8 @@ def _format(axes: Axes, axis: str, form: Callable[[float], str]) -> None:
         low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
         ticker = checks.require("matplotlib.ticker", "plot")
         subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
-        which.set_major_locator(ticker.LogLocator(subs=subs))
+        # Too few decimal steps fit into a narrow range, and LogLocator would then crowd it.
+        which.set_major_locator(ticker.MaxNLocator(4) if high / low < 5 else ticker.LogLocator(subs=subs))
         which.set_minor_formatter(ticker.NullFormatter())
 
 
