@@ -7,8 +7,8 @@ studies are `structattn retrofit --model RUN --data NOVELS --ranks … --out FOL
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
-import shutil
 from pathlib import Path
 
 from structattn.studies import files
@@ -66,8 +66,9 @@ def main() -> None:
     options = parser.parse_args()
     studies = [RetrofitResults.load(folder) for folder in options.studies]
     draw_retrofit([results for results in studies if results.tune_steps], options.out)
-    for folder in options.studies:
-        shutil.copy(folder / "results.json", options.out / f"{folder.name}.json")
+    for folder, results in zip(options.studies, studies, strict=True):
+        plain = dataclasses.asdict(results) | {"data": Path(results.data).name}
+        files.write_json(options.out / f"{folder.name}.json", plain)
     (options.out / "README.md").write_text(page(options.studies, studies), encoding="utf-8")
 
 
