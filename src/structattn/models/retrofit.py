@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from structattn import checks
 from structattn.layers import MLRAttention, MLRConfig, StandardAttention, StandardConfig, as_config
@@ -51,7 +52,7 @@ def measure_moments(model: LanguageModel, batches: Iterable[Tensor], far: int | 
 def _watching(model: LanguageModel, sums: list[MomentSums], far: int | None) -> Iterator[None]:
     """While it lasts, what the attention layers project is added up."""
 
-    def watch(layer: ProjectedAttention, into: MomentSums) -> object:
+    def watch(layer: ProjectedAttention, into: MomentSums) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: object) -> None:
             x = args[0]
             positions = torch.arange(x.shape[1], device=x.device)
@@ -65,7 +66,7 @@ def _watching(model: LanguageModel, sums: list[MomentSums], far: int | None) -> 
         yield
     finally:
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()
 
 
 def _pair_counts(positions: Tensor, far: int | None) -> tuple[Tensor, Tensor]:
