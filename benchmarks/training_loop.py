@@ -49,10 +49,10 @@ class Timers:
         return mock.patch.object(owner, attribute, wrapped)
 
 
-def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens: int) -> dict[str, Any]:
+def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens: int | None) -> dict[str, Any]:
     """Milliseconds of the parts of a step and of an evaluation, and what follows for a run of the preset."""
     row = preset(name)
-    task = LanguageTask(LanguageConfig(data, row.context_length, evaluation_tokens))
+    task = LanguageTask(LanguageConfig(data, row.context_length, evaluation_tokens or row.evaluation_tokens))
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**row.sizes(), attention=attention))
     config = TrainConfig(steps=steps, batch_size=row.batch_size, evaluation_interval=max(1, steps // 3))
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--attentions", nargs="+", default=["standard", "mlr"])
     parser.add_argument("--data", default="stdlib")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--evaluation-tokens", type=int, default=LanguageConfig.evaluation_tokens)
+    parser.add_argument("--evaluation-tokens", type=int, help="of the held-out set; by default the preset's")
     parser.add_argument("--out", type=Path, help="where to write the JSON; otherwise it is printed")
     options = parser.parse_args()
     cases = [
