@@ -311,7 +311,7 @@ def test_bilinear_defaults_are_those_of_the_structure() -> None:
     [
         ("standard", {"heads": 3}, "heads must divide dim = 16 unless head_dim is given, got 3"),
         ("standard:3", {}, "heads must divide .*16.* got 3"),
-        ("mlr:8", {}, "ranks must sum to the head width 4, got 8 = 8"),
+        ("mlr:8", {}, "ranks must sum to the head width 4, got 8 = 8; 8 levels are spelt mlr[+]levels=8"),
         ("mlr:4x4", {}, r"ranks must sum to the head width 4, got 4\|4\|4\|4 = 16"),
         ("gswa:8|4", {}, "global_rank must be below the head width 4, got 4"),
         ("btt+factors=4x4|4x8", {}, "factors"),

@@ -176,8 +176,9 @@ class MLRConfig(AttentionConfig):
         """
         ranks = self.ranks or default_ranks(head_dim, context_length, self.levels)
         if sum(ranks) != head_dim:
+            hint = f"; {ranks[0]} levels are spelt mlr+levels={ranks[0]}" if len(ranks) == 1 else ""
             raise ValueError(
-                f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}"
+                f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}{hint}"
             )
         gains: Literal["mean"] | None = "mean" if self.gains == "mean" else None
         if self.block_sizes is not None:
