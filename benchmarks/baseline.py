@@ -83,7 +83,7 @@ def train_peer(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - start
-    metrics = evaluate(model, task, options.batch_size)  # type: ignore[arg-type]
+    metrics = evaluate(model, task, options.batch_size)
     return _row("GPT-2, nanoGPT's recipe", model, seconds, metrics, options.peer_learning_rate)
 
 

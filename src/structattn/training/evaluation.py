@@ -12,7 +12,7 @@ from structattn.tasks import Batch, Task, Totals
 from structattn.training.precision import Precision, uses_bfloat16
 
 if TYPE_CHECKING:
-    from structattn.models import StructuredModel
+    from transformers import PreTrainedModel
 
 
 def predict(model: torch.nn.Module, batch: Batch, precision: Precision) -> Tensor:
@@ -30,7 +30,7 @@ def move(batch: Batch, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def evaluate(
-    model: StructuredModel,
+    model: PreTrainedModel,
     task: Task,
     batch_size: int,
     *,

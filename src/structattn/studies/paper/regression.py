@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 _HEADS = 8
 
 # Steps, learning rate, layers and curriculum; batch 64 and no decay as in the paper (design: its code, appendix).
-_TRAINING = {
-    "small": {"steps": 4_000, "learning_rate": 1e-3, "schedule": "cosine", "precision": "float32"},
-    "paper": {"steps": 500_000, "learning_rate": 1e-4, "schedule": "constant", "warmup": 0.002},
+_SHARED = TrainConfig(steps=1, batch_size=64, weight_decay=0.0, mup=False)
+_TRAINING: dict[Scale, TrainConfig] = {
+    "small": dataclasses.replace(_SHARED, steps=4_000, learning_rate=1e-3, precision="float32"),
+    "paper": dataclasses.replace(_SHARED, steps=500_000, learning_rate=1e-4, schedule="constant", warmup=0.002),
 }
 _LAYERS: dict[Scale, int] = {"small": 4, "paper": 6}
 _CURRICULUM: dict[Scale, float] = {"small": 0.12, "paper": 0.06}
@@ -38,8 +40,7 @@ _CURRICULUM: dict[Scale, float] = {"small": 0.12, "paper": 0.06}
 
 def trial(scale: Scale, structure: str, dim: int, input_dim: int, steps: int | None = None) -> Trial:
     """One model on in-context regression of `input_dim` dimensions."""
-    training = dict(_TRAINING[scale]) | ({} if steps is None else {"steps": steps})
-    train = TrainConfig(batch_size=64, weight_decay=0.0, mup=False, **training)  # type: ignore[arg-type]
+    train = _TRAINING[scale] if steps is None else dataclasses.replace(_TRAINING[scale], steps=steps)
     task = RegressionConfig(input_dim, _CURRICULUM[scale])
     config = RunConfig(structure, task, ModelSizes(_LAYERS[scale], dim, _HEADS), train)
     heads = 1 if structure == "standard:1" else _HEADS
