@@ -1,5 +1,6 @@
 """The study of Chronos: two tiny models from the command to figure and table."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from structattn.cli import main  # noqa: E402
 from structattn.integrations.chronos import load_chronos  # noqa: E402
 from structattn.studies.chronos import ChronosResults, ChronosStudy, measure_chronos  # noqa: E402
 from structattn.studies.chronos_figure import chronos_markdown  # noqa: E402
+from structattn.studies.chronos_run import ChronosRunConfig, chronos_training  # noqa: E402
+from structattn.studies.paper.planning import plan  # noqa: E402
+from structattn.studies.paper.running import run_trial  # noqa: E402
+from structattn.studies.paper.study import Trial  # noqa: E402
 from structattn.tasks.chronos import ChronosDataConfig  # noqa: E402
 from structattn.training import RunFolderError, TrainConfig  # noqa: E402
 
@@ -29,6 +34,11 @@ OPTIONS += [
     "mlr:16,16",
     "--series",
 ]
+
+
+SMALL = ChronosRunConfig(
+    context_length=64, prediction_length=4, n_tokens=32, data=ChronosDataConfig(2, 8, 128, evaluation_series=2)
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,24 +81,37 @@ def test_called_again_it_reads_what_is_there(folder, series):
 
 
 def test_another_study_is_not_mixed_in(folder):
-    data = ChronosDataConfig(evaluation_series=2)
+    other = dataclasses.replace(SMALL, data=ChronosDataConfig(evaluation_series=2))
     with pytest.raises(RunFolderError, match="another config"):
-        measure_chronos(ChronosStudy(context_length=64, prediction_length=4, n_tokens=32, data=data), folder)
+        measure_chronos(ChronosStudy(run=other), folder)
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path, series):
-    small = {
-        "context_length": 64,
-        "prediction_length": 4,
-        "n_tokens": 32,
-        "data": ChronosDataConfig(evaluation_series=2),
-    }
+    far = dataclasses.replace(SMALL, prediction_length=90, data=ChronosDataConfig(2, evaluation_series=2))
     with pytest.raises(ValueError, match="head width 32"):
-        measure_chronos(ChronosStudy(("standard", "mlr:16|8"), **small), tmp_path / "out")
+        measure_chronos(ChronosStudy(("standard", "mlr:16|8"), SMALL), tmp_path / "out")
     with pytest.raises(ValueError, match="shorter than a forecast"):
-        measure_chronos(ChronosStudy(**small | {"prediction_length": 90}, series=str(series)), tmp_path / "out")
+        measure_chronos(ChronosStudy(run=far, series=str(series)), tmp_path / "out")
     assert not Path(tmp_path / "out").exists()
     with pytest.raises(ValueError, match="train must have a budget of steps or tokens"):
-        ChronosStudy(train=TrainConfig(minutes=1.0))
+        ChronosRunConfig(train=TrainConfig(minutes=1.0))
     with pytest.raises(ValueError, match="attentions must name at least one"):
         ChronosStudy(())
+
+
+def test_a_loss_that_is_not_finite_ends_the_study(tmp_path):
+    run = dataclasses.replace(SMALL, train=chronos_training(4, learning_rate=1e18))
+    with pytest.raises(RunFolderError, match="training loss of standard is"):
+        measure_chronos(ChronosStudy(("standard",), run), tmp_path / "out")
+
+
+def test_a_study_runs_it_too(tmp_path):
+    """As a trial among those of `structattn study forecast`."""
+    run = dataclasses.replace(SMALL, train=chronos_training(4, batch_size=4))
+    trial = Trial(run, {"part": "Chronos", "structure": "standard", "size": "reduced"})
+    (planned,) = plan([trial])
+    outcome = run_trial(trial, tmp_path)
+    assert outcome.error is None
+    assert (planned.parameters, planned.steps, planned.flops) == (outcome.parameters, 4, outcome.flops)
+    assert outcome.loss == outcome.rows[-1]["nats_per_token"]
+    assert [row["step"] for row in outcome.rows] == [1, 2, 3, 4]

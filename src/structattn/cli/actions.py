@@ -238,7 +238,10 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     from structattn.studies.paper.running import run_trials
 
     chosen = study(command.name)
-    trials = chosen.trials(command.preset, command.data, checks.positive_int("seeds", command.seeds))
+    if command.data is not None and chosen.data is None:
+        raise ValueError(f"data: the study {chosen.name} draws its own, got --data {command.data}")
+    data = command.data or chosen.data or ""
+    trials = chosen.trials(command.preset, data, checks.positive_int("seeds", command.seeds))
     console = Console(highlight=False)
     if command.dry_run:
         console.print(plan_table(plan(trials), command.jobs))
@@ -265,29 +268,20 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
 
 def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
     from structattn.studies import files
-    from structattn.studies.chronos import REDUCED, ChronosStudy, measure_chronos
+    from structattn.studies.chronos import ChronosStudy, measure_chronos
     from structattn.studies.chronos_figure import chronos_markdown, chronos_table, draw_chronos
+    from structattn.studies.chronos_run import REDUCED, ChronosRunConfig, chronos_training
     from structattn.tasks.chronos import ChronosDataConfig
 
-    study = ChronosStudy(
-        command.attentions,
-        REDUCED if command.size == "reduced" else command.size,
-        command.context_length,
-        command.horizon,
-        command.n_tokens,
+    run = ChronosRunConfig(
+        size=REDUCED if command.size == "reduced" else command.size,
+        context_length=command.context_length,
+        prediction_length=command.horizon,
+        n_tokens=command.n_tokens,
         data=ChronosDataConfig(command.compositions, evaluation_series=command.evaluation_series),
-        train=TrainConfig(
-            steps=command.steps,
-            batch_size=command.batch_size,
-            learning_rate=command.learning_rate,
-            weight_decay=0.0,
-            mup=False,
-            precision="float32",
-        ),
-        seeds=command.seeds,
-        series=command.series,
-        samples=command.samples,
+        train=chronos_training(command.steps, batch_size=command.batch_size, learning_rate=command.learning_rate),
     )
+    study = ChronosStudy(command.attentions, run, seeds=command.seeds, series=command.series, samples=command.samples)
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_chronos(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)

@@ -285,7 +285,7 @@ class Study:
     """Run a figure of the paper again: many models, the figure, and what was found beside what the paper reports."""
 
     name: tyro.conf.Positional[str]
-    """bottleneck, width, compute (in-context regression), scaling, mup or ranks (language)."""
+    """bottleneck, width, compute (in-context regression), scaling, mup, ranks (language) or forecast."""
 
     preset: Literal["small", "paper"] = "small"
     """Sizes: small for two cores and an hour, paper for the paper's own, on GPUs."""
@@ -293,8 +293,9 @@ class Study:
     out: Path = Path("runs/studies")
     """Folder of all studies; each has its own in it, and report.html collects them."""
 
-    data: str = "stdlib"
-    """Text of language studies, as for compare."""
+    data: str | None = None
+    """Text of language studies, as for compare language (by default stdlib); series of forecast, as for compare
+    forecast (by default ETTh1)."""
 
     seeds: int = 2
     """Repeats of every run."""

@@ -12,34 +12,23 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from structattn import checks
 from structattn.studies import files
+from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.environment import environment
-from structattn.studies.run import claim, seeded
-from structattn.tasks.chronos import ChronosDataConfig, ChronosTask
+from structattn.studies.run import claim, execute
 from structattn.tasks.series import load_series
-from structattn.training import Progress, TrainConfig, train
-
-if TYPE_CHECKING:
-    from chronos import ChronosPipeline
-
-    from structattn.integrations.chronos import ChronosLearner
-    from structattn.models import StructuredModel
-
-_EVALUATIONS = 20
+from structattn.training import Progress, RunFolderError
 
 Announce = Callable[[str, int, int], Progress | None]
 """Called before each model is trained with its name, its number and how many there are."""
 
 Metrics = dict[str, float]
-
-REDUCED = (64, 2, 2, 256, 32)
-"""d_model, layers, heads, d_ff and d_kv of a model that a CPU trains in minutes."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +42,8 @@ class ChronosStudy:
     attentions: tuple[str, ...] = ("standard", "mlr:16|16", "mlr:8|8|8|8")
     """Spellings, as `structattn.integrations.chronos.set_attention` takes them."""
 
-    size: str | tuple[int, int, int, int, int] = REDUCED
-    """`tiny`, `mini`, `small`, or d_model, layers, heads, d_ff and d_kv."""
-
-    context_length: int = 256
-    """Values that a forecast is made from."""
-
-    prediction_length: int = 32
-    """Values to forecast."""
-
-    n_tokens: int = 1024
-    """Bins of the tokenizer and special ids."""
-
-    dropout: float = 0.0
-    """Share dropped in training."""
-
-    initializer_factor: float = 1.0
-    """Of T5's initial deviations; Chronos as published has 0.05."""
-
-    data: ChronosDataConfig = field(default_factory=ChronosDataConfig)
-    """Synthetic series."""
-
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=800, batch_size=16, learning_rate=3e-3, weight_decay=0.0, mup=False, precision="float32"
-        )
-    )
-    """Budget and optimiser; with a budget of steps or tokens all models read the same."""
+    run: ChronosRunConfig = field(default_factory=ChronosRunConfig)
+    """Sizes, data and budget of every model; its own attention and seed count for nothing."""
 
     seeds: int = 1
     """Runs of each attention."""
@@ -101,30 +65,22 @@ class ChronosStudy:
             raise ValueError("attentions must name at least one structure, got none")
         for name in ("seeds", "season", "windows", "samples"):
             checks.positive_int(name, getattr(self, name))
-        if self.train.budget not in ("steps", "tokens"):
-            raise ValueError(f"train must have a budget of steps or tokens, equal for all, got {self.train.budget}")
 
-    def build(self, attention: str, seed: int) -> ChronosPipeline:
-        """The fresh model; equal weights for every attention."""
-        from structattn.integrations.chronos import ChronosSize, make_chronos
-
-        return make_chronos(
-            self.size if isinstance(self.size, str) else ChronosSize(*self.size),
-            attention,
-            context_length=self.context_length,
-            prediction_length=self.prediction_length,
-            n_tokens=self.n_tokens,
-            dropout=self.dropout,
-            initializer_factor=self.initializer_factor,
-            seed=seed,
-        )
+    @property
+    def runs(self) -> list[ChronosRunConfig]:
+        """Every run: all attentions with the first seed, then all with the next."""
+        return [
+            dataclasses.replace(
+                self.run, attention=name, seed=seed, train=dataclasses.replace(self.run.train, seed=seed)
+            )
+            for seed in range(self.seeds)
+            for name in self.attentions
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """In values that JSON knows."""
-        plain = dataclasses.asdict(self)
-        plain["attentions"] = list(self.attentions)
-        plain["size"] = self.size if isinstance(self.size, str) else list(self.size)
-        plain["train"]["betas"], plain["train"]["trackers"] = list(self.train.betas), list(self.train.trackers)
+        plain = dataclasses.asdict(self) | {"attentions": list(self.attentions), "run": self.run.to_dict()}
+        del plain["run"]["attention"], plain["run"]["seed"], plain["run"]["train"]["seed"]
         return plain
 
 
@@ -205,17 +161,14 @@ def measure_chronos(
 
     Raises:
         ImportError: without Chronos or gluonts, naming the extra that brings them.
-        RunFolderError: `folder` holds another study, or a file cannot be written.
-        NonFiniteLossError: a loss is NaN or infinite.
+        RunFolderError: `folder` holds another study, a file cannot be written, or a loss became NaN or infinite.
         TypeError, ValueError: something does not fit together.
     """
     for module in ("chronos", "gluonts.ev.metrics", "sklearn.gaussian_process"):
         checks.require(module, "chronos")
-    names = [(attention, seed) for seed in range(study.seeds) for attention in study.attentions]
-    for attention in study.attentions:  # One that does not fit is refused now.
-        config = study.build(attention, 0).model.config
-    task = ChronosTask(config, study.data)
-    data = _data_sets(study, task)
+    for config in study.runs[: len(study.attentions)]:  # One that does not fit is refused now.
+        config.build_model()
+    data = _data_sets(study)
     if overwrite:
         shutil.rmtree(folder / "runs", ignore_errors=True)
         for name in ("config.json", "environment.json", "results.json"):
@@ -223,61 +176,43 @@ def measure_chronos(
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     results = ChronosResults([], {name: _baselines(each) for name, each in data.items()}, study.to_dict())
-    for number, (attention, seed) in enumerate(names):
-        progress = announce(f"{attention}, seed {seed}", number, len(names)) if announce else None
-        results.runs.append(_run(study, attention, seed, data, folder, progress))
+    for number, config in enumerate(study.runs):
+        name = f"{config.attention}, seed {config.seed}"
+        progress = announce(name, number, len(study.runs)) if announce else None
+        results.runs.append(_run(config, study.samples, data, folder, progress))
         results.save(folder)
     return results
 
 
 def _run(
-    study: ChronosStudy,
-    attention: str,
-    seed: int,
-    data: Mapping[str, _DataSet],
-    folder: Path,
-    progress: Progress | None,
+    config: ChronosRunConfig, samples: int, data: Mapping[str, _DataSet], folder: Path, progress: Progress | None
 ) -> ChronosRun:
-    from structattn.integrations.chronos import ChronosLearner, forecast
+    from structattn.integrations.chronos import ChronosLearner, forecast, load_chronos
 
-    pipeline = study.build(attention, seed)
-    learner = ChronosLearner(pipeline)
-    task = ChronosTask(pipeline.model.config, study.data, seed=seed)
-    config = dataclasses.replace(study.train, seed=seed)
-    if config.evaluation_interval is None and config.steps is not None:
-        # The loop's own choice, by the cost of an evaluation, leaves short runs a handful of points.
-        config = dataclasses.replace(config, evaluation_interval=-(-config.steps // _EVALUATIONS))
-    run_folder = folder / "runs" / f"{re.sub(r'[^A-Za-z0-9.=+-]+', '-', attention)}-seed{seed}"
-    with seeded(seed):
-        result = train(
-            _as_model(learner), lambda steps: task, config, run_folder, structure=attention, progress=progress
-        )
-    learner.eval()
-    pipeline.inner_model.save_pretrained(run_folder / "model")
-    cost = learner.flops(task.context_length)
+    run_folder = folder / "runs" / f"{re.sub(r'[^A-Za-z0-9.=+-]+', '-', config.attention)}-seed{config.seed}"
+    result = execute(config, run_folder, progress)
+    if isinstance(result, str):
+        raise RunFolderError(run_folder, result)
+    pipeline = load_chronos(run_folder / "model")
+    cost = ChronosLearner(pipeline).flops(config.row_length)
     return ChronosRun(
-        attention=attention,
-        seed=seed,
+        attention=config.attention,
+        seed=config.seed,
         parameters=pipeline.inner_model.num_parameters(),
         forward_flops=cost.forward,
         score_flops=cost.scores,
         curve=[(row["tokens"], row["flops"], row["nats_per_token"]) for row in result.metrics],
         metrics={
-            name: each.judge(forecast(pipeline, each.past, study.prediction_length, samples=study.samples, seed=seed))
+            name: each.judge(forecast(pipeline, each.past, config.prediction_length, samples=samples, seed=config.seed))
             for name, each in data.items()
         },
     )
 
 
-def _as_model(learner: ChronosLearner) -> StructuredModel:
-    """The learner as the loop's type: it has the few members that the loop asks for, though it is no such model."""
-    return cast("StructuredModel", learner)
-
-
-def _data_sets(study: ChronosStudy, task: ChronosTask) -> dict[str, _DataSet]:
+def _data_sets(study: ChronosStudy) -> dict[str, _DataSet]:
     """Held-out synthetic series, and windows of the real one where there is one."""
-    split, horizon = study.context_length, study.prediction_length
-    held_out = task.held_out()
+    split, horizon = study.run.context_length, study.run.prediction_length
+    held_out = study.run.build_task(1).held_out()
     data = {"synthetic": _DataSet(held_out[:, :split], held_out[:, split:], 1)}
     if study.series is not None:
         series = load_series(study.series)

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -124,12 +124,37 @@ class RunConfig:
         )
 
 
+class Trainable(Protocol):
+    """What `execute` asks of a config: all that defines a run."""
+
+    @property
+    def attention(self) -> str:
+        """Names the structure."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Budget and optimiser."""
+
+    @property
+    def seed(self) -> int:
+        """Names the start of the model, the order of the data, and dropout."""
+
+    def build_model(self) -> StructuredModel:
+        """The fresh model."""
+
+    def build_task(self, total_steps: int) -> Task:
+        """The task of a run of so many steps."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """In values that JSON knows; equal ones are the same run."""
+
+
 def task_name(config: TaskConfig) -> str:
     """`language`, `regression` or `forecast`."""
     return next(name for name, kind in _TASKS.items() if isinstance(config, kind))
 
 
-def execute(config: RunConfig, folder: Path, progress: Progress | None = None) -> TrainResult | str:
+def execute(config: Trainable, folder: Path, progress: Progress | None = None) -> TrainResult | str:
     """Begin the run in `folder`, go on with it, or read its result; the trained model ends in `folder/model`.
 
     Where the task has a test part, the last evaluation has its metrics too, under their names with `test_` before.
@@ -201,7 +226,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _test(config: RunConfig, model: StructuredModel, path: Path) -> dict[str, Any]:
+def _test(config: Trainable, model: StructuredModel, path: Path) -> dict[str, Any]:
     """Metrics of the trained model on the task's test part, kept at `path`; none where there is no such part."""
     task = config.build_task(1).test()
     if task is None:

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from structattn.studies.paper.catalogue import STUDIES, study
+from structattn.studies.paper.forecast import flops_to_reach, gains
 from structattn.studies.paper.laws import PowerLaw
+from structattn.studies.paper.planning import _kind
 from structattn.studies.paper.report import collect, conclude
 from structattn.studies.paper.study import Outcome, estimates, with_seeds
+from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
+from tasks import series_files
 
 
 def outcomes_of(name, loss, seeds=2, scale="small"):
@@ -19,13 +23,29 @@ def outcomes_of(name, loss, seeds=2, scale="small"):
         labels = trial.all_labels
         last = loss(labels) + 0.01 * labels["seed"]
         flops = float(labels.get("budget", 1e12))
-        metric = "nats_per_character" if "budget" in labels or name in ("mup", "ranks") else "last_error"
         rows = tuple(
-            {"step": step, "tokens": step, "flops": flops * step / 10, "seconds": 1.0, metric: last + 1 - step / 10}
+            {
+                "step": step,
+                "tokens": step,
+                "flops": flops * step / 10,
+                "seconds": 1.0,
+                metric(trial): last + 1 - step / 10,
+            }
             for step in (1, 5, 10)
         )
         made.append(Outcome(labels, 1000, rows))
     return made
+
+
+def metric(trial):
+    """Its name in the rows of a trial."""
+    kinds = {
+        LanguageConfig: "nats_per_character",
+        RegressionConfig: "last_error",
+        ForecastConfig: "test_target_mae",
+        type(None): "nats_per_token",
+    }
+    return kinds[type(getattr(trial.config, "task", None))]
 
 
 # What each study would see if the paper were right, and if it were wrong.
@@ -38,6 +58,7 @@ AS_REPORTED = {
         1.5 + (math.log2(at["learning_rate"]) + 8 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
     "ranks": lambda at: 2.0 if at["ranks"] in ("32", "64") else 1.9,
+    "forecast": lambda at: 1.0 - 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 OTHERWISE = {
     "bottleneck": lambda at: 0.4,
@@ -46,6 +67,7 @@ OTHERWISE = {
     "scaling": lambda at: (1.7 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
     "mup": lambda at: 1.5 + (math.log2(at["learning_rate"]) + 8) ** 2 / 50,
     "ranks": lambda at: 1.8 if at["ranks"] in ("32", "64") else 1.9,
+    "forecast": lambda at: 1.0 + 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 
 
@@ -58,12 +80,11 @@ class TestEveryStudy:
         assert len({str(trial.config) for trial in trials}) == len(trials)
         assert {trial.config.seed for trial in trials} == {trial.config.train.seed for trial in trials} == {0, 1}
 
-    def test_small_models_can_be_built(self, name):
-        kinds = {
-            str((t.config.attention, t.config.sizes, t.config.context_length)): t
-            for t in STUDIES[name].trials("small", "stdlib", 1)
-        }
-        for trial in kinds.values():
+    def test_small_models_can_be_built(self, name, tmp_path):
+        if name == "forecast":
+            pytest.importorskip("chronos", reason="chronos is not installed")
+        data = series_files.write(tmp_path, series_files.frame(4000)) if name == "forecast" else "stdlib"
+        for trial in {str(_kind(each.config)): each for each in STUDIES[name].trials("small", data, 1)}.values():
             assert trial.config.build_model().num_parameters() > 0
 
     def test_it_tells_the_paper_from_its_contrary(self, name):
@@ -117,6 +138,42 @@ def test_estimates_leave_failed_trials_out():
 def test_seeds_name_the_order_of_data_and_the_dropout():
     trials = STUDIES["width"].trials("small", "stdlib", 1)
     assert [trial.config.train.seed for trial in with_seeds(trials[:1], 3)] == [0, 1, 2]
+
+
+class TestForecast:
+    def test_gains_are_of_runs_with_the_same_seed_and_lengths(self):
+        rows = [("standard", 0, 2.0), ("standard", 1, 4.0), ("mlr", 0, 1.0), ("mlr", 1, 5.0), ("mlr", 2, 1.0)]
+        found = gains(
+            [
+                Outcome(
+                    {"part": "series", "structure": name, "horizon": 96, "context": 192, "seed": seed},
+                    1,
+                    ({"test_target_mae": error, "flops": 1},),
+                )
+                for name, seed, error in rows
+            ]
+        )
+        assert [(gain.seed, gain.percent) for gain in found] == [(0, 50.0), (1, -25.0)]
+
+    def test_compute_to_reach_a_loss(self):
+        rows = [{"flops": 10.0 * k, "nats_per_token": loss} for k, loss in ((1, 5.0), (2, 4.0), (3, 4.5), (4, 3.0))]
+        assert flops_to_reach(rows, 6.0) == 10.0
+        assert flops_to_reach(rows, 4.25) == 17.5
+        assert flops_to_reach(rows, 3.75) == 35.0
+        assert flops_to_reach(rows, 2.0) == math.inf
+
+    def test_seeds_that_differ_say_nothing(self):
+        outcomes = [
+            dataclasses.replace(each, rows=({**each.rows[-1], "test_target_mae": value},))
+            if each.labels["part"] == "series"
+            else each
+            for each, value in zip(
+                outcomes_of("forecast", AS_REPORTED["forecast"]),
+                np.random.default_rng(0).uniform(1, 2, 200),
+                strict=False,
+            )
+        ]
+        assert STUDIES["forecast"].finding(outcomes).agrees is not True
 
 
 class TestPowerLaw:

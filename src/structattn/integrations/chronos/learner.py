@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from chronos import ChronosPipeline
 from torch import Tensor, nn
@@ -66,6 +68,14 @@ class ChronosLearner(nn.Module):
             use_cache=False,
         )
         return output
+
+    def num_parameters(self) -> int:
+        """Numbers to learn; the table of tokens, which is also the read-out, once."""
+        return self.model.num_parameters()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """The model as transformers writes it, for `structattn.integrations.chronos.load_chronos`."""
+        self.model.save_pretrained(folder)
 
     def flops(self, length: int, batch: int = 1) -> Flops:
         """FLOPs of one call on `batch` unpadded rows of `length` ids, those of the future among them."""

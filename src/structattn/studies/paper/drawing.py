@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FROM_SHARE = 0.05
+
 Line = Sequence[tuple[float, Estimate]]
 
 
@@ -58,37 +60,29 @@ def draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def curves(outcomes: Sequence[Outcome], by: str, *, ylabel: str, from_share: float = 0.05) -> Figure:
-    """Every evaluation against training FLOPs: a colour for each value of a label, a line for each trial.
-
-    Args:
-        outcomes: the trials.
-        by: name of the label.
-        ylabel: of the axis.
-        from_share: the first evaluations, up to this share of a trial, are left out: they lie far above.
-    """
+def curves(outcomes: Sequence[Outcome], by: str, *, ylabel: str) -> Figure:
+    """Every evaluation against training FLOPs: a colour for each value of a label, a line for each trial."""
     with styled():
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()
-        names = list(dict.fromkeys(str(outcome.labels[by]) for outcome in outcomes))
-        for name, pen in pens(names).items():
-            label: Any = name
-            for outcome in outcomes:
-                if str(outcome.labels[by]) == name and outcome.rows:
-                    rows = [row for row in outcome.rows if row["flops"] >= from_share * outcome.flops]
-                    axes.plot(
-                        [row["flops"] for row in rows],
-                        [metric(row) for row in rows],
-                        color=pen.colour,
-                        linestyle=pen.dash,
-                        linewidth=1.2,
-                        label=label,
-                    )
-                    label = None
+        draw_curves(axes, outcomes, by)
         axes.set(xlabel="training FLOPs", ylabel=ylabel)
         axes.set_xscale("log")
-        axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def draw_curves(axes: Axes, outcomes: Sequence[Outcome], by: str) -> None:
+    """The lines of `curves` in given axes, without the first evaluations, which lie far above."""
+    names = list(dict.fromkeys(str(outcome.labels[by]) for outcome in outcomes))
+    for name, pen in pens(names).items():
+        label: Any = name
+        for outcome in outcomes:
+            if str(outcome.labels[by]) == name and outcome.rows:
+                rows = [row for row in outcome.rows if row["flops"] >= _FROM_SHARE * outcome.flops]
+                flops, metrics = [row["flops"] for row in rows], [metric(row) for row in rows]
+                axes.plot(flops, metrics, color=pen.colour, linestyle=pen.dash, linewidth=1.2, label=label)
+                label = None
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _scale(axes: Axes, log: str) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 UNSCALED = "mlr+level_weight=1/sqrt(r)+gains=none"
 """MLR attention in the scale of standard attention, beside the paper's `1/r_l` and `1/m`."""
 
+TEXT = "stdlib"
+"""What language studies read by themselves: there wherever Python is."""
+
 _LOSS = "validation loss, nats per character"
 
 
@@ -46,6 +49,7 @@ class Scaling(Study):
         "a sliding window, and a global plus a sliding-window part."
     )
     figure = "figure 4"
+    data = TEXT
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Every structure at every width, budgets growing with the parameters."""
@@ -55,7 +59,7 @@ class Scaling(Study):
         else:
             names = ("standard", "mlr", UNSCALED, "swa:64", "gswa:64|16")
             demo = dataclasses.replace(preset("demo"), learning_rate=3e-3, evaluation_tokens=65_536)
-            budgets = {64: 1.5e12, 96: 3e12, 128: 6e12}
+            budgets = {64: 2e12, 96: 5e12, 128: 1e13}
             rows = [dataclasses.replace(demo, dim=d, heads=d // 32, flops=f) for d, f in budgets.items()]
         trials = []
         for row in rows:
@@ -117,12 +121,13 @@ class Mup(Study):
     question = "Does the best learning rate stay put as the width grows, so that it can be found on a small model?"
     reported = "With muP the best learning rate is the same at every width; without it, it falls as the width grows."
     figure = "figure 5"
+    data = TEXT
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Learning rates in steps of two, over widths, with and without muP."""
         widths = {"small": (64, 128, 256), "paper": (256, 512, 1024)}[scale]
-        rates = [2.0**power for power in ((-11, -9.5, -8, -6.5, -5) if scale == "small" else range(-13, -4))]
-        length, batch, steps = (128, 8, 150) if scale == "small" else (1024, 32, 5_000)
+        rates = [2.0**power for power in ((-9.5, -8, -6.5, -5, -3.5) if scale == "small" else range(-13, -4))]
+        length, batch, steps = (128, 8, 250) if scale == "small" else (1024, 32, 5_000)
         layers, head = (3, 32) if scale == "small" else (6, 64)
         trials = []
         for dim in widths:
@@ -180,6 +185,7 @@ class Ranks(Study):
     question = "At equal compute, how much of a head's rank should far pairs see, in MLR attention on text?"
     reported = "The paper uses 32|8|6|4|4|4|4|2 of 64 for language: half of the rank global, the rest falling."
     figure = "section 5"
+    data = TEXT
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Splits from one level to a single global pair of dimensions, in the scale of standard attention."""
@@ -187,7 +193,7 @@ class Ranks(Study):
             row = preset("paper-512")
             splits: tuple[str, ...] = ("64", "32|32", "32|16|16", "32|8|6|4|4|4|4|2", "8x8", "2|2|4|4|4|8|8|32")
         else:
-            row = dataclasses.replace(preset("demo"), flops=5e12, learning_rate=3e-3)
+            row = dataclasses.replace(preset("demo"), flops=8e12, learning_rate=3e-3)
             splits = ("32", "16|16", "16|8|4|4", "8x4", "4|4|8|16", "2|2|4|24")
         sizes = ModelSizes(row.layers, row.dim, row.heads, "rotary")
         train = TrainConfig(flops=row.flops, batch_size=row.batch_size, learning_rate=row.learning_rate)

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from structattn.models import StructuredModel
+from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.paper.study import Trial
 from structattn.studies.run import RunConfig
 from structattn.studies.table import magnitude
@@ -20,6 +21,7 @@ from structattn.training.budget import plan_steps
 from structattn.training.evaluation import predict
 
 _TIMED_ROWS = 4
+_Config = RunConfig | ChronosRunConfig
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
-def _kind(config: RunConfig) -> RunConfig:
+def _kind(config: _Config) -> _Config:
     """The config without what does not change its cost."""
     train = dataclasses.replace(config.train, seed=0, learning_rate=1.0, mup=False)
     return dataclasses.replace(config, seed=0, train=train)
 
 
-def _cost(config: RunConfig) -> tuple[int, int, float, float]:
+def _cost(config: _Config) -> tuple[int, int, float, float]:
     model = config.build_model()
     steps = plan_steps(
         config.train,
@@ -95,7 +97,7 @@ def _cost(config: RunConfig) -> tuple[int, int, float, float]:
     return model.num_parameters(), steps, flops, rows * _seconds_per_row(model, task, config, steps)
 
 
-def _seconds_per_row(model: StructuredModel, task: Task, config: RunConfig, steps: int) -> float:
+def _seconds_per_row(model: StructuredModel, task: Task, config: _Config, steps: int) -> float:
     """Forward and backward of one full-length sequence in a small batch, the better of two after a warm-up."""
     rows = min(_TIMED_ROWS, config.train.batch_size)
     batch, times = task.batch(steps - 1, rows), []  # the last step's: a curriculum begins with shorter ones

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.estimate import Estimate
 from structattn.studies.run import RunConfig
 
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 Scale = Literal["small", "paper"]
 Label = str | int | float
 
-# Regression's metric, or language's: a run has one of them.
-_METRICS = ("last_error", "nats_per_character")
+# Regression's metric, language's, Chronos's or forecasting's: a run has one of them.
+_METRICS = ("last_error", "nats_per_character", "nats_per_token", "test_target_mae")
 
 
 @dataclass(frozen=True)
 class Trial:
     """One run of a study, and what it differs in from the others."""
 
-    config: RunConfig
+    config: RunConfig | ChronosRunConfig
     labels: Mapping[str, Label]
 
     @property
@@ -97,6 +98,8 @@ class Study(abc.ABC):
     """What the paper reports."""
     figure: ClassVar[str]
     """Which figure of the paper it is."""
+    data: ClassVar[str | None] = None
+    """What it reads where nothing else is named; None where it draws its own data."""
 
     @abc.abstractmethod
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
@@ -104,7 +107,7 @@ class Study(abc.ABC):
 
         Args:
             scale: `small` for two cores and an hour, `paper` for the paper's own sizes.
-            data: the text of language studies.
+            data: the text of language studies, the series of forecasts.
             seeds: repeats.
         """
 
