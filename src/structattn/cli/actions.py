@@ -251,6 +251,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
         outcomes = run_trials(
             trials,
             folder,
+            runs=command.out / "runs",
             jobs=command.jobs,
             launcher=command.launcher,
             partition=command.partition,

@@ -6,6 +6,7 @@ Shapes: `B` prompts, `N` points, `2N` tokens, `d` dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
@@ -34,6 +35,8 @@ class RegressionModel(StructuredModel):
     config_class = RegressionModelConfig
     config: RegressionModelConfig
     main_input_name = "inputs"
+    position_deviation: ClassVar[float] = 0.5
+    """Whose answer a token is can only be told by its position: from a small table it takes long to learn."""
 
     def __init__(self, config: RegressionModelConfig) -> None:
         super().__init__(config)

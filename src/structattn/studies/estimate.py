@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Student's t: the value that 2.5% of draws exceed, for 1 to 10 degrees of freedom.
@@ -35,6 +35,21 @@ class Estimate:
     def margin(self) -> float | None:
         """Half the width of the 95% interval of the mean (Student's t); None for a single number."""
         return None if self.standard_error is None else t_quantile(self.count - 1) * self.standard_error
+
+
+def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
+    """Half the width of the 95% interval of `first.mean - second.mean`, with one deviation for all `groups`.
+
+    Where each group has few numbers, their spread is known better from all of them:
+    `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`.
+    Infinite where no group has two numbers.
+    """
+    known = [each for each in groups if each.standard_error is not None]
+    degrees = sum(each.count - 1 for each in known)
+    if degrees == 0:
+        return math.inf
+    variance = sum((each.count - 1) * each.count * (each.standard_error or 0.0) ** 2 for each in known) / degrees
+    return t_quantile(degrees) * math.sqrt(variance * (1 / first.count + 1 / second.count))
 
 
 def t_quantile(degrees: int) -> float:

@@ -62,6 +62,13 @@ def table(results: Results) -> Table:
     return Table(headings, tuple(rows))
 
 
+def markdown(results: Results) -> str:
+    """The same, in Markdown."""
+    made = table(results)
+    lines = [made.headings, ("---",) * len(made.headings), *(row.cells for row in made.rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
 def _cost_headings(results: Results) -> tuple[str, ...]:
     return ("score FLOPs /token", "keys /token") if results.is_causal else ("score FLOPs /token",)
 

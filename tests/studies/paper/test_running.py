@@ -13,7 +13,7 @@ import pytest
 from structattn.cli import main
 from structattn.studies.paper import running
 from structattn.studies.paper.planning import duration, plan
-from structattn.studies.paper.running import read_outcomes, run_trials
+from structattn.studies.paper.running import run_trials
 from structattn.studies.paper.study import Trial
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
@@ -68,9 +68,28 @@ def test_a_launcher_of_clusters(tmp_path, alone):
 
 def test_what_is_done_is_read(tmp_path, monkeypatch, alone):
     run_trials(TRIALS, tmp_path)
-    assert [each.loss for each in read_outcomes(TRIALS, tmp_path)] == alone
     monkeypatch.setattr("structattn.training.loop._Run._step", None)  # a step would fail
     assert [each.loss for each in run_trials(TRIALS, tmp_path)] == alone
+
+
+def test_studies_share_runs(tmp_path, monkeypatch, alone):
+    """What one trained the next reads; a run with the same labels and another config is another run."""
+    run_trials(TRIALS, tmp_path / "first", runs=tmp_path / "runs")
+    monkeypatch.setattr("structattn.training.loop._Run._step", None)  # a step would fail
+    again = run_trials(TRIALS[1:], tmp_path / "second", runs=tmp_path / "runs")
+    assert [each.loss for each in again] == alone[1:]
+    assert len(table(tmp_path / "second")) == 2
+    other = Trial(tiny("standard", learning_rate=2e-3).config, TRIALS[0].labels)
+    assert other.name == TRIALS[0].name
+    assert run_trials([other], tmp_path / "third", runs=tmp_path / "runs")[0].error is not None
+
+
+def test_two_processes_at_one_run(tmp_path, alone):
+    """The second waits, and both report the same."""
+    outcomes = run_trials([TRIALS[0], TRIALS[0]], tmp_path, jobs=2)
+    assert [outcome.loss for outcome in outcomes] == [alone[0]] * 2
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_failed_trial_is_reported_and_the_others_run(tmp_path, alone):

@@ -55,7 +55,7 @@ AS_REPORTED = {
     "compute": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "scaling": lambda at: (1.5 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
     "mup": lambda at: (
-        1.5 + (math.log2(at["learning_rate"]) + 8 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
+        1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
     "ranks": lambda at: 2.0 if at["ranks"] in ("32", "64") else 1.9,
     "forecast": lambda at: 1.0 - 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
@@ -65,7 +65,7 @@ OTHERWISE = {
     "width": lambda at: 0.3,
     "compute": lambda at: 0.1 if at["structure"] == "standard" else 0.5,
     "scaling": lambda at: (1.7 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
-    "mup": lambda at: 1.5 + (math.log2(at["learning_rate"]) + 8) ** 2 / 50,
+    "mup": lambda at: 1.5 + (math.log2(at["learning_rate"]) + 6) ** 2 / 50,
     "ranks": lambda at: 1.8 if at["ranks"] in ("32", "64") else 1.9,
     "forecast": lambda at: 1.0 + 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
@@ -125,6 +125,20 @@ def test_unknown_study():
 def test_scaling_states_exponents():
     finding = STUDIES["scaling"].finding(outcomes_of("scaling", AS_REPORTED["scaling"]))
     assert "mlr 0.05" in finding.statement
+
+
+def test_the_best_rate_is_found_between_rates():
+    finding = STUDIES["mup"].finding(outcomes_of("mup", AS_REPORTED["mup"]))
+    with_it, without = finding.statement.split(";")
+    assert "2^(-6.00±0.00) at D = 64" in with_it
+    assert "2^(0.00±0.00) with each doubling" in with_it.replace("-0.00", "0.00")
+    assert "2^(-8.00±0.00) at D = 256" in without
+    assert "2^(-1.00±0.00) with each doubling" in without
+
+
+def test_a_difference_within_the_spread_of_seeds_says_nothing():
+    outcomes = outcomes_of("ranks", lambda at: 1.9 if at["ranks"] == "32" else 1.895)
+    assert STUDIES["ranks"].finding(outcomes).agrees is None
 
 
 def test_estimates_leave_failed_trials_out():

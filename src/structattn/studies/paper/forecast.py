@@ -7,12 +7,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from structattn.studies.chronos_run import REDUCED, ChronosRunConfig, chronos_training
 from structattn.studies.estimate import Estimate
 from structattn.studies.paper.drawing import draw_curves
-from structattn.studies.paper.study import Finding, Outcome, Scale, Study, Trial, show, with_seeds
+from structattn.studies.paper.study import Finding, Outcome, Scale, Study, Trial, above_zero, all_of, show, with_seeds
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.studies.style import QUIET, new_figure, pens, styled
 from structattn.studies.verdict import REFERENCE
@@ -44,6 +44,16 @@ class Forecast(Study):
         "length of the context; Chronos with MLR attention reaches the same validation loss with fewer FLOPs."
     )
     figure = "figure 15"
+    scales: ClassVar[Mapping[Scale, str]] = {
+        "small": (
+            "Encoders of 2 layers and width 64, 160 steps of 16 windows; Chronos of width 64 with 2 layers on each "
+            "side, 256 values of context and 32 of horizon, 800 steps of 16 series."
+        ),
+        "paper": (
+            "Encoders of 2 layers and width 512, 1,000 steps of 32 windows; Chronos tiny, mini and small as published, "
+            "200,000 steps of 256 series."
+        ),
+    }
     data = "ETTh1"
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
@@ -86,7 +96,7 @@ class Forecast(Study):
         """How the gain changes with the context, and what compute Chronos needs."""
         series, grows = _gain_sentence(gains(outcomes))
         chronos, saves = _chronos_sentence([each for each in outcomes if each.labels["part"] == _CHRONOS])
-        return Finding(f"{series} {chronos}", _all([grows, saves]), f"The paper: {self.reported}")
+        return Finding(f"{series} {chronos}", all_of([grows, saves]), f"The paper: {self.reported}")
 
 
 @dataclass(frozen=True)
@@ -212,12 +222,12 @@ def _gain_sentence(found: Sequence[Gain]) -> tuple[str, bool | None]:
             said.append(
                 f"{structure} {_percent(there)} at context {longest}, and {_percent(slope)} more with each doubling"
             )
-            grows.append(_above(slope, 0.0))
+            grows.append(above_zero(slope))
     if not said:
         return "Too few forecasts ended to compare contexts.", None
     return (
         f"Gain over {REFERENCE} in the target's error, mean over horizons with its 95% interval: {'; '.join(said)}.",
-        _all(grows),
+        all_of(grows),
     )
 
 
@@ -240,28 +250,13 @@ def _chronos_sentence(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
             if math.isfinite(max(shares)):
                 share = Estimate.of(shares)
                 words += f", which is at {REFERENCE}'s loss after {100 * share.mean:.0f}% of its FLOPs"
-                saves.append(_above(Estimate.of([1 - each for each in shares]), 0.0))
+                saves.append(above_zero(Estimate.of([1 - each for each in shares])))
             else:
                 words += f", which does not reach {REFERENCE}'s loss with every seed"
                 saves.append(False)
         said.append(words if structure != REFERENCE else f"Chronos, {size}, ends at {words} nats per token")
-    return (f"{'; '.join(said)}.", _all(saves)) if saves else ("Too few models of Chronos ended to compare.", None)
+    return (f"{'; '.join(said)}.", all_of(saves)) if saves else ("Too few models of Chronos ended to compare.", None)
 
 
 def _percent(estimate: Estimate) -> str:
     return f"{estimate.mean:+.1f}%" + ("" if estimate.margin is None else f" ± {estimate.margin:.1f}")
-
-
-def _above(estimate: Estimate, bound: float) -> bool | None:
-    """Whether the mean is above the bound; None where its interval says neither yes nor no."""
-    margin = math.inf if estimate.margin is None else estimate.margin
-    if abs(estimate.mean - bound) < margin and estimate.mean > bound:
-        return None
-    return estimate.mean > bound
-
-
-def _all(answers: Sequence[bool | None]) -> bool | None:
-    """False if one is; None if one is and none is false, or if there is none at all."""
-    if False in answers:
-        return False
-    return None if None in answers or not answers else True

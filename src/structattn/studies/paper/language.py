@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from structattn.studies.estimate import Estimate
 from structattn.studies.paper.drawing import draw_lines, estimate_lines
 from structattn.studies.paper.laws import PowerLaw
-from structattn.studies.paper.study import Finding, Label, Outcome, Scale, Study, Trial, estimates, show, with_seeds
+from structattn.studies.paper.study import (
+    Finding,
+    Label,
+    Outcome,
+    Scale,
+    Study,
+    Trial,
+    all_of,
+    below,
+    estimates,
+    sentence,
+    show,
+    with_seeds,
+)
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.studies.style import new_figure, pens, styled
 from structattn.tasks import LanguageConfig
@@ -26,6 +40,9 @@ UNSCALED = "mlr+level_weight=1/sqrt(r)+gains=none"
 
 TEXT = "stdlib"
 """What language studies read by themselves: there wherever Python is."""
+
+_PAPERS_SPLITS = ("32|8|6|4|4|4|4|2", "16|8|4|4")
+"""Half of the rank global, the rest falling: the paper's, and such a one for half the rank."""
 
 _LOSS = "validation loss, nats per character"
 
@@ -50,6 +67,10 @@ class Scaling(Study):
     )
     figure = "figure 4"
     data = TEXT
+    scales: ClassVar[Mapping[Scale, str]] = {
+        "small": "Models of 4 layers and widths 64 to 128 on 256 characters of context, for 2e12 to 1e13 FLOPs.",
+        "paper": "Models of 6 layers and widths 256 to 768 on 1,024 characters of context, 20 tokens a parameter.",
+    }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Every structure at every width, budgets growing with the parameters."""
@@ -91,7 +112,7 @@ class Scaling(Study):
         """The best structure at each budget, and the exponents."""
         table = estimates(outcomes, "budget", "structure")
         budgets = sorted({budget for budget, _ in table}, key=float)
-        said, mlr_best = [], []
+        said, mlr_best = [], list[bool | None]()
         for budget in budgets:
             row = {str(name): each for (there, name), each in table.items() if there == budget}
             best = min(row, key=lambda name: row[name].mean)
@@ -99,7 +120,8 @@ class Scaling(Study):
                 f" against {show(row['standard'])} for standard" if best != "standard" and "standard" in row else ""
             )
             said.append(f"at {float(budget):.2g} FLOPs {best} is lowest, {show(row[best])}{beside}")
-            mlr_best.append(best == "mlr")
+            others = [each for name, each in row.items() if name != "mlr"]
+            mlr_best += [below(row.values(), row["mlr"], each) for each in others] if "mlr" in row else [None]
         if not said:
             return Finding("No trial ended.", None, self.reported)
         exponents = [
@@ -107,10 +129,10 @@ class Scaling(Study):
             for name in _structures(outcomes)
             if (law := _law(outcomes, name)) is not None
         ]
-        statement = "; ".join(said).capitalize() + "."
+        statement = sentence("; ".join(said))
         if exponents:
             statement += f" Exponents of loss ~ compute^-a, with 95% bands: {', '.join(exponents)}."
-        return Finding(statement, all(mlr_best), f"The paper: {self.reported}")
+        return Finding(statement, all_of(mlr_best), f"The paper: {self.reported}")
 
 
 class Mup(Study):
@@ -122,6 +144,10 @@ class Mup(Study):
     reported = "With muP the best learning rate is the same at every width; without it, it falls as the width grows."
     figure = "figure 5"
     data = TEXT
+    scales: ClassVar[Mapping[Scale, str]] = {
+        "small": "Models of 3 layers on 128 characters of context, 250 steps of 8 rows, whose best rates are high.",
+        "paper": "Models of 6 layers on 1,024 characters of context, 5,000 steps of 32 rows.",
+    }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Learning rates in steps of two, over widths, with and without muP."""
@@ -160,21 +186,21 @@ class Mup(Study):
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
         """The best rate of each width, and how far it moves."""
-        moves, said = {}, []
-        for mup in ("on", "off"):
-            table = estimates([each for each in outcomes if each.labels["mup"] == mup], "width", "learning_rate")
-            best: dict[Label, tuple[float, float]] = {}
-            for (width, rate), each in sorted(table.items()):
-                if width not in best or each.mean < best[width][1]:
-                    best[width] = (float(rate), each.mean)
-            if len(best) < 2:
+        said, moves = [], []
+        for mup, words in (("on", "with"), ("off", "without")):
+            found = _optima([outcome for outcome in outcomes if outcome.labels["mup"] == mup])
+            slopes = [_slope(by_width) for by_width in found.values() if len(by_width) > 1]
+            if not slopes:
                 return Finding("Too few trials ended to compare widths.", None, self.reported)
-            rates = [math.log2(rate) for rate, _ in best.values()]
-            moves[mup] = max(rates) - min(rates)
-            at = ", ".join(f"D = {width}: {rate:.2g}" for width, (rate, _) in best.items())
-            said.append(f"{'with' if mup == 'on' else 'without'} muP the best rate is {at}")
-        statement = "; ".join(said).capitalize() + f". It moves by 2^{moves['on']:.1f} and 2^{moves['off']:.1f}."
-        return Finding(statement, moves["on"] < moves["off"], f"The paper: {self.reported}")
+            widths = sorted({width for by_width in found.values() for width in by_width})
+            rates = [Estimate.of([each[width] for each in found.values() if width in each]) for width in widths]
+            at = ", ".join(f"{_power(rate)} at D = {width}" for width, rate in zip(widths, rates, strict=True))
+            moves.append(Estimate.of(slopes))
+            said.append(f"{words} muP the best rate is {at}: {_power(moves[-1])} with each doubling of the width")
+        on, off = (abs(each.mean) for each in moves)
+        spread = math.hypot(*(each.standard_error or 0.0 for each in moves))
+        agrees = False if on >= off else (True if off - on > spread else None)
+        return Finding(sentence("; ".join(said)), agrees, f"The paper: {self.reported}")
 
 
 class Ranks(Study):
@@ -183,9 +209,16 @@ class Ranks(Study):
     name = "ranks"
     title = "How should the ranks be split over the levels?"
     question = "At equal compute, how much of a head's rank should far pairs see, in MLR attention on text?"
-    reported = "The paper uses 32|8|6|4|4|4|4|2 of 64 for language: half of the rank global, the rest falling."
+    reported = (
+        "At equal compute levels are better than none; its ranks for language are 32|8|6|4|4|4|4|2 of 64, half of the "
+        "rank global and the rest falling."
+    )
     figure = "section 5"
     data = TEXT
+    scales: ClassVar[Mapping[Scale, str]] = {
+        "small": "Models of 4 layers, width 128 and heads of 32 on 256 characters of context, for 8e12 FLOPs.",
+        "paper": "Models of 6 layers, width 512 and heads of 64 on 1,024 characters of context, 20 tokens a parameter.",
+    }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Splits from one level to a single global pair of dimensions, in the scale of standard attention."""
@@ -224,15 +257,10 @@ class Ranks(Study):
             return Finding("No trial ended.", None, self.reported)
         ordered = sorted(table, key=lambda split: table[split].mean)
         said = ", ".join(f"{split} {show(table[split])}" for split in ordered)
-        flat = [each for split, each in table.items() if len(_split(split)) == 1]
-        agrees = None
-        if flat:
-            agrees = table[ordered[0]].mean < flat[0].mean
-        return Finding(
-            f"From best to worst: {said}.",
-            agrees,
-            f"The paper: {self.reported} It reports levels to be better than none at equal compute.",
-        )
+        flat = next((each for split, each in table.items() if len(_split(split)) == 1), None)
+        papers = next((table[split] for split in _PAPERS_SPLITS if split in table), None)
+        agrees = None if flat is None or papers is None else below(table.values(), papers, flat)
+        return Finding(f"From best to worst: {said}.", agrees, f"The paper: {self.reported}")
 
 
 def _structures(outcomes: Sequence[Outcome]) -> list[str]:
@@ -249,6 +277,37 @@ def _law(outcomes: Sequence[Outcome], structure: str) -> PowerLaw | None:
     if len({each.labels["budget"] for each in chosen}) < 2:
         return None
     return PowerLaw.fit([float(each.labels["budget"]) for each in chosen], [each.loss for each in chosen])
+
+
+def _optima(outcomes: Sequence[Outcome]) -> dict[Label, dict[int, float]]:
+    """For each seed the best rate of each width, as a power of two."""
+    losses: dict[Label, dict[int, list[tuple[float, float]]]] = {}
+    for outcome in outcomes:
+        if math.isfinite(outcome.loss):
+            point = (math.log2(float(outcome.labels["learning_rate"])), outcome.loss)
+            by_width = losses.setdefault(outcome.labels["seed"], {})
+            by_width.setdefault(int(outcome.labels["width"]), []).append(point)
+    return {seed: {width: _lowest(sorted(each)) for width, each in found.items()} for seed, found in losses.items()}
+
+
+def _lowest(points: Sequence[tuple[float, float]]) -> float:
+    """Where the parabola through the lowest point and its neighbours is lowest; the point itself at either end."""
+    place = min(range(len(points)), key=lambda index: points[index][1])
+    if place in (0, len(points) - 1):
+        return points[place][0]
+    near = np.array(points[place - 1 : place + 2])
+    a, b, _ = np.polyfit(near[:, 0], near[:, 1], 2)
+    return float(-b / (2 * a))
+
+
+def _slope(by_width: dict[int, float]) -> float:
+    """How much a power of two changes with each doubling of the width, by least squares."""
+    return statistics.linear_regression([math.log2(width) for width in by_width], list(by_width.values())).slope
+
+
+def _power(estimate: Estimate) -> str:
+    error = "" if estimate.standard_error is None else f"±{estimate.standard_error:.2f}"
+    return f"2^({estimate.mean:.2f}{error})"
 
 
 def _split(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from structattn.studies.estimate import Estimate
 from structattn.studies.paper.drawing import curves, estimate_lines
 from structattn.studies.paper.study import (
     Finding,
@@ -14,6 +15,8 @@ from structattn.studies.paper.study import (
     Scale,
     Study,
     Trial,
+    all_of,
+    below,
     estimates,
     metric,
     show,
@@ -31,18 +34,21 @@ _HEADS = 8
 # Steps, learning rate, layers and curriculum; batch 64 and no decay as in the paper (design: its code, appendix).
 _SHARED = TrainConfig(steps=1, batch_size=64, weight_decay=0.0, mup=False)
 _TRAINING: dict[Scale, TrainConfig] = {
-    "small": dataclasses.replace(_SHARED, steps=4_000, learning_rate=1e-3, precision="float32"),
+    "small": dataclasses.replace(_SHARED, steps=3_000, learning_rate=2e-3, precision="float32"),
     "paper": dataclasses.replace(_SHARED, steps=500_000, learning_rate=1e-4, schedule="constant", warmup=0.002),
+}
+_SCALES: dict[Scale, str] = {
+    "small": "Inputs of 6 dimensions, models of 4 layers and 8 heads, 3,000 steps of 64 prompts.",
+    "paper": "Inputs of 16 to 128 dimensions, models of 6 layers and 8 heads, 500,000 steps of 64 prompts.",
 }
 _LAYERS: dict[Scale, int] = {"small": 4, "paper": 6}
 _CURRICULUM: dict[Scale, float] = {"small": 0.12, "paper": 0.06}
 
 
-def trial(scale: Scale, structure: str, dim: int, input_dim: int, steps: int | None = None) -> Trial:
+def trial(scale: Scale, structure: str, dim: int, input_dim: int) -> Trial:
     """One model on in-context regression of `input_dim` dimensions."""
-    train = _TRAINING[scale] if steps is None else dataclasses.replace(_TRAINING[scale], steps=steps)
     task = RegressionConfig(input_dim, _CURRICULUM[scale])
-    config = RunConfig(structure, task, ModelSizes(_LAYERS[scale], dim, _HEADS), train)
+    config = RunConfig(structure, task, ModelSizes(_LAYERS[scale], dim, _HEADS), _TRAINING[scale])
     heads = 1 if structure == "standard:1" else _HEADS
     labels: dict[str, Label] = {"structure": structure, "width": dim, "head_rank": dim // heads, "input_dim": input_dim}
     return Trial(config, labels)
@@ -59,11 +65,12 @@ class Bottleneck(Study):
     )
     reported = "Standard attention with 8 heads fails until the head rank reaches the input dimension, D/8 ≈ d."
     figure = "figure 2"
+    scales = _SCALES
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Widths from a head rank well below the input dimension to one above it."""
         inputs = {"small": (6,), "paper": (16, 32, 64, 128)}[scale]
-        widths = {"small": (16, 32, 48, 64, 96), "paper": (16, 32, 64, 128, 256, 512, 1024)}[scale]
+        widths = {"small": (16, 32, 48, 64), "paper": (16, 32, 64, 128, 256, 512, 1024)}[scale]
         return with_seeds([trial(scale, "standard", dim, d) for d in inputs for dim in widths], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
@@ -82,15 +89,15 @@ class Bottleneck(Study):
         """The error below and at full rank."""
         d = max(_values(outcomes, "input_dim"))
         points = [(key[0] / d, each) for key, each in _by(outcomes, "head_rank", input_dim=d)]
-        below = [each for ratio, each in points if ratio <= 0.5]
-        above = [each for ratio, each in points if ratio >= 1.0]
-        if not below or not above:
+        low_rank = [each for ratio, each in points if ratio <= 0.5]
+        full_rank = [each for ratio, each in points if ratio >= 1.0]
+        if not low_rank or not full_rank:
             return Finding("Too few trials ended to compare ranks below and above d.", None, self.reported)
-        low, high = min(below, key=lambda each: each.mean), min(above, key=lambda each: each.mean)
+        low, full = min(low_rank, key=lambda each: each.mean), min(full_rank, key=lambda each: each.mean)
         statement = (
-            f"With r ≤ d/2 the error stays at {show(low)} or more; with r ≥ d it falls to {show(high)} (d = {d})."
+            f"With r ≤ d/2 the error stays at {show(low)} or more; with r ≥ d it falls to {show(full)} (d = {d})."
         )
-        agrees = high.mean < 0.5 * low.mean
+        agrees = full.mean < 0.5 * low.mean
         return Finding(statement, agrees, f"The paper: {self.reported}")
 
 
@@ -107,10 +114,11 @@ class Width(Study):
         "8-head BTT solves the task at the width at which 1-head standard attention does; 8-head standard needs more."
     )
     figure = "figure 3a"
+    scales = _SCALES
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Three structures over widths."""
-        d, widths = {"small": (8, (16, 32, 64)), "paper": (64, (32, 64, 128, 256, 512, 1024))}[scale]
+        d, widths = {"small": (6, (16, 32, 48)), "paper": (64, (32, 64, 128, 256, 512, 1024))}[scale]
         structures = ("standard", "standard:1", "btt")
         return with_seeds([trial(scale, name, dim, d) for dim in widths for name in structures], seeds)
 
@@ -148,13 +156,13 @@ class Compute(Study):
     question = "At equal training compute and width, which structure has the lower error?"
     reported = "BTT and MLR with 8 heads reach a lower error for the same FLOPs than standard attention with 8 heads."
     figure = "figure 3b"
+    scales = _SCALES
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
         """Four structures at one width."""
-        d, dim, ranks = {"small": (8, 32, "2|1|1"), "paper": (64, 256, "16|8|4|4")}[scale]
+        d, dim, ranks = {"small": (6, 32, "2|1|1"), "paper": (64, 256, "16|8|4|4")}[scale]
         structures = ("standard", "standard:1", f"bmlr:{ranks}", "btt")
-        steps = 6_000 if scale == "small" else None
-        return with_seeds([trial(scale, name, dim, d, steps) for name in structures], seeds)
+        return with_seeds([trial(scale, name, dim, d) for name in structures], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
         """Error against FLOPs, every evaluation."""
@@ -168,12 +176,12 @@ class Compute(Study):
             rows = [row for row in outcome.rows if row["flops"] <= shared * 1.001]
             if rows:
                 reached.setdefault(str(outcome.labels["structure"]), []).append(metric(rows[-1]))
-        means = {name: sum(values) / len(values) for name, values in reached.items()}
+        means = {name: Estimate.of(values) for name, values in reached.items()}
         if "standard" not in means or len(means) < 2:
             return Finding("Too few trials ended to compare structures at equal compute.", None, self.reported)
-        said = ", ".join(f"{name} {value:.3f}" for name, value in sorted(means.items(), key=lambda pair: pair[1]))
-        others = [value for name, value in means.items() if name not in ("standard", "standard:1")]
-        agrees = all(value < means["standard"] for value in others)
+        said = ", ".join(f"{name} {show(each)}" for name, each in sorted(means.items(), key=lambda pair: pair[1].mean))
+        others = [each for name, each in means.items() if name not in ("standard", "standard:1")]
+        agrees = all_of([below(means.values(), each, means["standard"]) for each in others])
         return Finding(f"At {shared:.2g} training FLOPs: {said}.", agrees, f"The paper: {self.reported}")
 
 

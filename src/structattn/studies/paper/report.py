@@ -10,14 +10,17 @@ from typing import Any
 
 from structattn import checks
 from structattn.studies import files
+from structattn.studies.environment import environment
 from structattn.studies.paper.catalogue import STUDIES
+from structattn.studies.paper.planning import duration
 from structattn.studies.paper.running import write_table
 from structattn.studies.paper.study import Finding, Outcome, Scale, Study
 from structattn.studies.report import inline
+from structattn.studies.table import magnitude
 
 
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
-    """Write figure (PNG, SVG), `results.csv`, `finding.json` and `README.md` of a study into its folder.
+    """Write figure (PNG, SVG), `results.csv`, `finding.json`, `environment.json` and `README.md` into a study's folder.
 
     Raises:
         RunFolderError: a file cannot be written.
@@ -36,6 +39,7 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
         "failed": failed,
     }
     files.write_json(folder / "finding.json", found)
+    files.write_json(folder / "environment.json", environment(command))
     files.write_text(folder / "README.md", _page(study, finding, scale, command, outcomes))
     return finding
 
@@ -89,7 +93,8 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
     lines = [
         f"# {study.title}",
         "",
-        f"{study.figure.capitalize()} of arXiv 2509.07963, at scale `{scale}`. {study.question}",
+        f"{_capital(study.figure)} of [arXiv 2509.07963](https://arxiv.org/abs/2509.07963), at scale `{scale}`.",
+        study.question,
         "",
         f"**Found.** {finding.statement}",
         "",
@@ -97,12 +102,39 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
         "",
         f"![{study.title}]({study.name}.png)",
         "",
+        "## How it was run",
+        "",
         "```sh",
         shlex.join(command),
         "```",
         "",
-        "Every run is a row of [results.csv](results.csv).",
+        f"{study.scales[scale]} {_what_ran(outcomes)}",
+        "Every run is a row of [results.csv](results.csv); versions and machine: [environment.json](environment.json).",
     ]
     if failed:
         lines += ["", "Failed:", "", *failed]
     return "\n".join([*lines, ""])
+
+
+def _what_ran(outcomes: Sequence[Outcome]) -> str:
+    """How many runs, how large, and how long they took."""
+    ended = [outcome for outcome in outcomes if outcome.rows]
+    if not ended:
+        return "No run ended."
+    seeds = len({outcome.labels["seed"] for outcome in ended})
+    lasts = [outcome.rows[-1] for outcome in ended]
+    return (
+        f"{len(ended)} runs, {seeds} {'seed' if seeds == 1 else 'seeds'} of each kind: "
+        f"{_span([outcome.parameters for outcome in ended])} parameters, "
+        f"{_span([row['step'] for row in lasts])} steps, {_span([row['flops'] for row in lasts])} training FLOPs each, "
+        f"{duration(sum(row['seconds'] for row in lasts))} in all, one after the other."
+    )
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = magnitude(min(values)), magnitude(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 
 from structattn import checks
 from structattn.studies import files
@@ -28,6 +29,7 @@ def run_trials(
     trials: Sequence[Trial],
     folder: Path,
     *,
+    runs: Path | None = None,
     jobs: int = 1,
     launcher: Launcher = "local",
     partition: str | None = None,
@@ -41,6 +43,7 @@ def run_trials(
     Args:
         trials: what to run.
         folder: of the study.
+        runs: of its runs, which other studies may share: what one trained, the next reads. By default `folder/runs`.
         jobs: processes at a time; each gets its share of the machine's cores. On a cluster, jobs in the queue at once.
         launcher: `local` processes, or jobs of a Slurm cluster through submitit.
         partition: of the cluster.
@@ -53,7 +56,9 @@ def run_trials(
         ImportError: submitit is missing, naming the extra that brings it.
     """
     checks.positive_int("jobs", jobs)
-    files.make_folder(folder)
+    runs = folder / "runs" if runs is None else runs
+    for each in (folder, runs):
+        files.make_folder(each)
     outcomes: dict[int, Outcome] = {}
 
     def ended(index: int, outcome: Outcome) -> None:
@@ -64,11 +69,11 @@ def run_trials(
 
     if jobs == 1 and launcher == "local":
         for index, trial in enumerate(trials):
-            ended(index, run_trial(trial, folder))
+            ended(index, run_trial(trial, runs))
     else:
         with _pool(launcher, jobs, folder, partition) as pool:
             futures: dict[Future[Outcome], int] = {
-                pool.submit(run_trial, trial, folder): index for index, trial in enumerate(trials)
+                pool.submit(run_trial, trial, runs): index for index, trial in enumerate(trials)
             }
             for future in as_completed(futures):
                 index = futures[future]
@@ -76,24 +81,22 @@ def run_trials(
     return [outcomes[index] for index in range(len(trials))]
 
 
-def run_trial(trial: Trial, folder: Path) -> Outcome:
-    """One trial, in this process; what fails is in the outcome."""
+def run_trial(trial: Trial, runs: Path) -> Outcome:
+    """One trial in its folder in `runs`, in this process; what fails is in the outcome.
+
+    A second process that comes to the same run waits for the first, and reads what it made.
+    """
     parameters = 0
     try:
         parameters = trial.config.build_model().num_parameters()
-        result = execute(trial.config, folder / trial.folder)
+        with FileLock(runs / f"{trial.folder}.lock"):
+            result = execute(trial.config, runs / trial.folder)
     except Exception as error:  # a study of many trials must outlive one of them, whatever went wrong
         reason = " ".join(str(error).split()) or type(error).__name__
         return Outcome(trial.all_labels, parameters, error=f"{type(error).__name__}: {reason}")
     if isinstance(result, str):
         return Outcome(trial.all_labels, parameters, error=result)
     return Outcome(trial.all_labels, parameters, tuple(dict(row) for row in result.metrics))
-
-
-def read_outcomes(trials: Sequence[Trial], folder: Path) -> list[Outcome]:
-    """The outcomes of trials that are done, without running any."""
-    done = [trial for trial in trials if (folder / trial.folder / "model" / "config.json").exists()]
-    return [run_trial(trial, folder) for trial in done]
 
 
 def write_table(outcomes: Sequence[Outcome], path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from structattn.studies.chronos_run import ChronosRunConfig
-from structattn.studies.estimate import Estimate
+from structattn.studies.estimate import Estimate, pooled_margin
 from structattn.studies.run import RunConfig
 
 if TYPE_CHECKING:
@@ -42,8 +44,12 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Where it lies in the study's folder: its name, as any file system takes it."""
-        return "runs/" + re.sub(r"[^A-Za-z0-9.=,+-]+", "-", self.name)
+        """Name of its folder: its own name, as any file system takes it, and a digest of its config.
+
+        Studies that hold the same run share its folder, and runs that differ in what no label says do not.
+        """
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()
+        return f"{re.sub(r'[^A-Za-z0-9.=,+-]+', '-', self.name)}-{digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class Study(abc.ABC):
     """What the paper reports."""
     figure: ClassVar[str]
     """Which figure of the paper it is."""
+    scales: ClassVar[Mapping[Scale, str]]
+    """What is trained at each scale, in a sentence."""
     data: ClassVar[str | None] = None
     """What it reads where nothing else is named; None where it draws its own data."""
 
@@ -147,6 +155,32 @@ def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...
         if outcome.rows:
             losses.setdefault(tuple(outcome.labels[name] for name in names), []).append(outcome.loss)
     return {key: Estimate.of(values) for key, values in losses.items()}
+
+
+def below(groups: Iterable[Estimate], low: Estimate, high: Estimate) -> bool | None:
+    """Whether `low` is the lower mean; None where it is by less than the 95% interval of the difference."""
+    if low.mean >= high.mean:
+        return False
+    return True if high.mean - low.mean > pooled_margin(groups, low, high) else None
+
+
+def above_zero(estimate: Estimate) -> bool | None:
+    """Whether a mean is above 0; None where it is and its 95% interval holds 0."""
+    if estimate.mean <= 0:
+        return False
+    return True if estimate.margin is not None and estimate.mean > estimate.margin else None
+
+
+def all_of(answers: Sequence[bool | None]) -> bool | None:
+    """False if one is; None if one is and none is false, or if there is none at all."""
+    if False in answers:
+        return False
+    return None if None in answers or not answers else True
+
+
+def sentence(words: str) -> str:
+    """The words with a capital and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def show(estimate: Estimate) -> str:

@@ -1,0 +1,86 @@
+"""Tables of forecasting comparisons, attention beside the baselines: `python -m benchmarks.forecast_tables`.
+
+Make the comparisons first, one folder for each horizon (160 steps of 16 windows, about 3 minutes of one core each)::
+
+    for horizon in 96 192 336; do
+        structattn compare forecast --data ETTh1 --context 512 --horizon $horizon --steps 160 --batch-size 16 \\
+            --seeds 3 --attentions standard mlr+levels=2 mlr+levels=4 --out runs/ett-512-$horizon
+    done
+    python -m benchmarks.forecast_tables runs/ett-512-*
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+from structattn.studies import files
+from structattn.studies.results import Results
+from structattn.studies.table import markdown
+from structattn.studies.verdict import verdict
+
+_OUT = Path(__file__).parents[1] / "docs" / "results" / "forecasting"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of structattn compare forecast")
+    parser.add_argument("--out", type=Path, default=_OUT)
+    options = parser.parse_args()
+    folders = sorted(options.folders, key=_lengths)
+    folder = folders[0]
+    files.make_folder(options.out)
+    for name in ("forecasts", "target-error"):
+        for kind in ("png", "svg"):
+            shutil.copyfile(folder / "figures" / f"{name}.{kind}", options.out / f"{name}.{kind}")
+    environment = files.read_json(folder / "environment.json")
+    files.write_text(options.out / "README.md", _PAGE.format(
+        data=Results.load(folder).data.partition(";")[0].rpartition("/")[2],
+        first="context {}, horizon {}".format(*_lengths(folder)),
+        sections="\n".join(map(_section, folders)),
+        machine=f"{environment['processor']}, {environment['threads']} threads, commit {environment['commit']}",
+    ))  # fmt: skip
+    print(f"wrote {options.out / 'README.md'}")
+
+
+def _lengths(folder: Path) -> tuple[int, int]:
+    """Context and horizon."""
+    task = files.read_json(folder / "config.json")["task"]
+    return task["context_length"], task["horizon"]
+
+
+def _section(folder: Path) -> str:
+    results = Results.load(folder)
+    said = verdict(results)
+    words = files.read_json(folder / "environment.json")["command"]
+    command = shlex.join(Path(word).name if word.endswith(".csv") else word for word in words)
+    return (
+        "## Context {}, horizon {}\n\n".format(*_lengths(folder))
+        + f"```sh\n{command}\n```\n\n{markdown(results)}\n{said.answer}\n{said.trust}\n{said.savings}\n"
+    )
+
+
+_PAGE = """# Forecasting: what attention gains, and what a linear map does
+
+{data}.
+Written by `python -m benchmarks.forecast_tables` from the comparisons below, as measured. MSE and MAE are of
+standardised values, all channels, on every window of the test part; the target's MAE is standardised, then in its unit.
+How the gain of levels changes with the length of the context is [a study of its own](../studies/forecast/README.md).
+
+Forecasts and errors at {first}:
+
+![Forecasts of the target beside the truth](forecasts.png)
+![Error of the target, by seed](target-error.png)
+
+{sections}
+## What was not measured
+
+Models of the paper's width (`--preset paper`), longer training and the other series. Tokens per second include
+whatever else the machine did. Measured on {machine}.
+"""
+
+
+if __name__ == "__main__":
+    main()
