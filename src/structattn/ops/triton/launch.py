@@ -55,19 +55,23 @@ def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
 @functools.cache
 def tuned(kernel: Any, name: str, row: int) -> Any:
     """The kernel with the block sizes of a row of its table; timed once per kind of call where there are several."""
+    even = triton.heuristics({"EVEN": lambda args: is_even(args, name)})(kernel)
+    key = ("tuning_length", "RANKS", "WIDTH", "CAUSAL", "CHUNKS")
+    return triton.autotune(configs(name, row), [each for each in key if each in kernel.arg_names])(even)
+
+
+def configs(name: str, row: int) -> list[triton.Config]:
+    """The block sizes of a row of a kernel's table, as Triton tunes over them."""
     table = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_grad": KEY_GRAD}[name]
-    configs = [
+    return [
         triton.Config({"BLOCK_Q": q, "BLOCK_K": k, "STEP": STEPS[name]}, num_warps=warps, num_stages=stages)
         for q, k, warps, stages in (INTERPRETED if interpreted() else table[row])
     ]
+
+
+def is_even(args: dict[str, Any], name: str) -> bool:
+    """Whether far parts consist of full tiles alone, for every program of a kernel: then they need no mask."""
     streamed, own = ("BLOCK_Q", "BLOCK_K") if name == "key_grad" else ("BLOCK_K", "BLOCK_Q")
-    even = triton.heuristics({"EVEN": lambda args: is_even(args, own, streamed)})(kernel)
-    key = ("tuning_length", "RANKS", "WIDTH", "CAUSAL", "CHUNKS")
-    return triton.autotune(configs, [each for each in key if each in kernel.arg_names])(even)
-
-
-def is_even(args: dict[str, Any], own: str, streamed: str) -> bool:
-    """Whether far parts consist of full tiles alone, for every program: then they need no mask."""
     tile, step = args[own], args[streamed]
     blocks = all(size % step == 0 or (size < tile and tile % size == 0) for size in args["SIZES"])
     if tile % step or not blocks or args["key_start"] is not None or args["key_end"] is not None:

@@ -1,0 +1,178 @@
+"""What the Triton kernels become for a card that is not at hand: `python -m benchmarks.gpu_compile`.
+
+Triton and its ptxas compile for a compute capability without any device. For every kernel and every choice of block
+sizes that tuning tries, this reads registers, spills and shared memory off the machine code. It measures no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from benchmarks import machine, report
+from structattn import Hierarchy
+from structattn.ops.call import Call
+from structattn.ops.hierarchy import parse_ranks
+from structattn.ops.triton import backward_kernels, decode_kernels, forward_kernel, launch
+
+SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
+"""Bytes of shared memory that one block may take (CUDA C++ Programming Guide, table of compute capabilities)."""
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_LENGTH, _HEADS = 4096, 2
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel with one choice of block sizes."""
+
+    kernel: str
+    capability: int
+    rank: int
+    levels: int
+    blocks: str
+    """Queries by keys, warps, stages."""
+    registers: int
+    """Per thread; 255 is the most there is."""
+    spilled: int
+    """Bytes of local memory per thread: what did not fit in registers."""
+    shared: int
+    """Bytes per block."""
+    products: str
+    """`wgmma` (Hopper's), `mma` (that of older cards) or `none`."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block gets as much shared memory."""
+        return self.shared <= SHARED_LIMITS[self.capability]
+
+
+@contextlib.contextmanager
+def compiling(capability: int) -> Iterator[list[Compiled]]:
+    """Inside, launching a kernel compiles it for `capability`, appends what came out, and runs nothing."""
+    made: list[Compiled] = []
+    run, tuned, active = JITFunction.run, launch.tuned, driver._active
+
+    def compile_one(kernel: Any, *arguments: Any, **options: Any) -> None:
+        options |= {"grid": (1,), "warmup": True}
+        made.append(_read(kernel, capability, run(kernel, *arguments, **options), options))
+
+    def compile_each(kernel: Any, name: str, row: int) -> _Launches:
+        return _Launches(lambda **options: _compile_row(kernel, name, row, options))
+
+    driver.set_active(_NoCard(capability))
+    JITFunction.run, launch.tuned = compile_one, compile_each  # type: ignore[method-assign,assignment]
+    try:
+        yield made
+    finally:
+        JITFunction.run, launch.tuned = run, tuned  # type: ignore[method-assign]
+        driver._active = active
+
+
+def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]]:
+    """Forward, backward and decode at `r = dv` (values of at most 256 dimensions), causal, as functions to call."""
+    query, key = (torch.empty(1, _HEADS, _LENGTH, rank, dtype=dtype) for _ in range(2))
+    value = torch.empty(1, _HEADS, _LENGTH, min(rank, 256), dtype=dtype)
+    lse = torch.empty(1, _HEADS, _LENGTH)
+    hierarchy = Hierarchy.dyadic(ranks, _LENGTH)
+    call = Call(query, key, value, None, None, None, None, hierarchy, True, rank**-0.5, 0, 0.0)
+    levels = list(key.split(ranks, dim=-1))
+    starts = [0] * len(ranks)
+    one = query[:, :, :1]
+    return {
+        "forward": lambda: forward_kernel.forward(call),
+        "backward": lambda: backward_kernels.backward(call, value, value, lse, needs_bias_grad=False),
+        "decode": lambda: decode_kernels.decode(one, levels, value, hierarchy, _LENGTH, starts, None, call.scale),
+    }
+
+
+class _NoCard:
+    """A driver as Triton asks it when it compiles; every capability is a device of its own, with a cache of its own."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+class _Launches:
+    """Stands where Triton has a tuned kernel: `kernel[grid](...)`."""
+
+    def __init__(self, launch_one: Callable[..., None]) -> None:
+        self.launch_one = launch_one
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return self.launch_one
+
+
+def _compile_row(kernel: Any, name: str, row: int, options: dict[str, Any]) -> None:
+    """Every choice of block sizes that tuning would time."""
+    for config in launch.configs(name, row):
+        chosen = options | config.all_kwargs()
+        kernel.run(**chosen, EVEN=launch.is_even(chosen, name))
+
+
+def _read(kernel: Any, capability: int, compiled: Any, options: dict[str, Any]) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [_CUOBJDUMP, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
+    ranks = options.get("RANKS", ())
+    sizes = [str(options[name]) for name in ("BLOCK_Q", "BLOCK_K") if name in options]
+    return Compiled(
+        kernel=kernel.__name__,
+        capability=capability,
+        rank=sum(ranks),
+        levels=len(ranks),
+        blocks=" x ".join(sizes) + f", {compiled.metadata.num_warps}, {compiled.metadata.num_stages}",
+        registers=registers,
+        spilled=stack,
+        shared=compiled.metadata.shared,
+        products=next((name for name in ("wgmma", "mma") if f"{name}." in compiled.asm["ptx"]), "none"),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 90], choices=list(SHARED_LIMITS))
+    parser.add_argument("--ranks", nargs="+", default=["32|8|6|4|4|4|4|2", "64", "8x16", "128", "128|128", "512"])
+    parser.add_argument("--out", type=Path, default=Path("docs/results/gpu-compiled.json"))
+    options = parser.parse_args()
+    rows: list[Compiled] = []
+    for capability in options.capabilities:
+        for ranks in map(parse_ranks, options.ranks):
+            for launched in calls(sum(ranks), ranks).values():
+                with compiling(capability) as made:
+                    launched()
+                rows += made
+                print(*made, sep="\n", flush=True)
+    result = {**machine.facts(), "triton": triton.__version__, "rows": [asdict(row) for row in rows]}
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    report.render(options.out)
+
+
+if __name__ == "__main__":
+    main()
