@@ -169,7 +169,9 @@ def main() -> None:
                     launched()
                 rows += made
                 print(*made, sep="\n", flush=True)
-    result = {**machine.facts(), "triton": triton.__version__, "rows": [asdict(row) for row in rows]}
+    limits = {capability: SHARED_LIMITS[capability] for capability in options.capabilities}
+    facts = {**machine.facts(), "triton": triton.__version__}
+    result = {**facts, "limits": limits, "rows": [asdict(row) for row in rows]}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     report.render(options.out)
 

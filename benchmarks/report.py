@@ -18,16 +18,66 @@ FLOORS = {
     "float32 decode, T=16384": {"P32": (1.7, 2.0), "8x8": (2.1, 2.8), "flat": (1.4, 1.5)},
     "float32 forward, T=1024, dv=32": {"8x8": (6.0, 10.0)},
 }
+_KERNELS = {
+    "forward_kernel": "Forward",
+    "query_grad_kernel": "Gradient of queries",
+    "key_grad_kernel": "Gradient of keys and values",
+    "share_kernel": "Decode",
+}
 VARIANTS = ("P32", "8x8", "flat")
 
 
 def render(path: Path) -> None:
     """Writes `path` with the suffixes `.md` and `.svg`."""
     result = json.loads(path.read_text())
+    if "limits" in result:
+        path.with_suffix(".md").write_text(compiled_markdown(result))
+        return
     if any(row["sweep"] for row in result["rows"]):
         plot(result, path.with_suffix(".svg"))
     text = gpu_markdown if "card" in result else markdown
     path.with_suffix(".md").write_text(text(result, path))
+
+
+def compiled_markdown(result: dict[str, Any]) -> str:
+    """What kernels became: a row for each choice of block sizes, a column for each call and capability."""
+    lines = [
+        "# The GPU kernels as compiled",
+        "",
+        f"By Triton {result['triton']} and its ptxas, without a card: no speeds. Commit {result['commit'][:12]}, "
+        f"{result['time']}.",
+        "",
+        "bfloat16, causal, `r = dv` (values of at most 256 dimensions). Blocks: queries by keys (decode: keys alone), "
+        "warps, stages. Each cell: registers per thread (255 is the most); bytes per thread that did not fit into "
+        "them, where there are any; KiB of shared memory per block, struck out where the card has less. The first choice "
+        "is taken where nothing is timed; elsewhere tuning times them all.",
+    ]
+    for capability, limit in result["limits"].items():
+        rows = [row for row in result["rows"] if str(row["capability"]) == capability and row["kernel"] in _KERNELS]
+        products = ", ".join(sorted({f"`{row['products']}`" for row in rows}))
+        lines += ["", f"## Compute capability {int(capability) / 10}: {limit / 1024:.0f} KiB, products by {products}"]
+        for kernel in _KERNELS:
+            mine = [row for row in rows if row["kernel"] == kernel]
+            for rank in sorted({row["rank"] for row in mine}):
+                lines += ["", f"{_KERNELS[kernel]}, r = {rank}:", "", *_compiled_table(mine, rank, limit)]
+    return "\n".join(lines) + "\n"
+
+
+def _compiled_table(rows: list[dict[str, Any]], rank: int, limit: int) -> list[str]:
+    cells = {(row["blocks"], row["levels"]): row for row in rows if row["rank"] == rank}
+    levels = sorted({level for _, level in cells})
+    lines = [f"| blocks | {' | '.join('1 level' if level == 1 else f'{level} levels' for level in levels)} |"]
+    lines.append("|---" * (len(levels) + 1) + "|")
+    for blocks in dict.fromkeys(blocks for blocks, _ in cells):
+        texts = [_compiled_cell(cells[blocks, level], limit) if (blocks, level) in cells else "" for level in levels]
+        lines.append(f"| {blocks} | {' | '.join(texts)} |")
+    return lines
+
+
+def _compiled_cell(row: dict[str, Any], limit: int) -> str:
+    shared = f"{row['shared'] / 1024:.0f} KiB"
+    spilled = f"{row['spilled']} spilled; " if row["spilled"] else ""
+    return f"{row['registers']}; {spilled}{shared if row['shared'] <= limit else f'~~{shared}~~'}"
 
 
 def gpu_markdown(result: dict[str, Any], path: Path) -> str:

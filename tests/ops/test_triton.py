@@ -138,6 +138,17 @@ def test_decode(dtype, queries, key_length, start):
     assert_calibrated(actual.cpu(), exact, plain, largest_term=float(value.abs().max()))
 
 
+def test_decode_of_wide_rows():
+    """More dimensions than one product takes, and than a tile holds."""
+    hierarchy = Hierarchy((200, 90), (None, 16))
+    query, key, value = torch.randn(1, 2, 1, 290), torch.randn(1, 2, 40, 290), torch.randn(1, 2, 40, 5)
+    levels = [part.mT.contiguous() for part in key.split(hierarchy.ranks, -1)]
+    expected = mlr_decode(query, levels, value, hierarchy, key_length=40, backend="dense")
+    on_device = [part.to(DEVICE) for part in levels]
+    actual = mlr_decode(query.to(DEVICE), on_device, value.to(DEVICE), hierarchy, key_length=40, backend="triton")
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_decode_reads_live_keys_alone():
     hierarchy = Hierarchy((4, 3), (None, 32))
     query, key, value = torch.randn(1, 2, 1, 7), torch.randn(1, 2, 70, 7), torch.randn(1, 2, 70, 5)

@@ -17,7 +17,10 @@ from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.triton import launch, tiles
 from structattn.ops.triton.tiles import LOG2E
 
-BLOCK_K = 128
+# (BLOCK_K, warps, stages) by the wider of r and dv, counted twice for float32, as for attention.
+BLOCKS = {64: (128, 4, 3), 128: (128, 4, 2), 256: (64, 8, 2), 1024: (32, 8, 1)}
+# Dimensions per product at most, by the bytes of a number: wider ones do not fit in registers.
+PIECE = {2: 64, 4: 32}
 # Programs per multiprocessor that hide the latency of memory, and the fewest tiles of keys worth a program.
 PROGRAMS, LEAST_TILES = 4, 2
 
@@ -47,8 +50,9 @@ def share_kernel(
     at = batch.to(tl.int64) * query_strides[0] + head.to(tl.int64) * query_strides[1]
     at += (row % queries).to(tl.int64) * query_strides[2]
     own = ()
-    for level in tl.static_range(len(RANKS)):
-        own = own + (load_level(query + at, valid, level, RANKS, RANKS[level]),)
+    if tiles.is_resident(RANKS):
+        for level in tl.static_range(len(RANKS)):
+            own = own + (load_level(query + at, valid, level, RANKS, RANKS[level]),)
     value_rows, value_step = tiles.rows_of(value, value_strides, batch, key_head, 0)
 
     result = tl.zeros((ROWS, tiles.padded(WIDTH)), tl.float32)
@@ -65,8 +69,12 @@ def share_kernel(
                 rows_at = key_levels[level] + batch.to(tl.int64) * level_strides[3 * level]
                 rows_at += key_head.to(tl.int64) * level_strides[3 * level + 1] - level_starts[level]
                 keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, RANKS[level])
+                if not tiles.is_resident(RANKS):
+                    own_level = load_level(query + at, valid, level, RANKS, RANKS[level])
+                else:
+                    own_level = own[level]
                 same = (position // SIZES[level])[:, None] == ((j - start) // SIZES[level])[None, :]
-                score += tl.where(same, tl.dot(own[level], keys, input_precision=PRECISION), 0.0)
+                score += tl.where(same, tl.dot(own_level, keys, input_precision=PRECISION), 0.0)
                 gain = tl.where(same, GAINS[level], gain)
         visible = valid[:, None] & ((j < stop)[None, :] & ((j - start)[None, :] <= position[:, None]))
         score = tl.where(visible, score * gain * (scale * LOG2E), float("-inf"))
@@ -136,11 +144,13 @@ def decode(
     if not out.numel():
         return out
     query, value = launch.unit_stride(query), launch.unit_stride(value)
-    levels = [launch.unit_stride(keys) for keys in key_levels]
+    pieces = pieces_of(hierarchy.ranks, PIECE[query.dtype.itemsize])
+    levels = [launch.unit_stride(key_levels[level][..., low:high, :]) for level, low, high in pieces]
+    block, warps, stages = BLOCKS[launch.width_class(hierarchy.rank, width, query.dtype)]
     rows, pairs = heads // key_heads * queries, batch * key_heads
     tile = min(tiles.padded(rows), 64)
     row_tiles = triton.cdiv(rows, tile)
-    share = keys_per_program(key_length, pairs * row_tiles, query)
+    share = keys_per_program(key_length, pairs * row_tiles, query, block)
     splits = triton.cdiv(key_length, share)
     shares = torch.empty(pairs, splits, rows, width, dtype=torch.float32, device=query.device)
     tops, totals = torch.empty(2, pairs, splits, rows, dtype=torch.float32, device=query.device)
@@ -148,9 +158,12 @@ def decode(
         share_kernel[(pairs * row_tiles * splits,)](
             query, tuple(levels), value, key_start, shares, tops, totals,
             query.stride(), tuple(stride for keys in levels for stride in keys.stride()[:3]), value.stride(),
-            tuple(level_starts), key_heads, rows, queries, key_length, share, splits, scale,
-            RANKS=hierarchy.ranks, SIZES=launch.sizes(hierarchy), GAINS=hierarchy.gains, WIDTH=width,
-            PRECISION=launch.precision(), ROWS=tile, BLOCK_K=BLOCK_K, enable_fp_fusion=True,
+            tuple(level_starts[level] for level, _, _ in pieces), key_heads, rows, queries, key_length, share, splits,
+            scale, RANKS=tuple(high - low for _, low, high in pieces),
+            SIZES=tuple(launch.sizes(hierarchy)[level] for level, _, _ in pieces),
+            GAINS=tuple(hierarchy.gains[level] for level, _, _ in pieces), WIDTH=width,
+            PRECISION=launch.precision(), ROWS=tile, BLOCK_K=block, num_warps=warps, num_stages=stages,
+            enable_fp_fusion=True,
         )  # fmt: skip
         join_kernel[(pairs * rows,)](
             shares, tops, totals, out, rows, splits, WIDTH=width, SPLITS=triton.next_power_of_2(splits),
@@ -159,9 +172,14 @@ def decode(
     return out
 
 
-def keys_per_program(key_length: int, tasks: int, query: Tensor) -> int:
+def pieces_of(ranks: tuple[int, ...], widest: int) -> list[tuple[int, int, int]]:
+    """`(level, first, stop)` of the dimensions of each level that one product takes: those of a wide level in parts."""
+    return [(level, low, min(low + widest, rank)) for level, rank in enumerate(ranks) for low in range(0, rank, widest)]
+
+
+def keys_per_program(key_length: int, tasks: int, query: Tensor, block: int) -> int:
     """Keys per program, whole tiles: as many programs as keep every multiprocessor busy."""
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 1
-    key_tiles = triton.cdiv(key_length, BLOCK_K)
+    key_tiles = triton.cdiv(key_length, block)
     splits = max(1, min(PROGRAMS * processors // tasks, key_tiles // LEAST_TILES))
-    return int(triton.cdiv(key_tiles, splits)) * BLOCK_K
+    return int(triton.cdiv(key_tiles, splits)) * block

@@ -216,7 +216,7 @@ class Ranks(Study):
     figure = "section 5"
     data = TEXT
     scales: ClassVar[Mapping[Scale, str]] = {
-        "small": "Models of 4 layers, width 128 and heads of 32 on 256 characters of context, for 8e12 FLOPs.",
+        "small": "Models of 4 layers, width 128 and heads of 32 on 256 characters of context, for 5e12 FLOPs.",
         "paper": "Models of 6 layers, width 512 and heads of 64 on 1,024 characters of context, 20 tokens a parameter.",
     }
 
@@ -226,7 +226,7 @@ class Ranks(Study):
             row = preset("paper-512")
             splits: tuple[str, ...] = ("64", "32|32", "32|16|16", "32|8|6|4|4|4|4|2", "8x8", "2|2|4|4|4|8|8|32")
         else:
-            row = dataclasses.replace(preset("demo"), flops=8e12, learning_rate=3e-3)
+            row = dataclasses.replace(preset("demo"), flops=5e12, learning_rate=3e-3)
             splits = ("32", "16|16", "16|8|4|4", "8x4", "4|4|8|16", "2|2|4|24")
         sizes = ModelSizes(row.layers, row.dim, row.heads, "rotary")
         train = TrainConfig(flops=row.flops, batch_size=row.batch_size, learning_rate=row.learning_rate)

@@ -1,0 +1,67 @@
+"""The Triton kernels compile for cards not at hand: the interpreter checks neither types nor memory."""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import torch
+from benchmarks.gpu_compile import calls, compiling
+from benchmarks.report import compiled_markdown
+
+LAUNCHES = {
+    "forward": ["forward_kernel"],
+    "backward": ["query_grad_kernel", "key_grad_kernel"],
+    "decode": ["share_kernel", "join_kernel"],
+}
+
+
+@pytest.fixture(autouse=True)
+def first_choice_of_blocks(monkeypatch):
+    """Each kernel once: compiling takes seconds."""
+    from structattn.ops.triton import launch
+
+    monkeypatch.setattr(launch, "configs", lambda name, row, every=launch.configs: every(name, row)[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("operation", LAUNCHES)
+def test_two_levels(operation, capability):
+    with compiling(capability) as made:
+        calls(64, (32, 32))[operation]()
+    assert [each.kernel for each in made] == LAUNCHES[operation]
+    for each in made:
+        assert each.fits, each
+        assert each.spilled <= 32, each  # a few bytes cost nothing, hundreds do
+    assert made[0].products == ("wgmma" if capability == 90 and operation != "decode" else "mma")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", LAUNCHES)
+def test_the_widest_rows(operation):
+    """Of bilinear attention: dimensions of q and k in pieces."""
+    with compiling(90) as made:
+        calls(512, (512,), torch.float16)[operation]()
+    assert {each.kernel for each in made} == set(LAUNCHES[operation])
+    assert all(each.fits for each in made)
+
+
+def test_nothing_runs_and_all_is_as_before(monkeypatch):
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from structattn.ops.triton import launch
+
+    before = JITFunction.run, launch.tuned, driver._active
+    with pytest.raises(RuntimeError, match="on purpose"), compiling(90):
+        raise RuntimeError("on purpose")
+    assert before == (JITFunction.run, launch.tuned, driver._active)
+
+
+def test_page():
+    row = {"kernel": "forward_kernel", "capability": 80, "rank": 64, "levels": 2, "blocks": "64 x 64, 4, 3"}
+    row |= {"registers": 255, "spilled": 8, "shared": 2048, "products": "mma"}
+    result = {"triton": "3", "commit": "abc", "time": "now", "limits": {"80": 1024}, "rows": [row]}
+    page = compiled_markdown(result)
+    assert "| 64 x 64, 4, 3 | 255; 8 spilled; ~~2 KiB~~ |" in page
+    assert "capability 8.0: 1 KiB, products by `mma`" in page
