@@ -49,8 +49,8 @@ def compiled_markdown(result: dict[str, Any]) -> str:
         "",
         "bfloat16, causal, `r = dv` (values of at most 256 dimensions). Blocks: queries by keys (decode: keys alone), "
         "warps, stages. Each cell: registers per thread (255 is the most); bytes per thread that did not fit into "
-        "them, where there are any; KiB of shared memory per block, struck out where the card has less. The first choice "
-        "is taken where nothing is timed; elsewhere tuning times them all.",
+        "them, where there are any; KiB of shared memory per block, struck out where the card has less. The first "
+        "choice is taken where nothing is timed; elsewhere tuning times them all.",
     ]
     for capability, limit in result["limits"].items():
         rows = [row for row in result["rows"] if str(row["capability"]) == capability and row["kernel"] in _KERNELS]

@@ -32,7 +32,7 @@ def test_two_levels(operation, capability):
     assert [each.kernel for each in made] == LAUNCHES[operation]
     for each in made:
         assert each.fits, each
-        assert each.spilled <= 32, each  # a few bytes cost nothing, hundreds do
+        assert each.spilled <= 64, each  # a few bytes cost nothing, hundreds do
     assert made[0].products == ("wgmma" if capability == 90 and operation != "decode" else "mma")
 
 

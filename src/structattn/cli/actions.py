@@ -246,6 +246,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     if command.dry_run:
         console.print(plan_table(plan(trials), command.jobs))
         return 0
+    trials[0].config.build_task(1)  # Data that cannot be read end the study before its first run.
     folder = command.out / chosen.name
     with TrialBar(console, len(trials)) as bar:
         outcomes = run_trials(

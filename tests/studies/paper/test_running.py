@@ -163,6 +163,9 @@ class TestCommand:
             (["widht"], "did you mean 'width'"),
             (["width", "--seeds", "0"], "seeds must be a positive integer, got 0"),
             (["width", "--jobs", "0"], "jobs must be a positive integer, got 0"),
+            (["width", "--data", "novels"], "the study width draws its own, got --data novels"),
+            (["scaling", "--data", "missing.txt"], "missing.txt"),
+            (["forecast", "--data", "missing.csv"], "missing.csv"),
         ],
     )
     def test_bad_input(self, tmp_path, capsys, options, said):

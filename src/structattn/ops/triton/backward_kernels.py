@@ -156,7 +156,7 @@ def key_grad_kernel(
                         )
                         kept = probability * factor
                         score_grad *= factor
-                    if CHUNKS[0] == 0:
+                    if tiles.item(CHUNKS, 0) == 0:
                         value_grads = tl.dot(kept.to(upstream.dtype), upstream, value_grads, input_precision=PRECISION)
                     score_grad = probability * (score_grad - row_delta[None, :])
                     grads = tiles.add_gradients(
@@ -165,7 +165,7 @@ def key_grad_kernel(
                     )  # fmt: skip
     row = key_pair.to(tl.int64) * key_length + start
     tiles.store_chunks(key_grad, row, grads, own_side, scale, CHUNKS, BLOCK_K, RANKS, STEP)
-    if CHUNKS[0] == 0:
+    if tiles.item(CHUNKS, 0) == 0:
         columns = tl.arange(0, tiles.padded(WIDTH))
         stored = (j < keys)[:, None] & (columns < WIDTH)[None, :]
         to = value_grad + (row + j)[:, None] * WIDTH + columns[None, :]

@@ -52,7 +52,7 @@ def share_kernel(
     own = ()
     if tiles.is_resident(RANKS):
         for level in tl.static_range(len(RANKS)):
-            own = own + (load_level(query + at, valid, level, RANKS, RANKS[level]),)
+            own = own + (load_level(query + at, valid, level, RANKS, tiles.item(RANKS, level)),)
     value_rows, value_step = tiles.rows_of(value, value_strides, batch, key_head, 0)
 
     result = tl.zeros((ROWS, tiles.padded(WIDTH)), tl.float32)
@@ -68,9 +68,9 @@ def share_kernel(
             if first + BLOCK_K > edge:
                 rows_at = key_levels[level] + batch.to(tl.int64) * level_strides[3 * level]
                 rows_at += key_head.to(tl.int64) * level_strides[3 * level + 1] - level_starts[level]
-                keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, RANKS[level])
+                keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, tiles.item(RANKS, level))
                 if not tiles.is_resident(RANKS):
-                    own_level = load_level(query + at, valid, level, RANKS, RANKS[level])
+                    own_level = load_level(query + at, valid, level, RANKS, tiles.item(RANKS, level))
                 else:
                     own_level = own[level]
                 same = (position // SIZES[level])[:, None] == ((j - start) // SIZES[level])[None, :]

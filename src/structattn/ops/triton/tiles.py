@@ -98,6 +98,12 @@ def parts_of(ranks, step):
 
 
 @triton.constexpr_function
+def item(values, index):
+    """`values[index]`, still known when the kernel is compiled: before Triton 3.8 an index makes it a number."""
+    return values[index]
+
+
+@triton.constexpr_function
 def part_count(ranks, step):
     """The number of parts, the near one included."""
     return len(parts_of(ranks, step)) + 1
@@ -419,8 +425,8 @@ def add_chunk_gradients(
 ):  # fmt: skip
     """`grads` plus `score_grad (A, B)` times the other rows, for what `add_products` multiplies."""
     added = ()
-    for c in tl.static_range(CHUNKS[0], CHUNKS[1]):
-        grad = grads[c - CHUNKS[0]]
+    for c in tl.static_range(item(CHUNKS, 0), item(CHUNKS, 1)):
+        grad = grads[c - item(CHUNKS, 0)]
         if overlaps(RANKS, STEP, c, FROM, TO):
             other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
             weights = score_grad.to(other.dtype)
@@ -467,7 +473,7 @@ def add_gradients(
 def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
     """A tuple of zeros for the gradients of chunks `CHUNKS[0] … CHUNKS[1]`."""
     chunks = ()
-    for c in tl.static_range(CHUNKS[0], CHUNKS[1]):
+    for c in tl.static_range(item(CHUNKS, 0), item(CHUNKS, 1)):
         chunks = chunks + (tl.zeros((A, chunk_width(RANKS, STEP, c)), tl.float32),)
     return chunks
 
@@ -481,10 +487,10 @@ def store_chunks(
     _, _, first, low, high = own_side
     position = first + tl.arange(0, A)
     valid = (position >= low) & (position < high)
-    for c in tl.static_range(CHUNKS[0], CHUNKS[1]):
+    for c in tl.static_range(item(CHUNKS, 0), item(CHUNKS, 1)):
         dims = chunk_start(RANKS, STEP, c) + tl.arange(0, chunk_width(RANKS, STEP, c))
         at = to + (row + position)[:, None] * rank + dims[None, :]
-        chunk = (grads[c - CHUNKS[0]] * scale).to(to.dtype.element_ty)
+        chunk = (grads[c - item(CHUNKS, 0)] * scale).to(to.dtype.element_ty)
         tl.store(at, chunk, mask=valid[:, None] & (dims < rank)[None, :])
 
 
