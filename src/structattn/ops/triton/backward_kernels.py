@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from structattn.ops.call import Call
-from structattn.ops.triton import launch, tiles
+from structattn.ops.triton import launch, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 
@@ -56,8 +56,8 @@ def query_grad_kernel(
     visible_end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
 
     grads = tiles.zero_chunks(CHUNKS, BLOCK_Q, RANKS, STEP)
-    for part in tl.static_range(tiles.part_count(RANKS, STEP)):
-        for level in range(tiles.part_start(part, RANKS, STEP), tiles.part_stop(part, RANKS, STEP)):
+    for part in tl.static_range(static.part_count(RANKS, STEP)):
+        for level in range(static.part_start(part, RANKS, STEP), static.part_stop(part, RANKS, STEP)):
             runs = tiles.bounds(first, level, 0, visible_end, part, BLOCK_Q, RANKS, SIZES, STEP, CAUSAL)
             for step in range(tiles.steps(runs, BLOCK_K)):
                 at, stop = tiles.tile_at(step, runs, BLOCK_K)
@@ -73,7 +73,7 @@ def query_grad_kernel(
                 )  # fmt: skip
                 probability = tl.exp2(score - row_lse[:, None])
                 values = tiles.load_values(
-                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, tiles.is_masked(part, RANKS, STEP, EVEN)
+                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, static.is_masked(part, RANKS, STEP, EVEN)
                 )
                 score_grad = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
                 if seed is not None:
@@ -119,7 +119,7 @@ def key_grad_kernel(
     seen_from = tl.maximum(low, first) if CAUSAL else low
 
     grads = tiles.zero_chunks(CHUNKS, BLOCK_K, RANKS, STEP)
-    value_grads = tl.zeros((BLOCK_K, tiles.padded(WIDTH)), tl.float32)
+    value_grads = tl.zeros((BLOCK_K, static.padded(WIDTH)), tl.float32)
     for member in range(group):
         head = key_head * group + member
         pair = batch * heads + head
@@ -127,8 +127,8 @@ def key_grad_kernel(
         grad_rows, grad_step = tiles.rows_of(grad_out, grad_out_strides, batch, head, -offset)
         shift = tiles.bias_shift(bias_strides, batch, head, -offset, start)
         row = pair.to(tl.int64) * query_length - offset
-        for part in tl.static_range(tiles.part_count(RANKS, STEP)):
-            for level in range(tiles.part_start(part, RANKS, STEP), tiles.part_stop(part, RANKS, STEP)):
+        for part in tl.static_range(static.part_count(RANKS, STEP)):
+            for level in range(static.part_start(part, RANKS, STEP), static.part_stop(part, RANKS, STEP)):
                 runs = tiles.bounds(first, level, seen_from, high, part, BLOCK_K, RANKS, SIZES, STEP, CAUSAL)
                 for step in range(tiles.steps(runs, BLOCK_Q)):
                     at, stop = tiles.tile_at(step, runs, BLOCK_Q)
@@ -146,7 +146,7 @@ def key_grad_kernel(
                     row_delta = tl.load(delta + row + i, mask=i < stop, other=0.0)
                     probability = tl.exp2(score - row_lse[None, :])
                     upstream = tiles.load_values(
-                        (grad_rows, grad_step, at, at, stop), BLOCK_Q, WIDTH, tiles.is_masked(part, RANKS, STEP, EVEN)
+                        (grad_rows, grad_step, at, at, stop), BLOCK_Q, WIDTH, static.is_masked(part, RANKS, STEP, EVEN)
                     )
                     score_grad = tl.dot(values, tl.trans(upstream), input_precision=PRECISION)
                     kept = probability
@@ -156,7 +156,7 @@ def key_grad_kernel(
                         )
                         kept = probability * factor
                         score_grad *= factor
-                    if tiles.item(CHUNKS, 0) == 0:
+                    if static.item(CHUNKS, 0) == 0:
                         value_grads = tl.dot(kept.to(upstream.dtype), upstream, value_grads, input_precision=PRECISION)
                     score_grad = probability * (score_grad - row_delta[None, :])
                     grads = tiles.add_gradients(
@@ -165,8 +165,8 @@ def key_grad_kernel(
                     )  # fmt: skip
     row = key_pair.to(tl.int64) * key_length + start
     tiles.store_chunks(key_grad, row, grads, own_side, scale, CHUNKS, BLOCK_K, RANKS, STEP)
-    if tiles.item(CHUNKS, 0) == 0:
-        columns = tl.arange(0, tiles.padded(WIDTH))
+    if static.item(CHUNKS, 0) == 0:
+        columns = tl.arange(0, static.padded(WIDTH))
         stored = (j < keys)[:, None] & (columns < WIDTH)[None, :]
         to = value_grad + (row + j)[:, None] * WIDTH + columns[None, :]
         tl.store(to, value_grads.to(value_grad.dtype.element_ty), mask=stored)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from structattn.ops.hierarchy import Hierarchy
-from structattn.ops.triton import launch, tiles
+from structattn.ops.triton import launch, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 # (BLOCK_K, warps, stages) by the wider of r and dv, counted twice for float32, as for attention.
@@ -50,12 +50,12 @@ def share_kernel(
     at = batch.to(tl.int64) * query_strides[0] + head.to(tl.int64) * query_strides[1]
     at += (row % queries).to(tl.int64) * query_strides[2]
     own = ()
-    if tiles.is_resident(RANKS):
+    if static.is_resident(RANKS):
         for level in tl.static_range(len(RANKS)):
-            own = own + (load_level(query + at, valid, level, RANKS, tiles.item(RANKS, level)),)
+            own = own + (load_level(query + at, valid, level, RANKS, static.item(RANKS, level)),)
     value_rows, value_step = tiles.rows_of(value, value_strides, batch, key_head, 0)
 
-    result = tl.zeros((ROWS, tiles.padded(WIDTH)), tl.float32)
+    result = tl.zeros((ROWS, static.padded(WIDTH)), tl.float32)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for first in range(tl.maximum(split * share, start), stop, BLOCK_K):
@@ -68,9 +68,9 @@ def share_kernel(
             if first + BLOCK_K > edge:
                 rows_at = key_levels[level] + batch.to(tl.int64) * level_strides[3 * level]
                 rows_at += key_head.to(tl.int64) * level_strides[3 * level + 1] - level_starts[level]
-                keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, tiles.item(RANKS, level))
-                if not tiles.is_resident(RANKS):
-                    own_level = load_level(query + at, valid, level, RANKS, tiles.item(RANKS, level))
+                keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, static.item(RANKS, level))
+                if not static.is_resident(RANKS):
+                    own_level = load_level(query + at, valid, level, RANKS, static.item(RANKS, level))
                 else:
                     own_level = own[level]
                 same = (position // SIZES[level])[:, None] == ((j - start) // SIZES[level])[None, :]
@@ -87,7 +87,7 @@ def share_kernel(
         top = new_top
 
     to = (pair.to(tl.int64) * splits + split) * rows + row
-    columns = tl.arange(0, tiles.padded(WIDTH))
+    columns = tl.arange(0, static.padded(WIDTH))
     inside = (row < rows)[:, None] & (columns < WIDTH)[None, :]
     tl.store(shares + to[:, None] * WIDTH + columns[None, :], result, mask=inside)
     tl.store(tops + to, top, mask=row < rows)
@@ -97,7 +97,7 @@ def share_kernel(
 @triton.jit
 def load_keys(rows, stride, j, low, high, RANK: tl.constexpr):
     """A level's keys at indices `j`, `(r_l padded, n)`, zeros outside `low … high`."""
-    dims = tl.arange(0, tiles.padded(RANK))
+    dims = tl.arange(0, static.padded(RANK))
     inside = (dims < RANK)[:, None] & ((j >= low) & (j < high))[None, :]
     return tl.load(rows + dims[:, None].to(tl.int64) * stride + j[None, :], mask=inside, other=0.0)
 
@@ -105,9 +105,9 @@ def load_keys(rows, stride, j, low, high, RANK: tl.constexpr):
 @triton.jit
 def load_level(rows, valid, level: tl.constexpr, RANKS: tl.constexpr, RANK: tl.constexpr):
     """A level's dimensions of the queries, `(ROWS, r_l padded)`."""
-    dims = tl.arange(0, tiles.padded(RANK))
+    dims = tl.arange(0, static.padded(RANK))
     inside = valid[:, None] & (dims < RANK)[None, :]
-    return tl.load(rows[:, None] + tiles.prefix(RANKS, level) + dims[None, :], mask=inside, other=0.0)
+    return tl.load(rows[:, None] + static.prefix(RANKS, level) + dims[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def join_kernel(shares, tops, totals, out, rows, splits, WIDTH: tl.constexpr, SP
     """One row's output from the shares of all splits: zeros where it saw nothing."""
     pair, row = tl.program_id(0) // rows, tl.program_id(0) % rows
     split = tl.arange(0, SPLITS)
-    columns = tl.arange(0, tiles.padded(WIDTH))
+    columns = tl.arange(0, static.padded(WIDTH))
     at = (pair.to(tl.int64) * splits + split) * rows + row
     top = tl.load(tops + at, mask=split < splits, other=float("-inf"))
     most = tl.max(top, 0)
@@ -148,7 +148,7 @@ def decode(
     levels = [launch.unit_stride(key_levels[level][..., low:high, :]) for level, low, high in pieces]
     block, warps, stages = BLOCKS[launch.width_class(hierarchy.rank, width, query.dtype)]
     rows, pairs = heads // key_heads * queries, batch * key_heads
-    tile = min(tiles.padded(rows), 64)
+    tile = min(static.padded(rows), 64)
     row_tiles = triton.cdiv(rows, tile)
     share = keys_per_program(key_length, pairs * row_tiles, query, block)
     splits = triton.cdiv(key_length, share)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from structattn.ops.call import Call
-from structattn.ops.triton import launch, tiles
+from structattn.ops.triton import launch, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 
@@ -41,11 +41,11 @@ def forward_kernel(
     own = tiles.load_own(own_side, BLOCK_Q, RANKS, STEP)
     visible_end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
 
-    total_out = tl.zeros((BLOCK_Q, tiles.padded(WIDTH)), tl.float32)
+    total_out = tl.zeros((BLOCK_Q, static.padded(WIDTH)), tl.float32)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
-    for part in tl.static_range(tiles.part_count(RANKS, STEP)):
-        for level in range(tiles.part_start(part, RANKS, STEP), tiles.part_stop(part, RANKS, STEP)):
+    for part in tl.static_range(static.part_count(RANKS, STEP)):
+        for level in range(static.part_start(part, RANKS, STEP), static.part_stop(part, RANKS, STEP)):
             runs = tiles.bounds(first, level, 0, visible_end, part, BLOCK_Q, RANKS, SIZES, STEP, CAUSAL)
             for step in range(tiles.steps(runs, BLOCK_K)):
                 at, stop = tiles.tile_at(step, runs, BLOCK_K)
@@ -69,7 +69,7 @@ def forward_kernel(
                         seed, pair, (i - offset)[:, None], (j + start)[None, :], threshold, keep_scale
                     )
                 values = tiles.load_values(
-                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, tiles.is_masked(part, RANKS, STEP, EVEN)
+                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, static.is_masked(part, RANKS, STEP, EVEN)
                 )
                 total_out = tl.dot(
                     probability.to(values.dtype), values, total_out * decay[:, None], input_precision=PRECISION
@@ -80,7 +80,7 @@ def forward_kernel(
     total_out = total_out / tl.where(empty, 1.0, total)[:, None]
     log_sum = tl.where(empty, float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) / LOG2E)
     index = pair.to(tl.int64) * query_length - offset + i
-    columns = tl.arange(0, tiles.padded(WIDTH))
+    columns = tl.arange(0, static.padded(WIDTH))
     valid = (i >= low) & (i < high)
     stored = valid[:, None] & (columns < WIDTH)[None, :]
     tl.store(out + index[:, None] * WIDTH + columns[None, :], total_out.to(out.dtype.element_ty), mask=stored)

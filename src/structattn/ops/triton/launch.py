@@ -12,7 +12,7 @@ from torch import Tensor
 
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
-from structattn.ops.triton.tiles import RESIDENT, chunks_of
+from structattn.ops.triton.static import RESIDENT, chunks_of
 
 # (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, counted twice for float32: by how much
 # of shared memory a row takes. The first is the one taken where nothing is timed.

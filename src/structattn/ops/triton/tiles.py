@@ -17,135 +17,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Dimensions per chunk at most; rows wider than RESIDENT are not held, but loaded chunk by chunk for each product.
-WIDEST, RESIDENT = 128, 256
+from structattn.ops.triton import static
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
-# --- numbers known when a kernel is compiled --------------------------------------------------------------------------
-
-
-@triton.constexpr_function
-def prefix(ranks, depth):
-    """R_depth."""
-    return sum(ranks[:depth])
-
-
-@triton.constexpr_function
-def chunks_of(ranks, step):
-    """`(first dimension, width)` of each chunk."""
-    chunks, at = [], 0
-    for depth in range(1, len(ranks) + 1):
-        edge = -(-sum(ranks[:depth]) // step) * step
-        while at < edge:
-            width = 16
-            while at + 2 * width <= edge and width < WIDEST:
-                width *= 2
-            chunks.append((at, width))
-            at += width
-    return chunks
-
-
-@triton.constexpr_function
-def chunk_count(ranks, step):
-    """The number of chunks that cover all of r."""
-    return len(chunks_of(ranks, step))
-
-
-@triton.constexpr_function
-def chunk_start(ranks, step, chunk):
-    """The first dimension of a chunk."""
-    return chunks_of(ranks, step)[chunk][0]
-
-
-@triton.constexpr_function
-def chunk_width(ranks, step, chunk):
-    """The number of dimensions of a chunk, a power of two."""
-    return chunks_of(ranks, step)[chunk][1]
-
-
-@triton.constexpr_function
-def overlaps(ranks, step, chunk, start, stop):
-    """Whether a chunk holds any of the dimensions `start … stop`."""
-    first, width = chunks_of(ranks, step)[chunk]
-    return first < stop and start < first + width
-
-
-@triton.constexpr_function
-def within(ranks, step, chunk, start, stop):
-    """Whether all of a chunk lies in the dimensions `start … stop`."""
-    first, width = chunks_of(ranks, step)[chunk]
-    return start <= first and first + width <= stop
-
-
-@triton.constexpr_function
-def is_resident(ranks):
-    """Whether a tile's rows are narrow enough to be held."""
-    return sum(ranks) <= RESIDENT
-
-
-@triton.constexpr_function
-def padded(width):
-    """`width` rounded up to a power of two that products take."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-@triton.constexpr_function
-def parts_of(ranks, step):
-    """`(first, stop)` of the levels of each far part: those whose prefixes end at the same chunk's edge."""
-    edges = [-(-sum(ranks[:depth]) // step) for depth in range(1, len(ranks) + 1)]
-    starts = [level for level, edge in enumerate(edges) if level == 0 or edge != edges[level - 1]]
-    return list(zip(starts, [*starts[1:], len(ranks)], strict=True))
-
-
-@triton.constexpr_function
-def item(values, index):
-    """`values[index]`, still known when the kernel is compiled: before Triton 3.8 an index makes it a number."""
-    return values[index]
-
-
-@triton.constexpr_function
-def part_count(ranks, step):
-    """The number of parts, the near one included."""
-    return len(parts_of(ranks, step)) + 1
-
-
-@triton.constexpr_function
-def is_near(part, ranks, step):
-    """Whether a part is the near one."""
-    return part == len(parts_of(ranks, step))
-
-
-@triton.constexpr_function
-def part_start(part, ranks, step):
-    """The first level of a part; the near part is gone through once, as if for the last level."""
-    return [*parts_of(ranks, step), (len(ranks) - 1, len(ranks))][part][0]
-
-
-@triton.constexpr_function
-def part_stop(part, ranks, step):
-    """One past the last level of a part."""
-    return [*parts_of(ranks, step), (len(ranks) - 1, len(ranks))][part][1]
-
-
-@triton.constexpr_function
-def is_masked(part, ranks, step, even):
-    """Whether tiles of a part may be less than full."""
-    return part == len(parts_of(ranks, step)) or not even
-
-
-@triton.constexpr_function
-def always_whole(sizes, own):
-    """How many leading levels have blocks that hold any whole tile of `own` positions."""
-    count = 0
-    while count < len(sizes) and sizes[count] % own == 0:
-        count += 1
-    return count
-
-
-@triton.constexpr_function
-def differ(gains, first):
-    """Whether gains from index `first` on are not all one number."""
-    return len(set(gains[first:])) > 1
+# --- numbers that a level of the loop names ---------------------------------------------------------------------------
 
 
 @triton.jit
@@ -162,7 +38,7 @@ def prefix_at(level, RANKS: tl.constexpr):
     """The prefix rank of a level known when the kernel runs."""
     value = RANKS[0]
     for at in tl.static_range(1, len(RANKS)):
-        value = tl.where(level == at, prefix(RANKS, at + 1), value)
+        value = tl.where(level == at, static.prefix(RANKS, at + 1), value)
     return value
 
 
@@ -217,7 +93,7 @@ def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CA
 def near_bounds(first, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
     """The same for the near part, whose second run is empty: the coarsest blocks that the own tile crosses."""
     start, stop = inner(first, len(SIZES) - 1, A, SIZES, CAUSAL)
-    for back in tl.static_range(len(SIZES) - always_whole(SIZES, A)):
+    for back in tl.static_range(len(SIZES) - static.always_whole(SIZES, A)):
         size = SIZES[len(SIZES) - 1 - back]
         block_start, block_stop = span(first, size, A)
         crosses = block_stop - block_start != size
@@ -231,7 +107,7 @@ def bounds(
     STEP: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Positions of the other side, within `low … high`, that a part goes through for a level."""
-    if is_near(PART, RANKS, STEP):
+    if static.is_near(PART, RANKS, STEP):
         return near_bounds(first, low, high, A, SIZES, CAUSAL)
     else:
         return far_bounds(first, level, low, high, A, SIZES, CAUSAL)
@@ -304,9 +180,9 @@ def load_chunk(
     A side is (rows, stride, first, low, high): pointer to position 0, the tile's first position, its valid range.
     """
     rows, stride, first, low, high = side
-    start: tl.constexpr = chunk_start(RANKS, STEP, CHUNK)
-    width: tl.constexpr = chunk_width(RANKS, STEP, CHUNK)
-    rank: tl.constexpr = prefix(RANKS, len(RANKS))
+    start: tl.constexpr = static.chunk_start(RANKS, STEP, CHUNK)
+    width: tl.constexpr = static.chunk_width(RANKS, STEP, CHUNK)
+    rank: tl.constexpr = static.prefix(RANKS, len(RANKS))
     return load(rows, stride, first, low, high, start, rank, COUNT, width, MASKED, start + width > rank)
 
 
@@ -314,8 +190,8 @@ def load_chunk(
 def load_own(side, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
     """The own tile as a tuple of chunks; empty where rows are too wide to be held."""
     chunks = ()
-    if is_resident(RANKS):
-        for c in tl.static_range(chunk_count(RANKS, STEP)):
+    if static.is_resident(RANKS):
+        for c in tl.static_range(static.chunk_count(RANKS, STEP)):
             chunks = chunks + (load_chunk(side, A, c, RANKS, STEP, True),)
     return chunks
 
@@ -324,7 +200,9 @@ def load_own(side, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
 def load_values(side, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
     """All WIDTH columns of a side's tile, padded to a power of two."""
     rows, stride, first, low, high = side
-    return load(rows, stride, first, low, high, 0, WIDTH, COUNT, padded(WIDTH), MASKED, padded(WIDTH) > WIDTH)
+    return load(
+        rows, stride, first, low, high, 0, WIDTH, COUNT, static.padded(WIDTH), MASKED, static.padded(WIDTH) > WIDTH
+    )
 
 
 # --- scores and their gradients ---------------------------------------------------------------------------------------
@@ -343,16 +221,16 @@ def add_products(
     B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`total (A, B)` plus the products over dimensions `start … stop`, which lie in the chunks of `FROM … TO`."""
-    if is_resident(RANKS):
-        for c in tl.static_range(chunk_count(RANKS, STEP)):
-            if overlaps(RANKS, STEP, c, FROM, TO):
+    if static.is_resident(RANKS):
+        for c in tl.static_range(static.chunk_count(RANKS, STEP)):
+            if static.overlaps(RANKS, STEP, c, FROM, TO):
                 other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
                 mine = own[c]
-                if not within(RANKS, STEP, c, FROM, TO):
-                    mine = cut(mine, chunk_start(RANKS, STEP, c), start, stop)
+                if not static.within(RANKS, STEP, c, FROM, TO):
+                    mine = cut(mine, static.chunk_start(RANKS, STEP, c), start, stop)
                 total = tl.dot(mine, tl.trans(other), total, input_precision=PRECISION)
     else:
-        rank: tl.constexpr = prefix(RANKS, len(RANKS))
+        rank: tl.constexpr = static.prefix(RANKS, len(RANKS))
         width: tl.constexpr = 128
         rows, stride, first, low, high = other_side
         own_rows, own_stride, own_first, own_low, own_high = own_side
@@ -375,10 +253,10 @@ def gain_of(
     SIZES: tl.constexpr, GAINS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """The gain of a tile's pairs: one number, or `(A, B)` where it varies."""
-    whole: tl.constexpr = always_whole(SIZES, A)
-    if not is_near(PART, RANKS, STEP):
+    whole: tl.constexpr = static.always_whole(SIZES, A)
+    if not static.is_near(PART, RANKS, STEP):
         return pick(GAINS, level) * 1.0
-    elif not differ(GAINS, whole - 1):
+    elif not static.differ(GAINS, whole - 1):
         return GAINS[whole - 1] * 1.0
     else:
         mine, theirs = own_first + tl.arange(0, A), first + tl.arange(0, B)
@@ -394,25 +272,26 @@ def products(
     RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`Σ_{d < R_m} own · other`, `(A, B)` float32, for tiles of a part; `level` is that of a far part."""
-    MASKED: tl.constexpr = is_masked(PART, RANKS, STEP, EVEN)
+    MASKED: tl.constexpr = static.is_masked(PART, RANKS, STEP, EVEN)
     total = tl.zeros((A, B), tl.float32)
-    if is_near(PART, RANKS, STEP):
+    if static.is_near(PART, RANKS, STEP):
         mine, theirs = own_side[2] + tl.arange(0, A), other_side[2] + tl.arange(0, B)
-        whole: tl.constexpr = always_whole(SIZES, A)
-        shared: tl.constexpr = prefix(RANKS, whole)
+        whole: tl.constexpr = static.always_whole(SIZES, A)
+        shared: tl.constexpr = static.prefix(RANKS, whole)
         total = add_products(
             total, own, own_side, other_side, 0, shared, 0, shared, A, B, RANKS, STEP, MASKED, PRECISION
         )
         for finer in tl.static_range(whole, len(SIZES)):
+            low: tl.constexpr = static.prefix(RANKS, finer)
+            high: tl.constexpr = static.prefix(RANKS, finer + 1)
+            none = tl.zeros((A, B), tl.float32)
             added = add_products(
-                tl.zeros((A, B), tl.float32), own, own_side, other_side, prefix(RANKS, finer),
-                prefix(RANKS, finer + 1), prefix(RANKS, finer), prefix(RANKS, finer + 1), A, B, RANKS, STEP, MASKED,
-                PRECISION,
-            )  # fmt: skip
+                none, own, own_side, other_side, low, high, low, high, A, B, RANKS, STEP, MASKED, PRECISION
+            )
             total += tl.where(same_block(mine, theirs, SIZES[finer]), added, 0.0)
     else:
         # The narrowest prefix of the part's levels tells which chunk may have to be cut.
-        least: tl.constexpr = prefix(RANKS, part_start(PART, RANKS, STEP) + 1)
+        least: tl.constexpr = static.prefix(RANKS, static.part_start(PART, RANKS, STEP) + 1)
         stop = prefix_at(level, RANKS)
         total = add_products(total, own, own_side, other_side, 0, stop, 0, least, A, B, RANKS, STEP, MASKED, PRECISION)
     return total
@@ -425,16 +304,16 @@ def add_chunk_gradients(
 ):  # fmt: skip
     """`grads` plus `score_grad (A, B)` times the other rows, for what `add_products` multiplies."""
     added = ()
-    for c in tl.static_range(item(CHUNKS, 0), item(CHUNKS, 1)):
-        grad = grads[c - item(CHUNKS, 0)]
-        if overlaps(RANKS, STEP, c, FROM, TO):
+    for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
+        grad = grads[c - static.item(CHUNKS, 0)]
+        if static.overlaps(RANKS, STEP, c, FROM, TO):
             other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
             weights = score_grad.to(other.dtype)
-            if within(RANKS, STEP, c, FROM, TO):
+            if static.within(RANKS, STEP, c, FROM, TO):
                 grad = tl.dot(weights, other, grad, input_precision=PRECISION)
             else:
                 more = tl.dot(weights, other, input_precision=PRECISION)
-                grad += cut(more, chunk_start(RANKS, STEP, c), start, stop)
+                grad += cut(more, static.chunk_start(RANKS, STEP, c), start, stop)
         added = added + (grad,)
     return added
 
@@ -446,22 +325,23 @@ def add_gradients(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the gradient of `products` means for own rows: chunks `CHUNKS[0] … CHUNKS[1]`, a tuple."""
-    MASKED: tl.constexpr = is_masked(PART, RANKS, STEP, EVEN)
-    if is_near(PART, RANKS, STEP):
+    MASKED: tl.constexpr = static.is_masked(PART, RANKS, STEP, EVEN)
+    if static.is_near(PART, RANKS, STEP):
         mine, theirs = own_first + tl.arange(0, A), other_side[2] + tl.arange(0, B)
-        whole: tl.constexpr = always_whole(SIZES, A)
-        shared: tl.constexpr = prefix(RANKS, whole)
+        whole: tl.constexpr = static.always_whole(SIZES, A)
+        shared: tl.constexpr = static.prefix(RANKS, whole)
         grads = add_chunk_gradients(
             grads, score_grad, other_side, 0, shared, 0, shared, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
         )
         for finer in tl.static_range(whole, len(SIZES)):
+            low: tl.constexpr = static.prefix(RANKS, finer)
+            high: tl.constexpr = static.prefix(RANKS, finer + 1)
+            added = tl.where(same_block(mine, theirs, SIZES[finer]), score_grad, 0.0)
             grads = add_chunk_gradients(
-                grads, tl.where(same_block(mine, theirs, SIZES[finer]), score_grad, 0.0), other_side,
-                prefix(RANKS, finer), prefix(RANKS, finer + 1), prefix(RANKS, finer), prefix(RANKS, finer + 1),
-                CHUNKS, B, RANKS, STEP, MASKED, PRECISION,
-            )  # fmt: skip
+                grads, added, other_side, low, high, low, high, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
+            )
     else:
-        least: tl.constexpr = prefix(RANKS, part_start(PART, RANKS, STEP) + 1)
+        least: tl.constexpr = static.prefix(RANKS, static.part_start(PART, RANKS, STEP) + 1)
         stop = prefix_at(level, RANKS)
         grads = add_chunk_gradients(
             grads, score_grad, other_side, 0, stop, 0, least, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
@@ -473,8 +353,8 @@ def add_gradients(
 def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
     """A tuple of zeros for the gradients of chunks `CHUNKS[0] … CHUNKS[1]`."""
     chunks = ()
-    for c in tl.static_range(item(CHUNKS, 0), item(CHUNKS, 1)):
-        chunks = chunks + (tl.zeros((A, chunk_width(RANKS, STEP, c)), tl.float32),)
+    for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
+        chunks = chunks + (tl.zeros((A, static.chunk_width(RANKS, STEP, c)), tl.float32),)
     return chunks
 
 
@@ -483,14 +363,14 @@ def store_chunks(
     to, row, grads, own_side, scale, CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr
 ):
     """Write `scale` times a tuple of chunks to contiguous rows `(…, r)`; `row` is the index of position 0."""
-    rank: tl.constexpr = prefix(RANKS, len(RANKS))
+    rank: tl.constexpr = static.prefix(RANKS, len(RANKS))
     _, _, first, low, high = own_side
     position = first + tl.arange(0, A)
     valid = (position >= low) & (position < high)
-    for c in tl.static_range(item(CHUNKS, 0), item(CHUNKS, 1)):
-        dims = chunk_start(RANKS, STEP, c) + tl.arange(0, chunk_width(RANKS, STEP, c))
+    for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
+        dims = static.chunk_start(RANKS, STEP, c) + tl.arange(0, static.chunk_width(RANKS, STEP, c))
         at = to + (row + position)[:, None] * rank + dims[None, :]
-        chunk = (grads[c - item(CHUNKS, 0)] * scale).to(to.dtype.element_ty)
+        chunk = (grads[c - static.item(CHUNKS, 0)] * scale).to(to.dtype.element_ty)
         tl.store(at, chunk, mask=valid[:, None] & (dims < rank)[None, :])
 
 
@@ -510,9 +390,9 @@ def finish_scores(
     if bias is not None:
         at = bias + shift + i.to(tl.int64) * bias_strides[2] + j.to(tl.int64) * bias_strides[3]
         score += tl.load(at, mask=visible, other=0.0).to(tl.float32) * LOG2E
-    if CAUSAL and is_near(PART, RANKS, STEP):
+    if CAUSAL and static.is_near(PART, RANKS, STEP):
         visible = visible & (j <= i)
-    if is_masked(PART, RANKS, STEP, EVEN):
+    if static.is_masked(PART, RANKS, STEP, EVEN):
         score = tl.where(visible, score, float("-inf"))
     return score
 
