@@ -93,7 +93,7 @@ class Scaling(Study):
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
         """Final losses against compute, each structure with its law and band."""
         with styled():
-            figure = new_figure(5.6, 3.8)
+            figure = new_figure(7.4, 3.6)
             axes = figure.add_subplot()
             names = _structures(outcomes)
             lines = {name: _points(outcomes, name) for name in names}
@@ -106,20 +106,20 @@ class Scaling(Study):
             axes.set(xlabel="training FLOPs", ylabel=_LOSS)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                each("{x:.1f}")
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """The best structure at each budget, and the exponents."""
+        """The structures from best to worst at each budget, and the exponents."""
         table = estimates(outcomes, "budget", "structure")
         budgets = sorted({budget for budget, _ in table}, key=float)
         said, mlr_best = [], list[bool | None]()
         for budget in budgets:
             row = {str(name): each for (there, name), each in table.items() if there == budget}
-            best = min(row, key=lambda name: row[name].mean)
-            beside = (
-                f" against {show(row['standard'])} for standard" if best != "standard" and "standard" in row else ""
-            )
-            said.append(f"at {float(budget):.2g} FLOPs {best} is lowest, {show(row[best])}{beside}")
+            ranking = sorted(row, key=lambda name: row[name].mean)
+            said.append(f"at {float(budget):.2g} FLOPs {', '.join(f'{name} {show(row[name])}' for name in ranking)}")
             others = [each for name, each in row.items() if name != "mlr"]
             mlr_best += [below(row.values(), row["mlr"], each) for each in others] if "mlr" in row else [None]
         if not said:
