@@ -158,7 +158,7 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
         try:
             row["error"] = error(case, variant)
         except Exception as failure:  # the report says which variant cannot run here, and why
-            row["reason"] = f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
+            row["reason"] = machine.reason(failure)
             continue
         if not row["error"] <= limit:
             row["reason"] = f"wrong by {row['error']:.2g}"

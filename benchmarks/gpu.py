@@ -109,8 +109,10 @@ def attention(case: Case, variant: str) -> Callable[..., Tensor]:
     if variant == FLEX:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, case.length, case.length)
-        compiled = torch.compile(flex_attention, dynamic=False)
+        torch.compiler.reset()  # after some shapes of one function the compiler would fall back to eager code
+        sizes = (None, None, case.length, case.length)
+        mask = torch.compile(create_block_mask)(lambda b, h, i, j: i >= j, *sizes)
+        compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
         return lambda q, k, v: compiled(q, k, v, block_mask=mask)
     levels, backend = hierarchy(case, variant), "reference" if variant == EAGER else "auto"
     if causal:
@@ -168,7 +170,7 @@ def measure(case: Case, seconds: float, device: str = "cuda") -> list[dict[str, 
             row["error"] = error(case, call(), variant, device)
             row["peak_mb"] = machine.peak_on_card(call, device)
         except Exception as failure:  # the report says which variant cannot run here, and why
-            row["reason"] = f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
+            row["reason"] = machine.reason(failure)
             continue
         if row["error"] <= LIMIT:
             calls[variant], row["samples_ms"] = call, []
@@ -193,6 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device: this benchmark measures on a card alone, and nothing was written")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {**machine.facts(), **machine.card(), "rows": []}
     result["roof"] = {"bfloat16": machine.roof_on_card(torch.bfloat16)}
     for case in CASES:
@@ -201,9 +204,9 @@ def main() -> None:
             result["rows"] += rows
             shown = {row["variant"]: report.shown(row) for row in rows}
             print(case, shown, flush=True)
+            options.out.write_text(json.dumps(result, indent=1))  # What is measured is kept, whatever comes next.
     result["roof_after"] = {"bfloat16": machine.roof_on_card(torch.bfloat16)}
     result["load_average_after"] = machine.os.getloadavg()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))
     report.render(options.out)
 

@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 90], choices=list(SHARED_LIMITS))
     parser.add_argument("--ranks", nargs="+", default=["32|8|6|4|4|4|4|2", "64", "8x16", "128", "128|128", "512"])
-    parser.add_argument("--out", type=Path, default=Path("docs/results/gpu-compiled.json"))
+    parser.add_argument("--out", type=Path, default=machine.ROOT / "docs/results/gpu-compiled.json")
     options = parser.parse_args()
     rows: list[Compiled] = []
     for capability in options.capabilities:

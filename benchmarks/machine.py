@@ -43,6 +43,11 @@ def facts() -> dict[str, Any]:
     }
 
 
+def reason(failure: Exception) -> str:
+    """Why a variant cannot run, in one line."""
+    return ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
+
+
 def roof(dtype: torch.dtype, size: int = 1024, rounds: int = 15) -> float:
     """FLOP/s of PyTorch's product of two square matrices, with all threads: the best of some rounds."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)

@@ -9,19 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import gpu
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    from benchmarks import gpu
-
-    return gpu
-
-
-def test_cases_cover_what_is_promised(gpu):
+def test_cases_cover_what_is_promised():
     assert {(case.operation, case.rank) for case in gpu.CASES} == {
         (operation, rank) for operation in ("forward", "forward + backward", "decode") for rank in (64, 128)
     }
@@ -32,14 +25,14 @@ def test_cases_cover_what_is_promised(gpu):
 
 
 @pytest.mark.parametrize("operation", ["forward", "forward + backward"])
-def test_results_are_checked(gpu, operation):
+def test_results_are_checked(operation):
     case = gpu.Case(operation, 128, 64)
     result = gpu.build(case, "P32", "cpu")()
     assert gpu.error(case, result, "P32", "cpu") < gpu.LIMIT
     assert gpu.error(case, result, "flat", "cpu") > gpu.LIMIT
 
 
-def test_measures_and_renders(gpu, tmp_path):
+def test_measures_and_renders(tmp_path):
     rows = gpu.measure(gpu.Case("decode", 512, 128), 0.01, "cpu")
     timed = {row["variant"] for row in rows if "samples_ms" in row}
     assert timed >= {"P32", "8x8", "flat"}

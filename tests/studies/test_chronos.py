@@ -31,7 +31,7 @@ OPTIONS += [
     "2",
     "--attentions",
     "standard",
-    "mlr:16,16",
+    "mlr:16|16",
     "--series",
 ]
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory, series):
 
 def test_the_command_writes_what_it_found(folder):
     results = ChronosResults.load(folder)
-    assert [run.attention for run in results.runs] == ["standard", "mlr:16,16"]
+    assert [run.attention for run in results.runs] == ["standard", "mlr:16|16"]
     standard, mlr = results.runs
     assert [point[0] for point in standard.curve] == [4 * 4 * 70 * k for k in (1 / 4, 1 / 2, 3 / 4, 1)]
     assert [point[0] for point in mlr.curve] == [point[0] for point in standard.curve]

@@ -241,12 +241,14 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     if command.data is not None and chosen.data is None:
         raise ValueError(f"data: the study {chosen.name} draws its own, got --data {command.data}")
     data = command.data or chosen.data or ""
+    checks.positive_int("jobs", command.jobs)
     trials = chosen.trials(command.preset, data, checks.positive_int("seeds", command.seeds))
     console = Console(highlight=False)
     if command.dry_run:
         console.print(plan_table(plan(trials), command.jobs))
         return 0
-    trials[0].config.build_task(1)  # Data that cannot be read end the study before its first run.
+    for config in {type(trial.config): trial.config for trial in trials}.values():
+        config.build_task(1)  # Data that cannot be read, an extra that is missing: before the first run.
     folder = command.out / chosen.name
     with TrialBar(console, len(trials)) as bar:
         outcomes = run_trials(

@@ -323,7 +323,7 @@ class Chronos:
     out: Path
     """Folder for results, figure and checkpoints; made where it is missing."""
 
-    attentions: tuple[str, ...] = ("standard", "mlr:16,16", "mlr:8,8,8,8")
+    attentions: tuple[str, ...] = ("standard", "mlr:16|16", "mlr:8|8|8|8")
     """Self-attention to compare: standard, mlr, or mlr with ranks that sum to the head width, mlr:16,8,8."""
 
     size: Literal["reduced", "tiny", "mini", "small"] = "reduced"

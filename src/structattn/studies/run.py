@@ -193,7 +193,10 @@ def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
     """
     if not (folder / "run.json").exists():
         raise RunFolderError(folder, "there is no run here (no run.json)")
-    config = RunConfig.from_dict(files.read_json(folder / "run.json"))
+    plain = files.read_json(folder / "run.json")
+    if "task" not in plain:
+        raise RunFolderError(folder, "a run of Chronos: structattn.integrations.chronos.load_chronos reads its model")
+    config = RunConfig.from_dict(plain)
     if not (folder / "model" / "config.json").exists():
         raise RunFolderError(folder, "the run here is not finished: train it to the end first")
     return config, _MODELS[type(config.task)].from_pretrained(folder / "model")

@@ -39,7 +39,7 @@ class ChronosDataConfig:
         TypeError, ValueError: a field is not of the kind or not in the range it states.
     """
 
-    compositions: int = 1024
+    compositions: int = 512
     """Compositions of kernels in the training set."""
 
     paths: int = 8
