@@ -245,7 +245,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     trials = chosen.trials(command.preset, data, checks.positive_int("seeds", command.seeds))
     console = Console(highlight=False)
     if command.dry_run:
-        console.print(plan_table(plan(trials), command.jobs))
+        console.print(plan_table(plan(trials, command.jobs), command.jobs))
         return 0
     for config in {type(trial.config): trial.config for trial in trials}.values():
         config.build_task(1)  # Data that cannot be read, an extra that is missing: before the first run.
@@ -258,15 +258,16 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
             jobs=command.jobs,
             launcher=command.launcher,
             partition=command.partition,
+            gpus=command.gpus,
             follow=bar.follow,
         )
     finding = conclude(chosen, outcomes, command.preset, folder, line)
     console.print(finding.statement, markup=False)
-    console.print(finding.comparison, markup=False)
+    console.print(f"{finding.agreement} The paper: {chosen.reported}", markup=False)
     console.print(f"report: {collect(command.out)}", soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
-        sys.stderr.write(f"structattn: {outcome.error}\n")
+        sys.stderr.write(f"structattn: {outcome.name}: {outcome.error}\n")
     return 1 if failed else 0
 
 

@@ -309,6 +309,9 @@ class Study:
     partition: str | None = None
     """Partition of the cluster."""
 
+    gpus: int = 1
+    """GPUs of each job of the cluster."""
+
     dry_run: bool = False
     """Print the runs with their parameters, FLOPs and estimated time here, and run none."""
 

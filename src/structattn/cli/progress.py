@@ -110,7 +110,6 @@ class TrialBar:
 
     def follow(self, outcome: Outcome, ended: int, count: int) -> None:
         """A trial ended."""
-        name = ", ".join(f"{key} {value}" for key, value in outcome.labels.items())
         result = f"[red]{escape(outcome.error)}[/]" if outcome.error else f"{outcome.loss:.4f}"
-        self.display.console.print(f"{escape(name)}: {result}", highlight=False)
+        self.display.console.print(f"{escape(outcome.name)}: {result}", highlight=False)
         self.display.update(self.task, completed=ended)

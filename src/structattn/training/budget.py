@@ -71,16 +71,16 @@ def _steps_within(name: str, budget: float, batch_size: int, make_task: MakeTask
         )
     while True:
         task = make_task(steps)
-        left = budget - batch_size * _total_cost(task, cost, 0, steps - 1)
+        left = budget - batch_size * total_cost(task, cost, 0, steps - 1)
         if left < step_cost:
             return steps
         steps += int(left // step_cost)
 
 
-def _total_cost(task: Task, cost: Callable[[int], int], first: int, last: int) -> int:
+def total_cost(task: Task, cost: Callable[[int], int], first: int, last: int) -> int:
     """Cost of one sequence of every step from `first` to `last`; lengths never shrink as a run goes on."""
     length = task.sequence_length(first)
     if length == task.sequence_length(last):
         return (last - first + 1) * cost(length)
     middle = (first + last) // 2
-    return _total_cost(task, cost, first, middle) + _total_cost(task, cost, middle + 1, last)
+    return total_cost(task, cost, first, middle) + total_cost(task, cost, middle + 1, last)

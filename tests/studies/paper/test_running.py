@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,11 +60,19 @@ def test_two_workers(tmp_path, alone):
     assert [outcome.labels["structure"] for outcome in outcomes] == ["standard", "btt"]
 
 
-def test_a_launcher_of_clusters(tmp_path, alone):
-    """Without Slurm submitit starts local processes by the same interface."""
+def test_a_launcher_of_clusters(tmp_path, alone, monkeypatch):
+    """Submitit starts local processes by the same interface, no more of them at once than there are jobs."""
     pytest.importorskip("submitit")
+    monkeypatch.setattr(running._Cluster, "engine", "local")
     outcomes = run_trials(TRIALS[:2], tmp_path, jobs=2, launcher="slurm")
     assert [outcome.loss for outcome in outcomes] == alone[:2]
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is a Slurm here")
+def test_without_slurm_it_says_so(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(ValueError, match="needs the command sbatch"):
+        run_trials(TRIALS[:1], tmp_path, launcher="slurm")
 
 
 def test_what_is_done_is_read(tmp_path, monkeypatch, alone):

@@ -96,7 +96,7 @@ class Forecast(Study):
         """How the gain changes with the context, and what compute Chronos needs."""
         series, grows = _gain_sentence(gains(outcomes))
         chronos, saves = _chronos_sentence([each for each in outcomes if each.labels["part"] == _CHRONOS])
-        return Finding(f"{series} {chronos}", all_of([grows, saves]), f"The paper: {self.reported}")
+        return Finding(f"{series} {chronos}", all_of([grows, saves]))
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _chronos_sentence(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
                 saves.append(above_zero(Estimate.of([1 - each for each in shares])))
             else:
                 words += f", which does not reach {REFERENCE}'s loss with every seed"
-                saves.append(False)
+                saves.append(False if math.isinf(min(shares)) else None)
         said.append(words if structure != REFERENCE else f"Chronos, {size}, ends at {words} nats per token")
     return (f"{'; '.join(said)}.", all_of(saves)) if saves else ("Too few models of Chronos ended to compare.", None)
 

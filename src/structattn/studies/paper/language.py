@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from structattn.ops.hierarchy import parse_ranks
 from structattn.studies.estimate import Estimate
 from structattn.studies.paper.drawing import draw_lines, estimate_lines
 from structattn.studies.paper.laws import PowerLaw
@@ -120,10 +121,10 @@ class Scaling(Study):
             row = {str(name): each for (there, name), each in table.items() if there == budget}
             ranking = sorted(row, key=lambda name: row[name].mean)
             said.append(f"at {float(budget):.2g} FLOPs {', '.join(f'{name} {show(row[name])}' for name in ranking)}")
-            others = [each for name, each in row.items() if name != "mlr"]
+            others = [each for name, each in row.items() if name not in ("mlr", UNSCALED)]
             mlr_best += [below(row.values(), row["mlr"], each) for each in others] if "mlr" in row else [None]
         if not said:
-            return Finding("No trial ended.", None, self.reported)
+            return Finding("No trial ended.")
         exponents = [
             f"{name} {law.exponent:.3f} ({law.interval[0]:.3f} to {law.interval[1]:.3f})"
             for name in _structures(outcomes)
@@ -132,7 +133,7 @@ class Scaling(Study):
         statement = sentence("; ".join(said))
         if exponents:
             statement += f" Exponents of loss ~ compute^-a, with 95% bands: {', '.join(exponents)}."
-        return Finding(statement, all_of(mlr_best), f"The paper: {self.reported}")
+        return Finding(statement, all_of(mlr_best))
 
 
 class Mup(Study):
@@ -150,7 +151,7 @@ class Mup(Study):
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Learning rates in steps of two, over widths, with and without muP."""
+        """Learning rates in even steps of their logarithm, over widths, with and without muP."""
         widths = {"small": (64, 128, 256), "paper": (256, 512, 1024)}[scale]
         rates = [2.0**power for power in ((-9.5, -8, -6.5, -5, -3.5) if scale == "small" else range(-13, -4))]
         length, batch, steps = (128, 8, 250) if scale == "small" else (1024, 32, 5_000)
@@ -191,16 +192,18 @@ class Mup(Study):
             found = _optima([outcome for outcome in outcomes if outcome.labels["mup"] == mup])
             slopes = [_slope(by_width) for by_width in found.values() if len(by_width) > 1]
             if not slopes:
-                return Finding("Too few trials ended to compare widths.", None, self.reported)
+                return Finding("Too few trials ended to compare widths.")
             widths = sorted({width for by_width in found.values() for width in by_width})
             rates = [Estimate.of([each[width] for each in found.values() if width in each]) for width in widths]
-            at = ", ".join(f"{_power(rate)} at D = {width}" for width, rate in zip(widths, rates, strict=True))
+            tried = [math.log2(float(outcome.labels["learning_rate"])) for outcome in outcomes]
+            at = ", ".join(
+                f"{_power(rate)} at D = {width}" + (" (the edge of those tried)" if rate.mean in _ends(tried) else "")
+                for width, rate in zip(widths, rates, strict=True)
+            )
             moves.append(Estimate.of(slopes))
             said.append(f"{words} muP the best rate is {at}: {_power(moves[-1])} with each doubling of the width")
-        on, off = (abs(each.mean) for each in moves)
-        spread = math.hypot(*(each.standard_error or 0.0 for each in moves))
-        agrees = False if on >= off else (True if off - on > spread else None)
-        return Finding(sentence("; ".join(said)), agrees, f"The paper: {self.reported}")
+        on, off = moves
+        return Finding(sentence("; ".join(said)), below(moves, off, on))
 
 
 class Ranks(Study):
@@ -254,13 +257,13 @@ class Ranks(Study):
         """The best split, one level and the most extreme."""
         table = {str(key[0]): each for key, each in estimates(outcomes, "ranks").items()}
         if not table:
-            return Finding("No trial ended.", None, self.reported)
+            return Finding("No trial ended.")
         ordered = sorted(table, key=lambda split: table[split].mean)
         said = ", ".join(f"{split} {show(table[split])}" for split in ordered)
-        flat = next((each for split, each in table.items() if len(_split(split)) == 1), None)
+        flat = next((each for split, each in table.items() if len(parse_ranks(split)) == 1), None)
         papers = next((table[split] for split in _PAPERS_SPLITS if split in table), None)
         agrees = None if flat is None or papers is None else below(table.values(), papers, flat)
-        return Finding(f"From best to worst: {said}.", agrees, f"The paper: {self.reported}")
+        return Finding(f"From best to worst: {said}.", agrees)
 
 
 def _structures(outcomes: Sequence[Outcome]) -> list[str]:
@@ -300,6 +303,10 @@ def _lowest(points: Sequence[tuple[float, float]]) -> float:
     return float(-b / (2 * a))
 
 
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
 def _slope(by_width: dict[int, float]) -> float:
     """How much a power of two changes with each doubling of the width, by least squares."""
     return statistics.linear_regression([math.log2(width) for width in by_width], list(by_width.values())).slope
@@ -310,13 +317,7 @@ def _power(estimate: Estimate) -> str:
     return f"2^({estimate.mean:.2f}{error})"
 
 
-def _split(text: str) -> tuple[int, ...]:
-    from structattn.ops.hierarchy import parse_ranks
-
-    return parse_ranks(text)
-
-
 def _key_share(split: str) -> float:
     """`Σ r_l / 2^{l-1}` over `Σ r_l`: what dyadic blocks keep when full."""
-    ranks: Any = _split(split)
+    ranks: Any = parse_ranks(split)
     return sum(rank / 2**level for level, rank in enumerate(ranks)) / sum(ranks)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,12 @@ from rich.table import Table
 
 from structattn.models import StructuredModel
 from structattn.studies.chronos_run import ChronosRunConfig
+from structattn.studies.paper.running import threads_of
 from structattn.studies.paper.study import Trial
 from structattn.studies.run import RunConfig
 from structattn.studies.table import magnitude
 from structattn.tasks import Task
-from structattn.training.budget import plan_steps
+from structattn.training.budget import plan_steps, total_cost
 from structattn.training.evaluation import predict
 
 _TIMED_ROWS = 4
@@ -35,8 +37,12 @@ class Plan:
     seconds: float
 
 
-def plan(trials: Sequence[Trial]) -> list[Plan]:
+def plan(trials: Sequence[Trial], jobs: int = 1) -> list[Plan]:
     """Every trial with its parameters, steps, FLOPs and time; models that differ only in seed or rate are timed once.
+
+    Args:
+        trials: what would run.
+        jobs: how many at a time, each with its share of the machine's cores.
 
     Raises:
         TypeError, ValueError: a trial that could not run.
@@ -46,7 +52,8 @@ def plan(trials: Sequence[Trial]) -> list[Plan]:
     for trial in trials:
         key = str(_kind(trial.config))
         if key not in known:
-            known[key] = _cost(trial.config)
+            with _threads(threads_of(jobs)):
+                known[key] = _cost(trial.config)
         plans.append(Plan(trial, *known[key]))
     return plans
 
@@ -75,6 +82,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _kind(config: _Config) -> _Config:
     """The config without what does not change its cost."""
     train = dataclasses.replace(config.train, seed=0, learning_rate=1.0, mup=False)
@@ -83,6 +100,7 @@ def _kind(config: _Config) -> _Config:
 
 def _cost(config: _Config) -> tuple[int, int, float, float]:
     model = config.build_model()
+    parameters = model.num_parameters()
     steps = plan_steps(
         config.train,
         config.build_task,
@@ -91,20 +109,25 @@ def _cost(config: _Config) -> tuple[int, int, float, float]:
     )
     task = config.build_task(steps)
     rows = steps * config.train.batch_size
-    flops = float(rows * model.flops(task.context_length).training)
-    if config.train.flops is not None:
-        flops = min(flops, config.train.flops)
-    return model.num_parameters(), steps, flops, rows * _seconds_per_row(model, task, config, steps)
+    flops = float(config.train.batch_size * total_cost(task, lambda length: model.flops(length).training, 0, steps - 1))
+    full = rows * model.flops(task.context_length).training  # a curriculum begins with shorter rows
+    seconds = rows * _seconds_per_row(model, task, config, steps) * flops / full
+    return parameters, steps, flops if config.train.flops is None else min(flops, config.train.flops), seconds
 
 
 def _seconds_per_row(model: StructuredModel, task: Task, config: _Config, steps: int) -> float:
     """Forward and backward of one full-length sequence in a small batch, the better of two after a warm-up."""
     rows = min(_TIMED_ROWS, config.train.batch_size)
-    batch, times = task.batch(steps - 1, rows), []  # the last step's: a curriculum begins with shorter ones
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device)
+    batch = {name: each.to(device) for name, each in task.batch(steps - 1, rows).items()}
+    times = []
     for _ in range(3):
         start = time.perf_counter()
         with torch.enable_grad():
             task.loss(predict(model, batch, config.train.precision), batch).backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         times.append((time.perf_counter() - start) / rows)
         model.zero_grad(set_to_none=True)
     return min(times[1:])

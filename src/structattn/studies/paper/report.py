@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,7 +32,7 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
     for kind in ("png", "svg"):
         figure.savefig(folder / f"{study.name}.{kind}", dpi=160)
     write_table(outcomes, folder / "results.csv")
-    failed = [{"labels": dict(each.labels), "error": each.error} for each in outcomes if each.error]
+    failed = [f"{each.name}: {each.error}" for each in outcomes if each.error]
     found = {
         "study": study.name,
         "scale": scale,
@@ -57,23 +59,17 @@ def collect(folder: Path) -> Path:
 
 def _section(folder: Path, name: str) -> dict[str, Any]:
     found = files.read_json(folder / "finding.json")
-    lines = (folder / "results.csv").read_text(encoding="utf-8").splitlines()
+    heading, *rows = csv.reader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8")))
     return {
         "study": STUDIES[name],
         "scale": found["scale"],
-        "finding": found["finding"],
+        "finding": Finding(**found["finding"]),
         "failed": found["failed"],
         "command": shlex.join(found["command"]),
-        "columns": lines[0].split(","),
-        "rows": [_cells(line) for line in lines[1:]],
+        "columns": heading,
+        "rows": [[_short(cell) for cell in row] for row in rows],
         "svg": inline((folder / f"{name}.svg").read_text(encoding="utf-8"), name),
     }
-
-
-def _cells(line: str) -> list[str]:
-    import csv
-
-    return [_short(cell) for cell in next(csv.reader([line]))]
 
 
 def _short(cell: str) -> str:
@@ -84,12 +80,7 @@ def _short(cell: str) -> str:
 
 
 def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    agreement = {
-        True: "As the paper reports.",
-        False: "**Not as the paper reports.**",
-        None: "The trials cannot tell whether it is as the paper reports.",
-    }
-    failed = [f"- {each.error}" for each in outcomes if each.error]
+    failed = [f"- {each.name}: {each.error}" for each in outcomes if each.error]
     lines = [
         f"# {study.title}",
         "",
@@ -98,7 +89,7 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
         "",
         f"**Found.** {finding.statement}",
         "",
-        f"{agreement[finding.agrees]} {finding.comparison}",
+        f"**{finding.agreement}** The paper: {study.reported}",
         "",
         f"![{study.title}]({study.name}.png)",
         "",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import abc
 import csv
 import io
 import multiprocessing
 import os
-import threading
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from filelock import FileLock
@@ -19,6 +20,9 @@ from structattn import checks
 from structattn.studies import files
 from structattn.studies.paper.study import Outcome, Trial
 from structattn.studies.run import execute
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Launcher = Literal["local", "slurm"]
 Follow = Callable[[Outcome, int, int], None]
@@ -33,6 +37,7 @@ def run_trials(
     jobs: int = 1,
     launcher: Launcher = "local",
     partition: str | None = None,
+    gpus: int = 1,
     follow: Follow | None = None,
 ) -> list[Outcome]:
     """Run what is left of the trials; after each one the table of those that ended is on disk.
@@ -47,6 +52,7 @@ def run_trials(
         jobs: processes at a time; each gets its share of the machine's cores. On a cluster, jobs in the queue at once.
         launcher: `local` processes, or jobs of a Slurm cluster through submitit.
         partition: of the cluster.
+        gpus: that a job of the cluster gets.
         follow: is told how it goes.
 
     Returns:
@@ -54,6 +60,7 @@ def run_trials(
 
     Raises:
         ImportError: submitit is missing, naming the extra that brings it.
+        ValueError: `jobs` is not positive, or there is no Slurm here.
     """
     checks.positive_int("jobs", jobs)
     runs = folder / "runs" if runs is None else runs
@@ -71,7 +78,7 @@ def run_trials(
         for index, trial in enumerate(trials):
             ended(index, run_trial(trial, runs))
     else:
-        with _pool(launcher, jobs, folder, partition) as pool:
+        with _pool(launcher, jobs, folder, partition, gpus) as pool:
             futures: dict[Future[Outcome], int] = {
                 pool.submit(run_trial, trial, runs): index for index, trial in enumerate(trials)
             }
@@ -99,6 +106,11 @@ def run_trial(trial: Trial, runs: Path) -> Outcome:
     return Outcome(trial.all_labels, parameters, tuple(dict(row) for row in result.metrics))
 
 
+def threads_of(jobs: int) -> int:
+    """What each of several processes has of the machine's cores."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
 def write_table(outcomes: Sequence[Outcome], path: Path) -> None:
     """One tidy table: a row for each trial."""
     rows = [outcome.tidy() for outcome in outcomes]
@@ -115,31 +127,42 @@ def _result(future: Future[Outcome], trial: Trial) -> Outcome:
     try:
         return future.result()
     except Exception as error:
-        return Outcome(trial.all_labels, 0, error=f"the worker died: {error}")
+        return Outcome(trial.all_labels, 0, error=f"the worker died: {' '.join(str(error).split())}")
 
 
-def _pool(launcher: Launcher, jobs: int, folder: Path, partition: str | None) -> _Processes | _Cluster:
-    return _Cluster(jobs, folder, partition) if launcher == "slurm" else _Processes(jobs)
+def _pool(launcher: Launcher, jobs: int, folder: Path, partition: str | None, gpus: int) -> _Waiting:
+    return _Cluster(jobs, folder, partition, gpus) if launcher == "slurm" else _Processes(jobs)
 
 
-class _Processes:
-    """A process for each trial, some at a time: one that dies takes no other with it."""
+class _Waiting(abc.ABC):
+    """Calls that wait for their turn, so many at once."""
 
     def __init__(self, jobs: int) -> None:
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
-        self.waiting = ThreadPoolExecutor(jobs)
+        self.turns = ThreadPoolExecutor(jobs)
 
-    def __enter__(self) -> _Processes:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.waiting.shutdown(cancel_futures=True)
+        self.turns.shutdown(cancel_futures=True)
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        """The outcome of a call in a process of its own."""
-        return self.waiting.submit(self._call, function, arguments)
+        """The outcome of a call, elsewhere."""
+        return self.turns.submit(self.call, function, arguments)
 
-    def _call(self, function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
+    @abc.abstractmethod
+    def call(self, function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
+        """Make the call elsewhere and wait for it."""
+
+
+class _Processes(_Waiting):
+    """A process for each trial, some at a time: one that dies takes no other with it."""
+
+    def __init__(self, jobs: int) -> None:
+        super().__init__(jobs)
+        self.threads = threads_of(jobs)
+
+    def call(self, function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(sender, self.threads, function, arguments))
@@ -159,33 +182,21 @@ def _work(sender: Any, threads: int, function: Callable[..., Outcome], arguments
     sender.send(function(*arguments))
 
 
-class _Cluster:
-    """Jobs of a Slurm cluster as futures, by submitit: it only needs `sbatch`, where other engines need a service."""
+class _Cluster(_Waiting):
+    """Jobs of a Slurm cluster, by submitit: it only needs `sbatch`, where other engines need a service."""
 
-    def __init__(self, jobs: int, folder: Path, partition: str | None) -> None:
+    engine = "slurm"
+
+    def __init__(self, jobs: int, folder: Path, partition: str | None, gpus: int) -> None:
+        super().__init__(jobs)
         submitit = checks.require("submitit", "cluster")
-        self.executor = submitit.AutoExecutor(folder=folder / "slurm")
-        options: dict[str, Any] = {"slurm_array_parallelism": jobs, "timeout_min": 24 * 60, "gpus_per_node": 1}
+        if self.engine == "slurm" and shutil.which("sbatch") is None:
+            raise ValueError("launcher 'slurm' needs the command sbatch, which is not on this machine")
+        self.executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=self.engine)
+        self.executor.update_parameters(timeout_min=24 * 60, gpus_per_node=gpus)
         if partition is not None:
-            options["slurm_partition"] = partition
-        self.executor.update_parameters(**options)
+            self.executor.update_parameters(slurm_partition=partition)
 
-    def __enter__(self) -> _Cluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        job = self.executor.submit(function, *arguments)
-        future: Future[Outcome] = Future()
-        future.set_running_or_notify_cancel()
-
-        def wait() -> None:
-            try:
-                future.set_result(job.result())
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=wait, daemon=True).start()
-        return future
+    def call(self, function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
+        outcome: Outcome = self.executor.submit(function, *arguments).result()
+        return outcome

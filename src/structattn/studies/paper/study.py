@@ -62,6 +62,11 @@ class Outcome:
     error: str | None = None
 
     @property
+    def name(self) -> str:
+        """Such as `structure btt, width 32, seed 0`."""
+        return ", ".join(f"{key} {value}" for key, value in self.labels.items())
+
+    @property
     def loss(self) -> float:
         """The last evaluation's metric; NaN for a failed trial."""
         return metric(self.rows[-1]) if self.rows else float("nan")
@@ -80,17 +85,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a study found.
-
-    Attributes:
-        statement: in numbers, with their uncertainty.
-        agrees: whether it is what the paper reports; None where the trials cannot tell.
-        comparison: the two, side by side.
-    """
+    """What a study found."""
 
     statement: str
-    agrees: bool | None
-    comparison: str
+    """In numbers, with their uncertainty."""
+
+    agrees: bool | None = None
+    """Whether it is what the paper reports; None where the trials cannot tell."""
+
+    @property
+    def agreement(self) -> str:
+        """The same in words."""
+        if self.agrees is None:
+            return "The runs cannot tell whether it is as the paper reports."
+        return "As the paper reports." if self.agrees else "Not as the paper reports."
 
 
 class Study(abc.ABC):
@@ -158,17 +166,16 @@ def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...
 
 
 def below(groups: Iterable[Estimate], low: Estimate, high: Estimate) -> bool | None:
-    """Whether `low` is the lower mean; None where it is by less than the 95% interval of the difference."""
-    if low.mean >= high.mean:
-        return False
-    return True if high.mean - low.mean > pooled_margin(groups, low, high) else None
+    """Whether `low` is the lower mean; None where they differ by less than the 95% interval of the difference."""
+    gap = high.mean - low.mean
+    return None if abs(gap) <= pooled_margin(groups, low, high) else gap > 0
 
 
 def above_zero(estimate: Estimate) -> bool | None:
-    """Whether a mean is above 0; None where it is and its 95% interval holds 0."""
-    if estimate.mean <= 0:
-        return False
-    return True if estimate.margin is not None and estimate.mean > estimate.margin else None
+    """Whether a mean is above 0; None where its 95% interval holds 0."""
+    if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
+        return None
+    return estimate.mean > 0
 
 
 def all_of(answers: Sequence[bool | None]) -> bool | None:
