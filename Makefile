@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: test demo bench docs lint clean
+.PHONY: test demo bench docs gpu lint clean
 
 # torch goes first and alone: whatever pulls it later must find it there, or it brings its largest build.
 $(VENV)/installed: pyproject.toml Makefile

@@ -23,6 +23,9 @@ ON_GPU = triton.ineligible() is None and not triton.interpreted()
 if triton.ineligible() is not None:
     pytest.skip(f"{triton.ineligible()}; test_triton_interpreter.py runs this file", allow_module_level=True)
 
+from structattn.ops.triton import launch  # noqa: E402  (needs Triton)
+
+CHOICES = launch.configs
 DEVICE = "cuda" if ON_GPU else "cpu"
 on_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU: the interpreter has neither bfloat16 nor tuning")
 # Each promise of the op once, over few tiles: the interpreter takes milliseconds for every operation on a tile.
@@ -43,6 +46,31 @@ ROWS = {
 ONE = {"batch": 1, "heads": 1, "key_heads": 1, "key_start": None, "key_end": None}
 SINGLE = {name: replace(cases()[name], **ONE) for name in SMALL}
 TABLE = (cases() if ON_GPU else SINGLE) | ROWS
+
+
+def choose_blocks(monkeypatch, index):
+    """One choice of block sizes for every kernel, the last where there are fewer: nothing is tuned."""
+    monkeypatch.setattr(launch, "configs", lambda name, row: CHOICES(name, row)[: index + 1][-1:])
+    launch.tuned.cache_clear()
+
+
+@pytest.fixture(autouse=ON_GPU, scope="module")
+def first_choice_of_blocks():
+    """On a card, where to compile all of them for each kind of call would take hours."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        choose_blocks(monkeypatch, 0)
+        yield
+    launch.tuned.cache_clear()
+
+
+@on_gpu
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("row", [64, 128, 256, 1024])
+def test_every_choice_of_blocks(row, index, monkeypatch):
+    """Tuning would only ever show the fastest."""
+    choose_blocks(monkeypatch, index)
+    hierarchy = Hierarchy.dyadic((row // 2, row // 4, row // 8, row // 8), 512)
+    check(Case(hierarchy, 700, batch=1, value_width=min(row, 256), device=DEVICE, dtype=torch.bfloat16), "triton")
 
 
 @pytest.mark.parametrize("name", TABLE)

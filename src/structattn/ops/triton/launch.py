@@ -12,6 +12,7 @@ from torch import Tensor
 
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.triton import interpreted
 from structattn.ops.triton.static import RESIDENT, chunks_of
 
 # (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, counted twice for float32: by how much
@@ -39,11 +40,6 @@ WHOLE = 2**30
 INTERPRETED = [(64, 32, 4, 1)]
 # Chunk edges of r: fine ones multiply less, coarse ones make larger products of the gradients.
 STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU, as `TRITON_INTERPRET=1` asks for."""
-    return bool(triton.knobs.runtime.interpret)
 
 
 def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
