@@ -8,6 +8,9 @@ import torch
 from benchmarks.gpu_compile import calls, compiling
 from benchmarks.report import compiled_markdown
 
+from structattn import Hierarchy
+from structattn.ops.call import Call
+
 LAUNCHES = {
     "forward": ["forward_kernel"],
     "backward": ["query_grad_kernel", "key_grad_kernel"],
@@ -44,6 +47,23 @@ def test_the_widest_rows(operation):
         calls(512, (512,), torch.float16)[operation]()
     assert {each.kernel for each in made} == set(LAUNCHES[operation])
     assert all(each.fits for each in made)
+
+
+@pytest.mark.slow
+def test_all_that_a_call_may_have():
+    """Levels finer than a tile, gains, padding, bias with gradient, dropout, grouped queries, an odd length."""
+    from structattn.ops.triton import backward_kernels, forward_kernel
+
+    hierarchy = Hierarchy.dyadic((32, 16, 8, 4, 4), 1000, "mean")
+    query, key = (torch.empty(2, heads, 1000, 64, dtype=torch.float16) for heads in (4, 2))
+    bounds = torch.tensor([0, 31]), torch.tensor([990, 1000])
+    bias, seed = torch.empty(2, 1, 1000, 1000, dtype=torch.float16), torch.tensor(5)
+    call = Call(query, key, key, bias, *bounds, seed, hierarchy, False, 0.125, 0, 0.1)
+    with compiling(90) as made:
+        out, lse = forward_kernel.forward(call)
+        backward_kernels.backward(call, out, out, lse, needs_bias_grad=True)
+    assert [each.kernel for each in made] == ["forward_kernel", "query_grad_kernel", "key_grad_kernel"]
+    assert all(each.fits for each in made), made
 
 
 def test_nothing_runs_and_all_is_as_before(monkeypatch):

@@ -282,12 +282,11 @@ def products(
             total, own, own_side, other_side, 0, shared, 0, shared, A, B, RANKS, STEP, MASKED, PRECISION
         )
         for finer in tl.static_range(whole, len(SIZES)):
-            low: tl.constexpr = static.prefix(RANKS, finer)
-            high: tl.constexpr = static.prefix(RANKS, finer + 1)
-            none = tl.zeros((A, B), tl.float32)
             added = add_products(
-                none, own, own_side, other_side, low, high, low, high, A, B, RANKS, STEP, MASKED, PRECISION
-            )
+                tl.zeros((A, B), tl.float32), own, own_side, other_side,
+                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1),
+                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1), A, B, RANKS, STEP, MASKED, PRECISION,
+            )  # fmt: skip
             total += tl.where(same_block(mine, theirs, SIZES[finer]), added, 0.0)
     else:
         # The narrowest prefix of the part's levels tells which chunk may have to be cut.
@@ -334,12 +333,11 @@ def add_gradients(
             grads, score_grad, other_side, 0, shared, 0, shared, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
         )
         for finer in tl.static_range(whole, len(SIZES)):
-            low: tl.constexpr = static.prefix(RANKS, finer)
-            high: tl.constexpr = static.prefix(RANKS, finer + 1)
-            added = tl.where(same_block(mine, theirs, SIZES[finer]), score_grad, 0.0)
             grads = add_chunk_gradients(
-                grads, added, other_side, low, high, low, high, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
-            )
+                grads, tl.where(same_block(mine, theirs, SIZES[finer]), score_grad, 0.0), other_side,
+                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1),
+                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1), CHUNKS, B, RANKS, STEP, MASKED, PRECISION,
+            )  # fmt: skip
     else:
         least: tl.constexpr = static.prefix(RANKS, static.part_start(PART, RANKS, STEP) + 1)
         stop = prefix_at(level, RANKS)
