@@ -294,13 +294,12 @@ def _optima(outcomes: Sequence[Outcome]) -> dict[Label, dict[int, float]]:
 
 
 def _lowest(points: Sequence[tuple[float, float]]) -> float:
-    """Where the parabola through the lowest point and its neighbours is lowest; the point itself at either end."""
-    place = min(range(len(points)), key=lambda index: points[index][1])
-    if place in (0, len(points) - 1):
-        return points[place][0]
-    near = np.array(points[place - 1 : place + 2])
-    a, b, _ = np.polyfit(near[:, 0], near[:, 1], 2)
-    return float(-b / (2 * a))
+    """Where a parabola fitted to all points is lowest, within their range: the loss at a single rate scatters."""
+    x, y = np.array(points).T
+    if len(x) < 3:
+        return float(x[y.argmin()])
+    a, b, _ = np.polyfit(x, y, 2)
+    return float(np.clip(-b / (2 * a), x[0], x[-1])) if a > 0 else float(x[y.argmin()])
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
