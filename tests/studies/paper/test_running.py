@@ -108,8 +108,8 @@ def test_a_failed_trial_is_reported_and_the_others_run(tmp_path, alone):
     assert outcomes[1].error is not None
     assert outcomes[2].loss == alone[1]
     rows = table(tmp_path)
-    assert rows[1]["error"] == outcomes[1].error
-    assert rows[2]["error"] == ""
+    assert rows[1]["failed"] == outcomes[1].error
+    assert rows[2]["failed"] == ""
 
 
 def test_a_worker_that_dies_is_a_failed_trial():

@@ -94,12 +94,10 @@ class Bottleneck(Study):
         full_rank = [each for ratio, each in points if ratio >= 1.0]
         if not low_rank or not full_rank:
             return Finding("Too few trials ended to compare ranks below and above d.")
-        low, full = min(low_rank, key=lambda each: each.mean), min(full_rank, key=lambda each: each.mean)
-        statement = (
-            f"With r ≤ d/2 the error stays at {show(low)} or more; with r ≥ d it falls to {show(full)} (d = {d})."
-        )
+        said = ", ".join(f"{show(each)} at {ratio * d:.0f}" for ratio, each in points)
+        statement = f"At d = {d} the error by head rank is {said}."
         groups = [each for _, each in points]
-        agrees = all_of([below(groups, high_rank, each) for high_rank in full_rank for each in low_rank])
+        agrees = all_of([below(groups, full, low) for full in full_rank for low in low_rank])
         return Finding(statement, agrees)
 
 

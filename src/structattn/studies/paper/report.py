@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from structattn.studies.paper.planning import duration
 from structattn.studies.paper.running import write_table
 from structattn.studies.paper.study import Finding, Outcome, Scale, Study
 from structattn.studies.report import inline
-from structattn.studies.table import magnitude
+from structattn.studies.table import grouped, magnitude
 
 
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
@@ -117,13 +117,14 @@ def _what_ran(outcomes: Sequence[Outcome]) -> str:
     return (
         f"{len(ended)} runs, {seeds} {'seed' if seeds == 1 else 'seeds'} of each kind: "
         f"{_span([outcome.parameters for outcome in ended])} parameters, "
-        f"{_span([row['step'] for row in lasts])} steps, {_span([row['flops'] for row in lasts])} training FLOPs each, "
+        f"{_span([row['step'] for row in lasts], grouped)} steps, "
+        f"{_span([row['flops'] for row in lasts])} training FLOPs each, "
         f"{duration(sum(row['seconds'] for row in lasts))} in all, one after the other."
     )
 
 
-def _span(values: Sequence[float]) -> str:
-    low, high = magnitude(min(values)), magnitude(max(values))
+def _span(values: Sequence[Any], form: Callable[[Any], str] = magnitude) -> str:
+    low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} to {high}"
 
 

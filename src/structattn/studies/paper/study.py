@@ -80,7 +80,7 @@ class Outcome:
         """One row of the table of results."""
         last = self.rows[-1] if self.rows else {}
         measured = {name: last.get(name) for name in ("step", "tokens", "flops", "seconds", "tokens_per_second")}
-        return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "error": self.error or ""}
+        return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "failed": self.error or ""}
 
 
 @dataclass(frozen=True)
