@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from structattn.studies.estimate import Estimate
 from structattn.studies.paper.study import Outcome, metric
@@ -23,9 +23,8 @@ def estimate_lines(
     *,
     xlabel: str,
     ylabel: str,
-    log: Literal["", "x", "xy"] = "",
+    log_x: bool = False,
     mark: float | None = None,
-    titles: str = "",
 ) -> Figure:
     """Lines of means, with bars of one standard error over seeds.
 
@@ -33,16 +32,19 @@ def estimate_lines(
         lines: for each name its points, in ascending order.
         xlabel: of the axis.
         ylabel: of the axis.
-        log: logarithmic axes.
+        log_x: logarithmic, with a tick at each point.
         mark: where to draw a vertical line.
-        titles: over the axes.
     """
     with styled():
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()
         draw_lines(axes, lines)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=titles)
-        _scale(axes, log)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if log_x:
+            points = sorted({x for line in lines.values() for x, _ in line})
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(points, [f"{x:g}" for x in points])
+            axes.minorticks_off()
         if mark is not None:
             axes.axvline(mark, color=QUIET, linewidth=0.8, linestyle=":")
     return figure
@@ -83,10 +85,3 @@ def draw_curves(axes: Axes, outcomes: Sequence[Outcome], by: str) -> None:
                 axes.plot(flops, metrics, color=pen.colour, linestyle=pen.dash, linewidth=1.2, label=label)
                 label = None
     axes.legend(frameon=False, fontsize=8)
-
-
-def _scale(axes: Axes, log: str) -> None:
-    if "x" in log:
-        axes.set_xscale("log", base=2)
-    if "y" in log:
-        axes.set_yscale("log")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from structattn.studies.estimate import Estimate
+from structattn.studies.estimate import Estimate, pooled_margin
 from structattn.studies.paper.drawing import curves, estimate_lines
 from structattn.studies.paper.study import (
     Finding,
@@ -128,26 +129,28 @@ class Width(Study):
             str(name): [(key[0], each) for key, each in _by(outcomes, "width", structure=name)]
             for name in _values(outcomes, "structure")
         }
-        return estimate_lines(lines, xlabel="model width D", ylabel="squared error / d at the last position", log="x")
+        return estimate_lines(
+            lines, xlabel="model width D", ylabel="squared error / d at the last position", log_x=True
+        )
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """The structures at the smallest width at which they differ most."""
+        """From which width on each structure's error is within the 95% interval of the lowest of all."""
         table = estimates(outcomes, "width", "structure")
-        widths = [
-            width
-            for width in _values(outcomes, "width")
-            if all((width, name) in table for name in ("standard", "standard:1", "btt"))
-        ]
-        if not widths:
-            return Finding("Too few trials ended to compare the structures at one width.")
-        gaps = {width: table[width, "standard"].mean - table[width, "btt"].mean for width in widths}
-        width = max(gaps, key=gaps.__getitem__)
-        errors = {name: table[width, name] for name in ("standard", "standard:1", "btt")}
-        said = ", ".join(f"{name} {show(each)}" for name, each in errors.items())
-        statement = f"They differ most at D = {width}: {said}."
-        better = below(table.values(), errors["btt"], errors["standard"])
-        worse_than_one_head = below(table.values(), errors["standard:1"], errors["btt"])
-        return Finding(statement, False if worse_than_one_head else better)
+        names = ("standard", "standard:1", "btt")
+        if not all(any(name == known for _, known in table) for name in names):
+            return Finding("Too few trials ended to compare the structures.")
+        lowest = min(table.values(), key=lambda each: each.mean)
+        solved, said = {}, []
+        for name in names:
+            errors = {width: each for (width, known), each in sorted(table.items()) if known == name}
+            good = [width for width, each in errors.items() if not below(table.values(), lowest, each)]
+            solved[name] = float(min(good, default=math.inf))
+            at = ", ".join(f"{show(each)} at D = {width}" for width, each in errors.items())
+            said.append(f"{name} {at}: {f'from D = {good[0]} on' if good else 'at none'}")
+        statement = f"Errors, and where they are within the 95% interval of the lowest: {'; '.join(said)}."
+        if math.isinf(pooled_margin(table.values(), lowest, lowest)):
+            return Finding(statement)
+        return Finding(statement, solved["btt"] <= solved["standard:1"] < solved["standard"])
 
 
 class Compute(Study):
