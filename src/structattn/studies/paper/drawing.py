@@ -70,6 +70,7 @@ def curves(outcomes: Sequence[Outcome], by: str, *, ylabel: str) -> Figure:
         draw_curves(axes, outcomes, by)
         axes.set(xlabel="training FLOPs", ylabel=ylabel)
         axes.set_xscale("log")
+        axes.tick_params(axis="x", which="minor", labelsize=6.5)
     return figure
 
 
