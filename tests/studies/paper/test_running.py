@@ -162,7 +162,7 @@ class TestCommand:
         ]
         monkeypatch.setattr(type(STUDIES["width"]), "trials", lambda *_: trials)
         assert main(["study", "width", "--out", str(tmp_path)]) == 0
-        assert "They differ most at D = 8" in capsys.readouterr().out
+        assert "standard:1 0." in capsys.readouterr().out
         assert (tmp_path / "report.html").exists()
         assert (tmp_path / "width" / "README.md").exists()
 

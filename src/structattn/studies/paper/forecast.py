@@ -84,7 +84,7 @@ class Forecast(Study):
             for axes, horizon in zip(panels, horizons, strict=False):
                 _draw_gains(axes, [gain for gain in found if gain.horizon == horizon])
                 axes.set(title=f"horizon {horizon}", xlabel="steps of context")
-            panels[0].set_ylabel(f"gain over {REFERENCE} in MAE of the target, %")
+            panels[0].set_ylabel("lower MAE of the target, %")
             chronos = [outcome for outcome in outcomes if outcome.labels["part"] == _CHRONOS]
             sizes = list(dict.fromkeys(str(outcome.labels["size"]) for outcome in chronos))
             for axes, size in zip(below.subplots(1, max(1, len(sizes)), squeeze=False)[0], sizes, strict=False):
