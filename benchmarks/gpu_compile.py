@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -65,7 +66,7 @@ class Compiled:
 def compiling(capability: int) -> Iterator[list[Compiled]]:
     """Inside, launching a kernel compiles it for `capability`, appends what came out, and runs nothing."""
     made: list[Compiled] = []
-    run, tuned, active = JITFunction.run, launch.tuned, driver._active
+    run, active = JITFunction.run, driver._active
 
     def compile_one(kernel: Any, *arguments: Any, **options: Any) -> None:
         options |= {"grid": (1,), "warmup": True}
@@ -75,11 +76,10 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
         return _Launches(lambda **options: _compile_row(kernel, name, row, options))
 
     driver.set_active(_NoCard(capability))
-    JITFunction.run, launch.tuned = compile_one, compile_each  # type: ignore[method-assign,assignment]
     try:
-        yield made
+        with patch.object(JITFunction, "run", compile_one), patch.object(launch, "tuned", compile_each):
+            yield made
     finally:
-        JITFunction.run, launch.tuned = run, tuned  # type: ignore[method-assign]
         driver._active = active
 
 
