@@ -82,7 +82,7 @@ def linear(task: ForecastTask) -> LinearForecaster:
         LinearForecaster(np.linalg.solve(gram + penalty * scale * np.eye(len(gram)), cross).T, penalty)
         for penalty in _PENALTIES
     ]
-    return min(fitted, key=lambda one: float(forecast_metrics(validation, one)["mse"]))  # type: ignore[arg-type]
+    return min(fitted, key=lambda one: float(np.mean(forecast_metrics(validation, one)["mse"])))
 
 
 def _normal_equations(task: ForecastTask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

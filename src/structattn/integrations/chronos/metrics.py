@@ -13,6 +13,8 @@ Source: Ansari et al., *Chronos*, 2024, arXiv 2403.07815, section 5.4 and append
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from chronos import ChronosPipeline
@@ -104,8 +106,8 @@ def forecast_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, 
     data = {"label": truth, "seasonal_error": scale}
     data |= {str(level): np.quantile(paths, level, axis=1) for level in LEVELS}
 
-    def value(metric: object, axis: int | tuple[int, int] = (0, 1)) -> Array:
-        return metric(axis=axis).update(data).get()  # type: ignore[operator]
+    def value(metric: Any, axis: int | tuple[int, int] = (0, 1)) -> Any:
+        return metric(axis=axis).update(data).get()
 
     return {
         "wql": float(value(ev.MeanWeightedSumQuantileLoss(list(LEVELS)))),
