@@ -284,7 +284,12 @@ def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
         prediction_length=command.horizon,
         n_tokens=command.n_tokens,
         data=ChronosDataConfig(command.compositions, evaluation_series=command.evaluation_series),
-        train=chronos_training(command.steps, batch_size=command.batch_size, learning_rate=command.learning_rate),
+        train=chronos_training(
+            command.steps,
+            batch_size=command.batch_size,
+            learning_rate=command.learning_rate,
+            precision=command.precision,
+        ),
     )
     study = ChronosStudy(command.attentions, run, seeds=command.seeds, series=command.series, samples=command.samples)
     console = Console(highlight=False)

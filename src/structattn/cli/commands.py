@@ -350,6 +350,9 @@ class Chronos:
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW."""
 
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Type of the matrix products; auto: bfloat16 where the device has instructions for it."""
+
     compositions: int = 512
     """Compositions of kernels in the training set, 8 series of each."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from structattn.tasks.chronos import ChronosDataConfig, ChronosTask
 from structattn.training import TrainConfig
+from structattn.training.precision import Precision
 
 if TYPE_CHECKING:
     from chronos import ChronosPipeline
@@ -18,7 +19,9 @@ REDUCED = (64, 2, 2, 256, 32)
 """d_model, layers, heads, d_ff and d_kv of a model that a CPU trains in minutes."""
 
 
-def chronos_training(steps: int, *, batch_size: int = 16, learning_rate: float = 3e-3) -> TrainConfig:
+def chronos_training(
+    steps: int, *, batch_size: int = 16, learning_rate: float = 3e-3, precision: Precision = "float32"
+) -> TrainConfig:
     """Training of a Chronos-T5, whose initial deviations are not muP's, evaluated twenty times on the way."""
     return TrainConfig(
         steps=steps,
@@ -26,7 +29,7 @@ def chronos_training(steps: int, *, batch_size: int = 16, learning_rate: float =
         learning_rate=learning_rate,
         weight_decay=0.0,
         mup=False,
-        precision="float32",
+        precision=precision,
         # The loop's own choice, by the cost of an evaluation, leaves short runs a handful of points.
         evaluation_interval=-(-steps // 20),
     )
