@@ -32,6 +32,8 @@ OPTIONS += [
     "--attentions",
     "standard",
     "mlr:16|16",
+    "--precision",
+    "bfloat16",
     "--series",
 ]
 
@@ -71,12 +73,15 @@ def test_the_command_writes_what_it_found(folder):
     assert len({line.count(" | ") for line in lines}) == 1
     assert f"{standard.loss:.4f}" in lines[2]
     assert (folder / "table.md").read_text().splitlines() == lines
+    assert results.study["run"]["train"]["precision"] == "bfloat16"
     assert load_chronos(folder / "runs" / "standard-seed0" / "model").model_context_length == 64
 
 
-def test_called_again_it_reads_what_is_there(folder, series):
+def test_called_again_it_reads_what_is_there(folder, series, monkeypatch):
     before = json.loads((folder / "results.json").read_text())
-    assert main(["chronos", "--out", str(folder), *OPTIONS, str(series)]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("structattn.integrations.chronos.forecast", None)
+        assert main(["chronos", "--out", str(folder), *OPTIONS, str(series)]) == 0
     assert json.loads((folder / "results.json").read_text()) == before
 
 

@@ -7,7 +7,6 @@ forecasts by WQL and MASE: of held-out synthetic series, and zero-shot of the te
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from structattn import checks
 from structattn.studies import files
 from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.environment import environment
-from structattn.studies.run import claim, execute
+from structattn.studies.run import claim, execute, of_seed, run_name
 from structattn.tasks.series import load_series
 from structattn.training import Progress, RunFolderError
 
@@ -70,9 +69,7 @@ class ChronosStudy:
     def runs(self) -> list[ChronosRunConfig]:
         """Every run: all attentions with the first seed, then all with the next."""
         return [
-            dataclasses.replace(
-                self.run, attention=name, seed=seed, train=dataclasses.replace(self.run.train, seed=seed)
-            )
+            of_seed(dataclasses.replace(self.run, attention=name), seed)
             for seed in range(self.seeds)
             for name in self.attentions
         ]
@@ -189,11 +186,18 @@ def _run(
 ) -> ChronosRun:
     from structattn.integrations.chronos import ChronosLearner, forecast, load_chronos
 
-    run_folder = folder / "runs" / f"{re.sub(r'[^A-Za-z0-9.=+-]+', '-', config.attention)}-seed{config.seed}"
+    run_folder = folder / "runs" / run_name(config)
     result = execute(config, run_folder, progress)
     if isinstance(result, str):
         raise RunFolderError(run_folder, result)
     pipeline = load_chronos(run_folder / "model")
+    kept = run_folder / "forecasts.json"  # Sampling is slow enough to be done once.
+    if not kept.exists():
+        metrics = {
+            name: each.judge(forecast(pipeline, each.past, config.prediction_length, samples=samples, seed=config.seed))
+            for name, each in data.items()
+        }
+        files.write_json(kept, metrics)
     cost = ChronosLearner(pipeline).flops(config.row_length)
     return ChronosRun(
         attention=config.attention,
@@ -202,10 +206,7 @@ def _run(
         forward_flops=cost.forward,
         score_flops=cost.scores,
         curve=[(row["tokens"], row["flops"], row["nats_per_token"]) for row in result.metrics],
-        metrics={
-            name: each.judge(forecast(pipeline, each.past, config.prediction_length, samples=samples, seed=config.seed))
-            for name, each in data.items()
-        },
+        metrics=files.read_json(kept),
     )
 
 

@@ -110,7 +110,10 @@ class ChronosRunConfig:
 
     def build_task(self, total_steps: int) -> ChronosTask:
         """The task, the same for every number of steps."""
-        return ChronosTask(self.build_pipeline().model.config, self.data, seed=self.seed)
+        from structattn.integrations.chronos import chronos_settings
+
+        settings = chronos_settings(self.context_length, self.prediction_length, self.n_tokens)
+        return ChronosTask(settings, self.data, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """In values that JSON knows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from structattn.studies.figures import draw_all
 from structattn.studies.forecasts import forecasts, stretches
 from structattn.studies.report import write_report
 from structattn.studies.results import Cost, Results, Row, Run
-from structattn.studies.run import ModelSizes, RunConfig, claim, execute, task_name
+from structattn.studies.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name, task_name
 from structattn.studies.table import grouped, magnitude
 from structattn.tasks import (
     ForecastTask,
@@ -67,7 +66,7 @@ class Comparison:
     def runs(self) -> list[RunConfig]:
         """Every run: all structures with the first seed, then all with the next."""
         return [
-            RunConfig(name, self.task, self.sizes, dataclasses.replace(self.train, seed=seed), seed)
+            of_seed(RunConfig(name, self.task, self.sizes, self.train), seed)
             for seed in range(self.seeds)
             for name in self.attentions
         ]
@@ -110,7 +109,7 @@ def compare(
         _clear(folder)
     claim(folder, "config.json", comparison.to_dict())
     files.write_json(folder / "environment.json", environment(command))
-    runs = [Run(config.attention, config.seed, _run_folder(config)) for config in configs]
+    runs = [Run(config.attention, config.seed, f"runs/{run_name(config)}") for config in configs]
     results = _results(comparison, task, costs, runs)
     for index, config in enumerate(configs):
         progress = announce(config, index, len(configs)) if announce else None
@@ -210,11 +209,6 @@ def _baselines(task: Any) -> dict[str, Row]:
         tested: Row = {**forecast_metrics(test, forecaster), "forecasts": forecasts(test, forecaster)}
         rows[name] = {**forecast_metrics(task, forecaster), **{f"test_{key}": value for key, value in tested.items()}}
     return rows
-
-
-def _run_folder(config: RunConfig) -> str:
-    """Where a run lies in the comparison's folder: a name that any file system takes."""
-    return f"runs/{re.sub(r'[^A-Za-z0-9.=+-]+', '-', config.attention)}-seed{config.seed}"
 
 
 def _clear(folder: Path) -> None:

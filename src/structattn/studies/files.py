@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from structattn.training.errors import RunFolderError
+
+
+def safe_name(name: str) -> str:
+    """`name` as any file system takes it: whatever it might not take becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name)
 
 
 def make_folder(path: Path) -> None:

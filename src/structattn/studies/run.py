@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
@@ -125,7 +125,9 @@ class RunConfig:
 
 
 class Trainable(Protocol):
-    """What `execute` asks of a config: all that defines a run."""
+    """What `execute` asks of a config, a dataclass: all that defines a run."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def attention(self) -> str:
@@ -147,6 +149,19 @@ class Trainable(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """In values that JSON knows; equal ones are the same run."""
+
+
+Config = TypeVar("Config", bound=Trainable)
+
+
+def of_seed(config: Config, seed: int) -> Config:
+    """The same config with another seed, in the model and in the training."""
+    return dataclasses.replace(config, seed=seed, train=dataclasses.replace(config.train, seed=seed))
+
+
+def run_name(config: Trainable) -> str:
+    """Name of the run's folder among those of a comparison, such as `mlr-8x8-seed0`."""
+    return f"{files.safe_name(config.attention)}-seed{config.seed}"
 
 
 def task_name(config: TaskConfig) -> str:

@@ -22,13 +22,14 @@ checks.require("chronos", "chronos")
 from structattn.integrations.chronos.cost import t5_flops  # noqa: E402
 from structattn.integrations.chronos.learner import ChronosLearner  # noqa: E402
 from structattn.integrations.chronos.metrics import forecast, forecast_metrics, seasonal_naive  # noqa: E402
-from structattn.integrations.chronos.pipeline import load_chronos, make_chronos, set_attention  # noqa: E402
+from structattn.integrations.chronos.pipeline import chronos_settings, load_chronos, make_chronos, set_attention  # noqa: E402
 from structattn.integrations.chronos.sizes import SIZES, ChronosSize  # noqa: E402
 
 __all__ = [
     "SIZES",
     "ChronosLearner",
     "ChronosSize",
+    "chronos_settings",
     "forecast",
     "forecast_metrics",
     "load_chronos",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,9 +36,6 @@ def make_chronos(
 ) -> ChronosPipeline:
     """A Chronos-T5 with random weights; what is left out is as published.
 
-    The settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face, 15 mean sizes as the limit of
-    what bins can tell among them.
-
     Args:
         size: `"tiny"`, `"mini"`, `"small"`, or sizes of one's own.
         attention: of the encoder and the decoder, see `set_attention`.
@@ -55,11 +53,7 @@ def make_chronos(
     sizes = SIZES[checks.one_of("size", size, SIZES)] if isinstance(size, str) else size
     if not isinstance(sizes, ChronosSize):
         raise TypeError(f"size must be one of {', '.join(SIZES)} or a ChronosSize, got {size!r}")
-    checks.positive_int("context_length", context_length)
-    checks.positive_int("prediction_length", prediction_length)
-    if checks.positive_int("n_tokens", n_tokens) < 5:
-        raise ValueError(f"n_tokens must be at least 5, two bins and three special ids, got {n_tokens}")
-    chronos_config = _chronos_config(context_length, prediction_length, n_tokens)
+    settings = chronos_settings(context_length, prediction_length, n_tokens)
     config = T5Config(
         d_model=sizes.d_model,
         d_ff=sizes.d_ff,
@@ -73,13 +67,49 @@ def make_chronos(
         decoder_start_token_id=0,
         pad_token_id=0,
         eos_token_id=1,
-        chronos_config=chronos_config,
+        chronos_config=dataclasses.asdict(settings),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = T5ForConditionalGeneration(config).eval()
     set_attention(model, attention)
     return _pipeline(model)
+
+
+def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_tokens: int = 4096) -> ChronosConfig:
+    """How Chronos reads and writes series; what is left out is as published.
+
+    The settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face, 15 mean sizes as the limit of
+    what bins can tell among them.
+
+    Args:
+        context_length: values that a forecast is made from.
+        prediction_length: values it is made of.
+        n_tokens: bins, and three special ids.
+
+    Raises:
+        TypeError, ValueError: an argument is no positive integer, or too few ids are left for two bins.
+    """
+    checks.positive_int("context_length", context_length)
+    checks.positive_int("prediction_length", prediction_length)
+    if checks.positive_int("n_tokens", n_tokens) < 5:
+        raise ValueError(f"n_tokens must be at least 5, two bins and three special ids, got {n_tokens}")
+    return ChronosConfig(
+        tokenizer_class="MeanScaleUniformBins",
+        tokenizer_kwargs={"low_limit": -15.0, "high_limit": 15.0},
+        context_length=context_length,
+        prediction_length=prediction_length,
+        n_tokens=n_tokens,
+        n_special_tokens=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        use_eos_token=True,
+        model_type="seq2seq",
+        num_samples=20,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+    )
 
 
 def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = None, **options: Any) -> ChronosPipeline:
@@ -158,22 +188,3 @@ def _hierarchies(attention: str, width: int, context_length: int, prediction_len
 def _pipeline(model: T5ForConditionalGeneration) -> ChronosPipeline:
     config = ChronosConfig(**model.config.chronos_config)
     return ChronosPipeline(tokenizer=config.create_tokenizer(), model=ChronosModel(config=config, model=model))
-
-
-def _chronos_config(context_length: int, prediction_length: int, n_tokens: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "MeanScaleUniformBins",
-        "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
-        "context_length": context_length,
-        "prediction_length": prediction_length,
-        "n_tokens": n_tokens,
-        "n_special_tokens": 2,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "use_eos_token": True,
-        "model_type": "seq2seq",
-        "num_samples": 20,
-        "temperature": 1.0,
-        "top_k": 50,
-        "top_p": 1.0,
-    }

@@ -6,14 +6,14 @@ import abc
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from structattn.studies import files
 from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.estimate import Estimate, pooled_margin
-from structattn.studies.run import RunConfig
+from structattn.studies.run import RunConfig, of_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ class Trial:
         Studies that hold the same run share its folder, and runs that differ in what no label says do not.
         """
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()
-        return f"{re.sub(r'[^A-Za-z0-9.=,+-]+', '-', self.name)}-{digest[:8]}"
+        return f"{files.safe_name(self.name)}-{digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,7 @@ def metric(row: Mapping[str, Any]) -> float:
 def with_seeds(trials: Iterable[Trial], seeds: int) -> list[Trial]:
     """Each trial with every seed: all trials with the first, then all with the next."""
     trials = list(trials)
-    return [
-        dataclasses.replace(
-            trial,
-            config=dataclasses.replace(
-                trial.config, seed=seed, train=dataclasses.replace(trial.config.train, seed=seed)
-            ),
-        )
-        for seed in range(seeds)
-        for trial in trials
-    ]
+    return [dataclasses.replace(trial, config=of_seed(trial.config, seed)) for seed in range(seeds) for trial in trials]
 
 
 def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...], Estimate]:
