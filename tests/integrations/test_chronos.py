@@ -80,6 +80,20 @@ def test_one_level_is_the_original(attention):
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_missing_values_are_read_as_the_original_reads_them():
+    ours = make("standard")
+    original = make("standard")
+    original.inner_model.set_attn_implementation("eager")
+    past = series()
+    past[0, [0, 4, 5]] = past[1, -1] = torch.nan
+    drawn = []
+    for pipeline in (ours, original):
+        torch.manual_seed(0)
+        drawn.append(pipeline.predict(past, HORIZON, num_samples=3))
+    torch.testing.assert_close(*drawn)
+    assert make().predict(past, HORIZON, num_samples=3).isfinite().all()
+
+
 def test_levels_change_both_stacks_and_equal_weights_start_all():
     standard, mlr = ChronosLearner(make("standard")), ChronosLearner(make())
     for one, other in zip(standard.parameters(), mlr.parameters(), strict=True):

@@ -24,11 +24,20 @@ class TestEveryFamily:
             keep = torch.ones(2, 18, dtype=torch.bool) if family == "t5" else real
             torch.testing.assert_close(model(**other).logits[keep], model(**given).logits[keep])
 
-    def test_a_mask_with_holes(self, family):
-        holes = torch.ones(2, 21, dtype=torch.long)
-        holes[1, 4] = 0
-        with pytest.raises(ValueError, match="one run of ones"):
-            with_levels(family)(**inputs(family) | {"attention_mask": holes})
+    def test_padding_between_tokens(self, family):
+        """With one level as the model's own attention has it; with levels, what stands there changes nothing."""
+        real = torch.ones(2, 21, dtype=torch.bool)
+        real[1, [0, 4, 5, 12]] = False
+        given = inputs(family) | {"attention_mask": real.long()}
+        keep = torch.ones(2, 18, dtype=torch.bool) if family == "t5" else real
+        model = make(family)
+        own = model(**given).logits[keep]
+        st.set_hierarchy(model, "8")
+        torch.testing.assert_close(model(**given).logits[keep], own, rtol=1e-4, atol=1e-5)
+        st.set_hierarchy(model, "4|2|2@8")
+        other = given | {"input_ids": torch.where(real, given["input_ids"], 7)}
+        torch.testing.assert_close(model(**other).logits[keep], model(**given).logits[keep])
+        assert not torch.allclose(model(**inputs(family)).logits[keep], model(**given).logits[keep])
 
     def test_a_mask_of_pairs(self, family):
         pairs = torch.ones(2, 1, 21, 21, dtype=torch.bool).tril()

@@ -74,5 +74,5 @@ def test_a_compiled_graph_refuses_a_mask_with_holes():
     compiled(tokens(), attention_mask=mask("left"))
     holes = mask("left")
     holes[0, 9] = 0
-    with pytest.raises(RuntimeError, match="one run of ones"):
+    with pytest.raises(RuntimeError, match="one run of ones in every row of a compiled model"):
         compiled(tokens(), attention_mask=holes)

@@ -109,12 +109,60 @@ def test_a_constant_channel_is_only_shifted(tmp_path):
     made = frame()
     made["south"] = 7.1
     task = ForecastTask(config(write(tmp_path, made)))
-    assert np.abs(task.values[:, 1]).max() < 1e-6
-    assert np.isfinite(task.values).all()
+    batch = joined([task.windows(np.arange(283))])
+    for part in batch.values():
+        assert part[..., 1].abs().max() < 1e-6
+        assert part.isfinite().all()
     assert all(np.isfinite(value) for value in forecast_metrics(task, linear(task)).values())
     made["north"] = made["OT"] = 0.0
     task = ForecastTask(config(write(tmp_path, made)))
     assert forecast_metrics(task.test(), linear(task))["mse"] == pytest.approx(0, abs=1e-10)
+
+
+def missing(made, rows, column="OT"):
+    made = made.astype(object)
+    made.loc[rows, column] = ""
+    return made
+
+
+def test_what_is_filled_is_not_counted(tmp_path):
+    """Metrics, loss and moments are those of what was observed."""
+    rows = np.arange(300)[np.random.default_rng(0).random(300) < 0.3][1:]
+    rows = rows[(rows > 0) & (rows < 299)]
+    task = ForecastTask(config(write(tmp_path, missing(frame(), rows)), fill="linear"))
+    observed = np.delete(frame()["OT"].to_numpy()[:210], rows[rows < 210])
+    assert (task.mean[2], task.deviation[2]) == pytest.approx((observed.mean(), observed.std()))
+    batch = task.windows(task.evaluation_starts)
+    known = batch["targets"].isfinite()
+    assert 0.6 < known[..., 2].double().mean() < 0.8
+    outputs = torch.randn(batch["targets"].shape, requires_grad=True)
+    errors = (outputs - batch["targets"])[known].double()
+    metrics = task.metrics(task.totals(outputs, batch))
+    assert metrics["mse"] == pytest.approx(errors.square().mean().item())
+    assert metrics["mae"] == pytest.approx(errors.abs().mean().item())
+    ours = (outputs - batch["targets"])[..., 2][known[..., 2]].abs().double().mean().item()
+    assert metrics["target_mae"] == pytest.approx(ours)
+    loss = task.loss(outputs, batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(metrics["mse"])
+    assert ((outputs.grad == 0) == ~known).all()
+    assert all(np.isfinite(value) for value in forecast_metrics(task.test(), linear(task)).values())
+
+
+def test_filling_shows_no_future(tmp_path):
+    """White noise cannot be forecast, though an interpolated context that ends with a gap would give it away."""
+    made, noise = frame(), np.random.default_rng(1).standard_normal((300, 3))
+    made[["north", "south", "OT"]] = noise
+    rows = np.arange(2, 299, 4)
+    task = ForecastTask(config(write(tmp_path, missing(made, rows)), fill="linear", horizon=1)).test()
+    metrics = forecast_metrics(task, lambda inputs: 2 * inputs[:, -1:] - inputs[:, -2:-1])
+    assert metrics["target_mae"] > 0.8
+
+
+def test_a_part_without_the_target_is_refused(tmp_path):
+    path = write(tmp_path, missing(frame(), range(208, 243)))
+    with pytest.raises(ValueError, match="the validation part .* has no value of 'OT' that was observed"):
+        ForecastTask(config(path, fill="forward"))
 
 
 # --- forecasters ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from structattn.studies.estimate import Estimate
 from structattn.studies.results import Results
 from structattn.studies.style import BASELINE, QUIET, label_ends, new_figure, pens
@@ -19,10 +21,10 @@ def forecast_panels(results: Results) -> Figure:
     for place, (axes, stretch) in enumerate(
         zip(figure.subplots(len(results.stretches), 1, squeeze=False).flat, results.stretches, strict=True)
     ):
-        history, truth = stretch["history"], stretch["truth"]
+        history, truth = (np.array(stretch[part], dtype=float) for part in ("history", "truth"))
         axes.plot(range(-len(history), len(truth)), [*history, *truth], color=QUIET, linewidth=1.2)
         ahead = range(len(truth))
-        ends = [("truth", ahead[-1], truth[-1], QUIET)]
+        ends = [("truth", ahead[-1], truth[np.isfinite(truth)][-1], QUIET)] if np.isfinite(truth).any() else []
         if (row := results.baselines.get("linear")) is not None:
             predicted = row["test_forecasts"][place]
             axes.plot(ahead, predicted, color=QUIET, linestyle=BASELINE, linewidth=1)

@@ -18,17 +18,18 @@ SHOWN = 3
 def stretches(task: ForecastTask) -> list[dict[str, Any]]:
     """Windows spread over the held-out set: when the horizon `begins`, the `history` before it, and the `truth`.
 
-    The history is as long as the horizon, or the context where that is shorter.
+    The history is as long as the horizon, or the context where that is shorter. None is what was not observed.
     """
     config, found = task.config, []
+    seen, numbers = (part[:, task.target].tolist() for part in (task.series.observed, task.series.values))
+    values = [number if known else None for known, number in zip(seen, numbers, strict=True)]
     for start in _starts(task):
         begins = start + config.context_length
-        values = task.series.values[:, task.target]
         found.append(
             {
                 "begins": str(np.datetime_as_string(task.series.times[begins], unit="m")).replace("T", " "),
-                "history": values[max(start, begins - config.horizon) : begins].tolist(),
-                "truth": values[begins : begins + config.horizon].tolist(),
+                "history": values[max(start, begins - config.horizon) : begins],
+                "truth": values[begins : begins + config.horizon],
             }
         )
     return found

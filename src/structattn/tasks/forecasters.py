@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,7 +74,7 @@ def linear(task: ForecastTask) -> LinearForecaster:
     """
     gram, cross = _normal_equations(task)
     scale = np.trace(gram) / len(gram)
-    validation = ForecastTask(replace(task.config, evaluation_windows=len(task.values)))  # all of them
+    validation = ForecastTask(replace(task.config, evaluation_windows=len(task.series.values)))  # all of them
     if scale == 0:  # No channel ever changes.
         return LinearForecaster(np.zeros(cross.T.shape), _PENALTIES[0])
     fitted = [
@@ -86,14 +85,17 @@ def linear(task: ForecastTask) -> LinearForecaster:
 
 
 def _normal_equations(task: ForecastTask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`XᵀX (T, T)` and `XᵀY (T, H)` over windows and channels, each window less the last value of its context."""
+    """`XᵀX (T, T)` and `XᵀY (T, H)` over windows and channels, each window less the last value of its context.
+
+    Windows of a channel whose future was not observed as a whole are left out.
+    """
     length, horizon = task.config.context_length, task.config.horizon
-    train = task.values[: task.series.borders[0]].astype(np.float64)
-    windows = sliding_window_view(train, length + horizon, axis=0)  # (windows, C, T + H), no copy
     gram, cross = np.zeros((length, length)), np.zeros((length, horizon))
-    for first in range(0, len(windows), _BATCH):
-        rows = windows[first : first + _BATCH].reshape(-1, length + horizon)
-        rows = rows - rows[:, length - 1 : length]
-        gram += rows[:, :length].T @ rows[:, :length]
-        cross += rows[:, :length].T @ rows[:, length:]
+    for starts in np.array_split(np.arange(task.training_windows), -(-task.training_windows // _BATCH)):
+        batch = task.windows(starts)
+        past, future = (batch[name].double().numpy().swapaxes(1, 2) for name in ("inputs", "targets"))
+        known = np.isfinite(future).all(axis=-1)
+        x, y = (rows[known] - past[known][:, -1:] for rows in (past, future))
+        gram += x.T @ x
+        cross += x.T @ y
     return gram, cross

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from structattn import checks
 from structattn.tasks.base import Batch, Stream, Task, Totals, generator, places_in_epochs
-from structattn.tasks.series import FILLS, Fill, load_series
+from structattn.tasks.series import FILLS, Fill, Series, load_series
 
 Part = Literal["validation", "test"]
 
@@ -91,13 +90,17 @@ class ForecastTask(Task):
 
     *Loss.* Mean squared error over windows, steps and channels.
 
+    *Missing values.* Where the series is filled, targets that were not observed are NaN, and neither loss nor metrics
+    nor moments count them; contexts are filled without a look ahead (`Series.windows`).
+
     Args:
         config: series and lengths.
         seed: names the training order.
         part: the held-out set.
 
     Raises:
-        ValueError: what `load_series` raises, `target` is no channel, or a part is too short for a window.
+        ValueError: what `load_series` raises, `target` is no channel, a part is too short for a window, or nothing in
+            it was observed.
     """
 
     name: ClassVar[str] = "forecast"
@@ -118,8 +121,7 @@ class ForecastTask(Task):
         self._check_length("training", train, config.context_length + config.horizon)
         self._check_length("validation", validation - train, config.horizon)
         self._check_length("test", test - validation, config.horizon)
-        self.mean, self.deviation = _moments(self.series.values[:train])
-        self.values = ((self.series.values - self.mean) / self.deviation).astype(np.float32)
+        self.mean, self.deviation = _moments(self.series, train)
         self.training_windows = train - config.context_length - config.horizon + 1
         first, last = (train, validation) if part == "validation" else (validation, test)
         # Where contexts begin: the first window's targets begin with the part, the last one's end with it.
@@ -128,6 +130,7 @@ class ForecastTask(Task):
             count = min(config.evaluation_windows, len(starts))
             starts = starts[np.arange(count) * (len(starts) - 1) // max(count - 1, 1)]
         self.evaluation_starts: NDArray[np.int64] = starts
+        self._check_truth()
         self._last_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
 
     def test(self) -> ForecastTask:
@@ -151,46 +154,57 @@ class ForecastTask(Task):
 
     def windows(self, starts: NDArray[np.int64]) -> Batch:
         """The batch whose contexts begin at rows `starts (B,)` of the series."""
-        length = self.config.context_length
-        cut = torch.from_numpy(self.values[starts[:, None] + np.arange(length + self.config.horizon)])
-        return {"inputs": cut[:, :length].contiguous(), "targets": cut[:, length:].contiguous()}
+        cut = self.series.windows(starts, self.config.context_length, self.config.horizon)
+        inputs, targets = (torch.from_numpy(((part - self.mean) / self.deviation).astype(np.float32)) for part in cut)
+        return {"inputs": inputs, "targets": targets}
 
     def in_unit(self, standardised: Tensor) -> Tensor:
         """Standardised values `(…)` of the target in its own unit, float64."""
         return standardised.double() * float(self.deviation[self.target]) + float(self.mean[self.target])
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of predictions `(B, H, C)`."""
-        self._check_outputs(outputs, batch)
-        return F.mse_loss(outputs.float(), batch["targets"])
+        """Mean squared error of predictions `(B, H, C)`, over what was observed."""
+        errors, observed = self._errors(outputs.float(), batch)
+        return errors.square().sum() / observed.sum().clamp(min=1)
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Summed `squared`, `absolute` and the target's `target_absolute` error, and the number of `steps`."""
-        self._check_outputs(outputs, batch)
-        errors = outputs.double() - batch["targets"].double()
+        """Summed `squared` and `absolute` errors over so many `values`; those of the target over `target_values`."""
+        errors, observed = self._errors(outputs.double(), batch)
         return {
             "squared": errors.square().sum(),
             "absolute": errors.abs().sum(),
+            "values": observed.sum().double(),
             "target_absolute": errors[..., self.target].abs().sum(),
-            "steps": errors.new_tensor(errors.shape[0] * errors.shape[1]),
+            "target_values": observed[..., self.target].sum().double(),
         }
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
         """MSE and MAE over all channels, and MAE of the target, standardised and in its unit."""
-        steps = totals["steps"].item()
-        target = totals["target_absolute"].item() / steps
+        target = totals["target_absolute"].item() / totals["target_values"].item()
         return {
-            "mse": totals["squared"].item() / (steps * self.channels),
-            "mae": totals["absolute"].item() / (steps * self.channels),
+            "mse": totals["squared"].item() / totals["values"].item(),
+            "mae": totals["absolute"].item() / totals["values"].item(),
             "target_mae": target,
             "target_mae_unit": target * float(self.deviation[self.target]),
         }
 
-    def _check_outputs(self, outputs: Tensor, batch: Batch) -> None:
-        expected = tuple(batch["targets"].shape)
-        if outputs.shape != expected:
+    def _errors(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Prediction less truth, 0 where nothing was observed, and where something was; both `(B, H, C)`."""
+        targets = batch["targets"]
+        if outputs.shape != targets.shape:
+            expected = tuple(targets.shape)
             raise ValueError(f"outputs must be predictions (B, H, C) = {expected}, got {tuple(outputs.shape)}")
+        observed = targets.isfinite()
+        return torch.where(observed, outputs - targets, 0), observed
+
+    def _check_truth(self) -> None:
+        rows = self.evaluation_starts[:, None] + np.arange(self.config.horizon) + self.config.context_length
+        if not self.series.observed[rows, self.target].any():
+            raise ValueError(
+                f"data: the {self.part} part of {self.series.name} has no value of {self.config.target!r} that was "
+                "observed: there is nothing to measure a forecast by"
+            )
 
     def _check_length(self, part: str, rows: int, needed: int) -> None:
         if rows < needed:
@@ -215,8 +229,10 @@ class ForecastTask(Task):
         return starts
 
 
-def _moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of each channel; deviation 1 where a channel is constant, up to rounding."""
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
+def _moments(series: Series, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of what was observed of each channel in the first `rows`; deviation 1 where it is constant,
+    up to rounding."""
+    values, observed = series.values[:rows], series.observed[:rows]  # No series begins with a value made up.
+    mean, deviation = values.mean(axis=0, where=observed), values.std(axis=0, where=observed)
     constant = deviation <= 1e-12 * np.abs(mean)
     return mean, np.where(constant, 1.0, deviation)

@@ -23,6 +23,7 @@ Fill = Literal["forward", "linear", "drop"]
 
 FILLS = ("forward", "linear", "drop")
 
+_DAY = 86_400 * 10**9
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _TRAIN_SHARE, _TEST_SHARE = 0.7, 0.2
 _HOW_TO_FILL = "fill must choose what to do: forward (repeat the last value), linear (interpolate) or drop (leave out)"
@@ -42,10 +43,47 @@ class Series:
     """`(N,)`, ascending."""
 
     values: NDArray[np.float64]
-    """`(N, C)`, finite."""
+    """`(N, C)`, finite: what is missing is filled."""
+
+    observed: NDArray[np.bool_]
+    """`(N, C)`, false where a value is made up."""
 
     borders: tuple[int, int, int]
     """Rows where the training, the validation and the test part end."""
+
+    def windows(
+        self, starts: NDArray[np.int64], context_length: int, horizon: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Pasts and futures that begin at rows `starts (B,)`, with nothing of a future in its past.
+
+        Args:
+            starts: first row of each past.
+            context_length: rows `T` of a past.
+            horizon: rows `H` of a future.
+
+        Returns:
+            Pasts `(B, T, C)`, filled; what is missing at the very end of one is the last value before it, however
+            the series is filled, since interpolation would look ahead. Futures `(B, H, C)`, NaN where nothing was
+            observed, so that no made-up value is taken for the truth.
+        """
+        rows = starts[:, None] + np.arange(context_length + horizon)
+        past, future = np.split(self.values[rows], [context_length], axis=1)
+        if self._complete:
+            return past, future
+        seen, truth = np.split(self.observed[rows], [context_length], axis=1)
+        at_end = np.logical_and.accumulate(~seen[:, ::-1], axis=1)[:, ::-1]
+        past = np.where(at_end, self._carried[rows[:, :context_length]], past)
+        return past, np.where(truth, future, np.nan)
+
+    @functools.cached_property
+    def _complete(self) -> bool:
+        return bool(self.observed.all())
+
+    @functools.cached_property
+    def _carried(self) -> NDArray[np.float64]:
+        """`(N, C)`, the last observed value up to each row."""
+        last = np.maximum.accumulate(np.where(self.observed, np.arange(len(self.values))[:, None], 0), axis=0)
+        return np.take_along_axis(self.values, last, axis=0)
 
 
 def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), fill: Fill | None = None) -> Series:
@@ -59,7 +97,8 @@ def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), f
             heading, UTF-8.
         time: its column of times, ISO 8601, ascending at a regular distance.
         columns: its channels; none for every column but `time`.
-        fill: what to do where values or rows are missing. With `drop`, what lies on either side of a gap is joined.
+        fill: what to do where values or rows are missing: repeat the last value, interpolate, or leave the row out,
+            joining what lies on either side. `Series.windows` keeps what is filled out of futures.
 
     Raises:
         ImportError: without pandas, naming the extra that brings it.
@@ -94,8 +133,8 @@ def _load(data: str, path: Path, stamp: Any, time: str, columns: tuple[str, ...]
         raise ValueError(f"data: {path} must have three rows or more, got {len(frame)}")
     times, values = _times(frame, time, path), _numbers(frame, channels, path)
     times, values = _regular(times, values, fill, path)
-    times, values = _whole(times, values, channels, fill, path)
-    return Series(data, channels, times, values, _borders(path.stem, len(values)))
+    times, values, observed = _whole(times, values, channels, fill, path)
+    return Series(data, channels, times, values, observed, _borders(path.stem, len(values)))
 
 
 def _borders(stem: str, rows: int) -> tuple[int, int, int]:
@@ -165,11 +204,15 @@ def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: F
     distances = np.diff(times).astype(np.int64)
     if (distances <= 0).any():
         row = int((distances <= 0).argmax())
-        fault = "repeats the time" if distances[row] == 0 else "is earlier than the time"
-        raise ValueError(f"data: {path}, row {row + 2}: {_text(times[row + 1])} {fault} of the row before; sort rows")
+        fault, cure = "is earlier than", "sort rows by time"
+        if distances[row] == 0:
+            fault, cure = "repeats", "a time has one row"
+        raise ValueError(
+            f"data: {path}, row {row + 2}: {_text(times[row + 1])} {fault} the time of the row before; {cure}"
+        )
     lengths, counts = np.unique(distances, return_counts=True)
     step = lengths[counts.argmax()]
-    if len(lengths) == 1 or _on_calendar(times):
+    if len(lengths) == 1 or (lengths[0] >= _DAY and _on_calendar(times)):
         return times, values
     usual = f"where most rows are {_duration(step)} apart"
     if (distances % step).any():
@@ -194,11 +237,11 @@ def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: F
 
 def _whole(
     times: NDArray[np.datetime64], values: NDArray[np.float64], channels: Sequence[str], fill: Fill | None, path: Path
-) -> Table:
-    """Without NaN."""
+) -> tuple[NDArray[np.datetime64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Without NaN; and where there was none."""
     missing = np.isnan(values)
     if not missing.any():
-        return times, values
+        return times, values, ~missing
     if fill is None:
         row, place = np.argwhere(missing)[0]
         raise ValueError(
@@ -207,7 +250,9 @@ def _whole(
         )
     if fill == "drop":
         kept = ~missing.any(axis=1)
-        return times[kept], values[kept]
+        if not kept.any():
+            raise ValueError(f"data: {path} misses a value in every row, so that fill = 'drop' would leave none")
+        return times[kept], values[kept], ~missing[kept]
     frame = checks.require("pandas", "forecast").DataFrame(values)
     filled = (frame.ffill() if fill == "forward" else frame.interpolate(limit_area="inside")).to_numpy()
     if np.isnan(filled).any():
@@ -215,11 +260,11 @@ def _whole(
         raise ValueError(
             f"data: {path}: fill = {fill!r} has no value of {channels[place]!r} to fill from at {_text(times[row])}"
         )
-    return times, filled
+    return times, filled, ~missing
 
 
 def _on_calendar(times: NDArray[np.datetime64]) -> bool:
-    """Whether times are regular on the calendar, such as the first of every month."""
+    """Whether days are regular on the calendar, such as the first of every month; not the hours of business."""
     pandas = checks.require("pandas", "forecast")
     return pandas.infer_freq(pandas.DatetimeIndex(times)) is not None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -14,7 +15,7 @@ from structattn.integrations.transformers.cache import CachedKeys, in_autocast_d
 from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as sees_backwards
-from structattn.integrations.transformers.masks import check_all, check_window, run_of_keys
+from structattn.integrations.transformers.masks import check_all, check_window, visible_keys
 from structattn.layers.levels import attend_levels
 from structattn.ops.attention import mlr_attention
 
@@ -42,7 +43,7 @@ def mlr_attention_forward(
         query: `(B, Hq, Tq, r)`, of the last `Tq` of `Tk` tokens.
         key: `(B, Hkv, Tk, r)`, or those that an `MLRCache` holds.
         value: `(B, Hkv, Tk, dv)`.
-        attention_mask: `(B, Tk)`, true for real keys, which are one run; None where all are.
+        attention_mask: `(B, Tk)`, true for real keys; None where all are. Blocks count from a row's first one.
         scaling: factor on every score; `1/sqrt(r)` by default.
         dropout: share of probabilities to drop.
         position_bias: added to the scores, broadcastable to `(B, Hq, Tq, Tk)`.
@@ -64,14 +65,15 @@ def mlr_attention_forward(
         )
         return out
     causal = sees_backwards(module) if is_causal is None else is_causal
-    bounds = _bounds(attention_mask, key.shape[2])
+    start, end, hidden = _visible(attention_mask, key.shape[2])
+    bounds, bias = (start, end), _sum(position_bias, hidden, query.dtype)
     if sliding_window is not None:
         check_window(sliding_window, key.shape[2])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(key, CachedKeys):
-        mixed = _attend_cached(module, query, key, scale, position_bias, bounds, causal=causal)
+        mixed = _attend_cached(module, query, key, scale, bias, bounds, causal=causal)
     else:
-        mixed = _attend(module, query, key, value, scale, position_bias, bounds, dropout, causal=causal)
+        mixed = _attend(module, query, key, value, scale, bias, bounds, dropout, causal=causal)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -82,7 +84,7 @@ def _attend(
     value: Tensor,
     scale: float,
     bias: Tensor | None,
-    bounds: tuple[Tensor, Tensor] | tuple[None, None],
+    bounds: tuple[Tensor | None, Tensor | None],
     dropout: float,
     *,
     causal: bool,
@@ -115,7 +117,7 @@ def _attend_cached(
     key: CachedKeys,
     scale: float,
     bias: Tensor | None,
-    bounds: tuple[Tensor, Tensor] | tuple[None, None],
+    bounds: tuple[Tensor | None, Tensor | None],
     *,
     causal: bool,
 ) -> Tensor:
@@ -132,15 +134,22 @@ def _attend_cached(
     return mixed
 
 
-def _bounds(mask: Tensor | None, key_length: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _visible(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of each row where its keys begin and end, and a bias that hides some between, or None."""
     if mask is None:
-        return None, None
+        return None, None, None
     if mask.dim() != 2 or mask.shape[1] != key_length:
         raise ValueError(
             f"attention_mask must be (B, Tk) = (B, {key_length}), one entry per key, got {tuple(mask.shape)}: MLR "
             "attention takes padding, not masks of pairs"
         )
-    return run_of_keys(mask.bool())
+    return visible_keys(mask.bool())
+
+
+def _sum(bias: Tensor | None, hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if hidden is None or bias is None:
+        return bias if hidden is None else hidden.to(dtype)
+    return bias + hidden.to(bias.dtype)
 
 
 def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:

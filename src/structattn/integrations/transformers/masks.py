@@ -101,21 +101,29 @@ def check_all(condition: Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-def run_of_keys(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The run of real keys in each row, `key_start` and `key_end (B,)`.
+def visible_keys(mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Where the real keys of each row begin and end, and what hides padding that lies between them.
 
     A row without a real key has an empty run at its end: what comes of a left-padded row when it is read in chunks.
 
     Args:
         mask: `(B, Tk)`, true for real keys.
 
+    Returns:
+        `key_start` and `key_end (B,)`, and a bias `(B, 1, 1, Tk)`, minus infinity at padding within the run; None
+        where there is none.
+
     Raises:
-        ValueError: a row has padding between real keys.
+        ValueError: a row has padding between real keys in a compiled graph, which cannot ask whether one has.
     """
-    count = mask.sum(dim=1)
-    start = torch.where(count > 0, mask.int().argmax(dim=1), mask.shape[1])
-    end = start + count
-    places = torch.arange(mask.shape[1], device=mask.device)
-    run = (places >= start[:, None]) & (places < end[:, None])
-    check_all(run == mask, "attention_mask must have one run of ones in every row, got one with holes")
-    return start, end
+    length = mask.shape[1]
+    some = mask.any(dim=1)
+    start = torch.where(some, mask.int().argmax(dim=1), length)
+    end = torch.where(some, length - mask.int().flip(1).argmax(dim=1), length)
+    places = torch.arange(length, device=mask.device)
+    hidden = (places >= start[:, None]) & (places < end[:, None]) & ~mask
+    if torch.compiler.is_compiling():
+        check_all(~hidden, "attention_mask must have one run of ones in every row of a compiled model, got holes")
+    elif bool(hidden.any()):
+        return start, end, torch.zeros(hidden.shape, device=mask.device).masked_fill(hidden, -torch.inf)[:, None, None]
+    return start, end, None
