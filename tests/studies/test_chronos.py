@@ -13,6 +13,7 @@ for module in ("chronos", "gluonts", "sklearn"):
 from structattn.cli import main  # noqa: E402
 from structattn.integrations.chronos import load_chronos  # noqa: E402
 from structattn.studies.chronos import ChronosResults, ChronosStudy, measure_chronos  # noqa: E402
+from structattn.studies.chronos_data import RealSeries  # noqa: E402
 from structattn.studies.chronos_figure import chronos_markdown  # noqa: E402
 from structattn.studies.chronos_run import ChronosRunConfig, chronos_training  # noqa: E402
 from structattn.studies.paper.planning import plan  # noqa: E402
@@ -20,6 +21,7 @@ from structattn.studies.paper.running import run_trial  # noqa: E402
 from structattn.studies.paper.study import Trial  # noqa: E402
 from structattn.tasks.chronos import ChronosDataConfig  # noqa: E402
 from structattn.training import RunFolderError, TrainConfig  # noqa: E402
+from tasks.series_files import frame, write  # noqa: E402
 
 OPTIONS = ["--context-length", "64", "--horizon", "4", "--n-tokens", "32", "--steps", "4", "--batch-size", "4"]
 OPTIONS += [
@@ -66,6 +68,7 @@ def test_the_command_writes_what_it_found(folder):
     assert [point[0] for point in mlr.curve] == [point[0] for point in standard.curve]
     assert mlr.curve[-1][1] < standard.curve[-1][1]
     assert set(standard.metrics) == {"synthetic", "waves"} == set(results.baselines)
+    assert results.judged == {"synthetic": [4, 0], "waves": [32, 0]}
     assert set(results.baselines["waves"]) == {"last value", "seasonal naive (24)"}
     assert (folder / "loss-flops.png").stat().st_size > 10_000
     lines = chronos_markdown(results).splitlines()
@@ -96,12 +99,44 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, series):
     with pytest.raises(ValueError, match="head width 32"):
         measure_chronos(ChronosStudy(("standard", "mlr:16|8"), SMALL), tmp_path / "out")
     with pytest.raises(ValueError, match="shorter than a forecast"):
-        measure_chronos(ChronosStudy(run=far, series=str(series)), tmp_path / "out")
+        measure_chronos(ChronosStudy(run=far, series=RealSeries(str(series))), tmp_path / "out")
     assert not Path(tmp_path / "out").exists()
     with pytest.raises(ValueError, match="train must have a budget of steps or tokens"):
         ChronosRunConfig(train=TrainConfig(minutes=1.0))
     with pytest.raises(ValueError, match="attentions must name at least one"):
         ChronosStudy(())
+    with pytest.raises(ValueError, match="attentions must differ, got 'standard' twice"):
+        ChronosStudy(("standard", "mlr", "standard"))
+    with pytest.raises(ValueError, match="season must be below the context of 64 steps, got 64"):
+        measure_chronos(ChronosStudy(run=SMALL, series=RealSeries(str(series), season=64)), tmp_path / "out")
+
+
+def test_series_that_cannot_be_judged_are_left_out(tmp_path):
+    """One column stands still for a while and has a hole: what is lost is counted, what is filled is not judged."""
+    made = frame(600).astype(object)
+    made.loc[480:560, "south"] = 7
+    made.loc[562:575, "OT"] = ""
+    every = RealSeries(write(tmp_path, made), fill="forward", season=6).windows(40, 5)
+    usable = every.usable()
+    assert len(every.past) == 3 * 16
+    assert usable.left_out == 48 - len(usable.past)
+    places = {"south": every.past[1::3], "OT": every.future[2::3]}
+    still = (places["south"][:, 6:] == places["south"][:, :-6]).all(axis=1)
+    unseen = np.isnan(places["OT"]).any(axis=1)
+    assert usable.left_out == still.sum() + unseen.sum()
+    assert still.any()
+    assert unseen.any()
+    assert usable.judge(np.repeat(usable.past[:, None, -5:], 2, axis=1))["mase"] > 0
+    made["OT"] = made["south"] = made["north"] = 1
+    with pytest.raises(ValueError, match=r"none of 48 windows can be judged: .* repeats itself after 6 steps"):
+        RealSeries(write(tmp_path, made), season=6).windows(40, 5).usable()
+
+
+def test_overwrite_deletes_nothing_before_the_new_study_is_known_to_fit(folder, tmp_path):
+    before = sorted(path.name for path in folder.rglob("*"))
+    path = write(tmp_path, frame(400).assign(north=1, south=1, OT=1))
+    assert main(["chronos", "--out", str(folder), "--overwrite", *OPTIONS, path]) == 1
+    assert sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_a_loss_that_is_not_finite_ends_the_study(tmp_path):

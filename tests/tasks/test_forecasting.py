@@ -161,7 +161,7 @@ def test_filling_shows_no_future(tmp_path):
 
 def test_a_part_without_the_target_is_refused(tmp_path):
     path = write(tmp_path, missing(frame(), range(208, 243)))
-    with pytest.raises(ValueError, match="the validation part .* has no value of 'OT' that was observed"):
+    with pytest.raises(ValueError, match=r"the validation part .* has no value of 'OT' that was observed"):
         ForecastTask(config(path, fill="forward"))
 
 

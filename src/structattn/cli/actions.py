@@ -25,12 +25,13 @@ from structattn.studies.results import Results
 from structattn.studies.run import ModelSizes, load_run, task_name
 from structattn.studies.terminal import print_results
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig
+from structattn.tasks.ett import default_season
 from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, TrainingError, preset
 from structattn.training.evaluation import evaluate
 
 _ERRORS = (ValueError, TypeError, ImportError, OSError, TrainingError)
 _Options = commands.Language | commands.Regression | commands.Forecast
-_FORECAST_OPTIONS = ("horizon", "target", "time", "columns", "fill", "season", "window_norm")
+_FORECAST_OPTIONS = ("horizon", "target", "time", "columns", "fill", "window_norm")
 _BUDGETS = ("steps", "tokens", "flops", "minutes")
 
 # In-context regression at a size that two cores train in under an hour.
@@ -127,6 +128,7 @@ def _comparison(options: _Options) -> Comparison:
         task = ForecastConfig(
             data=options.data,
             context_length=row.context_length if options.context is None else options.context,
+            season=default_season(options.data) if options.season is None else options.season,
             **{name: getattr(options, name) for name in _FORECAST_OPTIONS},
         )
         positions = options.positions or "learned"
@@ -274,6 +276,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
 def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
     from structattn.studies import files
     from structattn.studies.chronos import ChronosStudy, measure_chronos
+    from structattn.studies.chronos_data import RealSeries
     from structattn.studies.chronos_figure import chronos_markdown, chronos_table, draw_chronos
     from structattn.studies.chronos_run import REDUCED, ChronosRunConfig, chronos_training
     from structattn.tasks.chronos import ChronosDataConfig
@@ -283,7 +286,12 @@ def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
         context_length=command.context_length,
         prediction_length=command.horizon,
         n_tokens=command.n_tokens,
-        data=ChronosDataConfig(command.compositions, evaluation_series=command.evaluation_series),
+        data=ChronosDataConfig(
+            command.compositions,
+            length=max(ChronosDataConfig.length, command.context_length + command.horizon),
+            min_past=min(ChronosDataConfig.min_past, command.context_length),
+            evaluation_series=command.evaluation_series,
+        ),
         train=chronos_training(
             command.steps,
             batch_size=command.batch_size,
@@ -291,11 +299,21 @@ def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
             precision=command.precision,
         ),
     )
-    study = ChronosStudy(command.attentions, run, seeds=command.seeds, series=command.series, samples=command.samples)
+    series = None
+    if command.series is not None:
+        season = default_season(command.series) if command.season is None else command.season
+        series = RealSeries(command.series, command.time, command.columns, command.fill, season)
+    study = ChronosStudy(command.attentions, run, seeds=command.seeds, series=series, samples=command.samples)
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_chronos(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
     console.print(chronos_table(results))
+    for name, (judged, left_out) in results.judged.items():
+        if left_out:
+            console.print(
+                f"{name}: {judged} series judged; {left_out} left out, with a future not wholly observed or a past "
+                "that repeats itself exactly"
+            )
     files.write_text(command.out / "table.md", chronos_markdown(results) + "\n")
     draw_chronos(results, command.out)
     console.print(f"figure: {command.out / 'loss-flops.png'}", soft_wrap=True)

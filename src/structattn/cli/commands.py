@@ -124,8 +124,8 @@ class Forecast(Training):
     fill: Literal["forward", "linear", "drop"] | None = None
     """Where values or rows are missing: repeat the last, interpolate, or leave out; refused by default."""
 
-    season: int = 24
-    """Steps of a season, for the seasonal naive forecast in the table."""
+    season: int | None = None
+    """Steps of a season, for the seasonal naive forecast in the table; a day of ETT's files, 24 of others."""
 
     window_norm: Literal["last", "standard", "none"] = "last"
     """Taken off each context and given back to its forecast: the last value, mean and deviation, or nothing."""
@@ -367,6 +367,18 @@ class Chronos:
 
     series: str | None = None
     """A real series to forecast without training on it: ETTh1, ETTh2, ETTm1, ETTm2, or a CSV file."""
+
+    time: str = "date"
+    """Its column of times."""
+
+    columns: tuple[str, ...] = ()
+    """Its columns to forecast; all but the times by default."""
+
+    fill: Literal["forward", "linear", "drop"] | None = None
+    """Where its values or rows are missing: repeat the last, interpolate, or leave out; refused by default."""
+
+    season: int | None = None
+    """Steps of its season; a day of ETT's files, 24 of others."""
 
     overwrite: bool = False
     """Delete what another study left in the folder."""

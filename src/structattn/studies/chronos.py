@@ -13,21 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from structattn import checks
 from structattn.studies import files
+from structattn.studies.chronos_data import DataSet, Metrics, RealSeries
 from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.environment import environment
 from structattn.studies.run import claim, execute, of_seed, run_name
-from structattn.tasks.series import load_series
 from structattn.training import Progress, RunFolderError
 
 Announce = Callable[[str, int, int], Progress | None]
 """Called before each model is trained with its name, its number and how many there are."""
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,14 +42,8 @@ class ChronosStudy:
     seeds: int = 1
     """Runs of each attention."""
 
-    series: str | None = None
-    """A real series to forecast without training on it, as `structattn.tasks.series.load_series` takes it."""
-
-    season: int = 24
-    """Steps of its season."""
-
-    windows: int = 16
-    """Windows of each of its channels, spread evenly over its test part."""
+    series: RealSeries | None = None
+    """A series to forecast besides the held-out synthetic ones."""
 
     samples: int = 20
     """Sample paths of a forecast."""
@@ -62,7 +51,10 @@ class ChronosStudy:
     def __post_init__(self) -> None:
         if not self.attentions:
             raise ValueError("attentions must name at least one structure, got none")
-        for name in ("seeds", "season", "windows", "samples"):
+        for name in self.attentions:
+            if self.attentions.count(name) > 1:
+                raise ValueError(f"attentions must differ, got {name!r} twice")
+        for name in ("seeds", "samples"):
             checks.positive_int(name, getattr(self, name))
 
     @property
@@ -77,6 +69,8 @@ class ChronosStudy:
     def to_dict(self) -> dict[str, Any]:
         """In values that JSON knows."""
         plain = dataclasses.asdict(self) | {"attentions": list(self.attentions), "run": self.run.to_dict()}
+        if self.series is not None:
+            plain["series"]["columns"] = list(self.series.columns)
         del plain["run"]["attention"], plain["run"]["seed"], plain["run"]["train"]["seed"]
         return plain
 
@@ -112,6 +106,8 @@ class ChronosResults:
     """By data set, then by forecaster."""
     study: dict[str, Any]
     """Its settings."""
+    judged: dict[str, list[int]]
+    """By data set how many series forecasts are judged by, and how many `DataSet.usable` left out."""
 
     def save(self, folder: Path) -> None:
         """As `results.json`."""
@@ -122,21 +118,7 @@ class ChronosResults:
         """What `save` wrote."""
         plain = files.read_json(folder / "results.json")
         runs = [ChronosRun(**run | {"curve": [tuple(point) for point in run["curve"]]}) for run in plain["runs"]]
-        return cls(runs, plain["baselines"], plain["study"])
-
-
-@dataclass(frozen=True)
-class _DataSet:
-    """Series to forecast."""
-
-    past: NDArray[np.float64]
-    future: NDArray[np.float64]
-    season: int
-
-    def judge(self, samples: NDArray[np.float64]) -> Metrics:
-        from structattn.integrations.chronos import forecast_metrics
-
-        return forecast_metrics(samples, self.past, self.future, season=self.season)
+        return cls(runs, plain["baselines"], plain["study"], plain["judged"])
 
 
 def measure_chronos(
@@ -166,13 +148,15 @@ def measure_chronos(
     for config in study.runs[: len(study.attentions)]:  # One that does not fit is refused now.
         config.build_model()
     data = _data_sets(study)
+    baselines = {name: _baselines(each) for name, each in data.items()}
     if overwrite:
         shutil.rmtree(folder / "runs", ignore_errors=True)
-        for name in ("config.json", "environment.json", "results.json"):
+        for name in ("config.json", "environment.json", "results.json", "table.md", "loss-flops.png", "loss-flops.svg"):
             (folder / name).unlink(missing_ok=True)
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
-    results = ChronosResults([], {name: _baselines(each) for name, each in data.items()}, study.to_dict())
+    judged = {name: [len(each.past), each.left_out] for name, each in data.items()}
+    results = ChronosResults([], baselines, study.to_dict(), judged)
     for number, config in enumerate(study.runs):
         name = f"{config.attention}, seed {config.seed}"
         progress = announce(name, number, len(study.runs)) if announce else None
@@ -182,7 +166,7 @@ def measure_chronos(
 
 
 def _run(
-    config: ChronosRunConfig, samples: int, data: Mapping[str, _DataSet], folder: Path, progress: Progress | None
+    config: ChronosRunConfig, samples: int, data: Mapping[str, DataSet], folder: Path, progress: Progress | None
 ) -> ChronosRun:
     from structattn.integrations.chronos import ChronosLearner, forecast, load_chronos
 
@@ -210,24 +194,18 @@ def _run(
     )
 
 
-def _data_sets(study: ChronosStudy) -> dict[str, _DataSet]:
+def _data_sets(study: ChronosStudy) -> dict[str, DataSet]:
     """Held-out synthetic series, and windows of the real one where there is one."""
     split, horizon = study.run.context_length, study.run.prediction_length
     held_out = study.run.build_task(1).held_out()
-    data = {"synthetic": _DataSet(held_out[:, :split], held_out[:, split:], 1)}
+    data = {"synthetic": DataSet(held_out[:, :split], held_out[:, split:], 1).usable()}
     if study.series is not None:
-        series = load_series(study.series)
-        first = max(series.borders[1] - split, 0)
-        last = series.borders[2] - split - horizon
-        if last < first:
-            raise ValueError(f"series: the test part of {series.name} is shorter than a forecast of {horizon} steps")
-        starts = np.unique(np.linspace(first, last, study.windows).astype(int))
-        windows = np.concatenate([series.values[start : start + split + horizon].T for start in starts])
-        data[Path(series.name).stem] = _DataSet(windows[:, :split], windows[:, split:], study.season)
+        name = Path(study.series.data).stem
+        data[name if name not in data else f"{name}.csv"] = study.series.windows(split, horizon).usable()
     return data
 
 
-def _baselines(data: _DataSet) -> dict[str, Metrics]:
+def _baselines(data: DataSet) -> dict[str, Metrics]:
     from structattn.integrations.chronos import seasonal_naive
 
     horizon = data.future.shape[1]

@@ -10,7 +10,8 @@ from rich import box
 from rich.table import Table
 
 from structattn.studies import files
-from structattn.studies.chronos import ChronosResults, ChronosRun, Metrics
+from structattn.studies.chronos import ChronosResults, ChronosRun
+from structattn.studies.chronos_data import Metrics
 from structattn.studies.style import new_figure, pens, styled
 from structattn.studies.table import grouped, magnitude
 

@@ -44,6 +44,12 @@ ETT: dict[str, ETTFile] = {
 reproductions of the literature list, several of them and all the same."""
 
 
+def default_season(data: str) -> int:
+    """Steps of a day in the file that `data` names, where it is one of these; 24 for any other."""
+    stem = Path(data).stem
+    return 24 * (ETT[stem].rows_per_hour if stem in ETT else 1)
+
+
 def ett_path(name: str) -> Path:
     """The file called `name` in the package's cache folder; downloaded there where it is missing.
 

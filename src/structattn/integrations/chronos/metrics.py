@@ -2,7 +2,8 @@
 
 Shapes: `N` series, `S` samples, `C` past values, `P` values to forecast.
 
-With `y` the truth, `q_α` a forecast's quantile at level `α` and `e` the mean absolute difference of a past from itself
+With `y` the truth, `q_α` a forecast's quantile at level `α` (of `S` sorted samples, from 0, number `(S - 1) α`
+rounded to an integer) and `e` the mean absolute difference of a past from itself
 a season earlier::
 
     WQL   = mean over α = 0.1, …, 0.9 of  2 Σ max(α (y - q_α), (1 - α)(q_α - y)) / Σ |y|     over series and steps
@@ -104,7 +105,8 @@ def forecast_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, 
     if not truth.any():
         raise ValueError("future must not be zero everywhere: no weighted quantile loss")
     data = {"label": truth, "seasonal_error": scale}
-    data |= {str(level): np.quantile(paths, level, axis=1) for level in LEVELS}
+    ranked = np.sort(paths, axis=1)
+    data |= {str(level): ranked[:, round((paths.shape[1] - 1) * level)] for level in LEVELS}
 
     def value(metric: Any, axis: int | tuple[int, int] = (0, 1)) -> Any:
         return metric(axis=axis).update(data).get()

@@ -1,0 +1,97 @@
+"""What forecasts of Chronos are judged by: series cut into a past to read and a future to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structattn import checks
+from structattn.tasks.series import Fill, load_series
+
+Metrics = dict[str, float]
+"""WQL and MASE, as `structattn.integrations.chronos.forecast_metrics` gives them."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Series to forecast: pasts `(N, C)`, futures `(N, P)`, and steps of a season."""
+
+    past: NDArray[np.float64]
+    future: NDArray[np.float64]
+    season: int
+
+    left_out: int = 0
+    """Series that were here and could not be judged."""
+
+    def judge(self, samples: NDArray[np.float64]) -> Metrics:
+        """Metrics of forecasts `(N, S, P)`."""
+        from structattn.integrations.chronos import forecast_metrics
+
+        return forecast_metrics(samples, self.past, self.future, season=self.season)
+
+    def usable(self) -> DataSet:
+        """Those that can be judged: the whole future was observed, and the past changes from season to season.
+
+        Raises:
+            ValueError: none can, or the past is no longer than a season.
+        """
+        count, length = self.past.shape
+        if self.season >= length:
+            raise ValueError(f"season must be below the context of {length} steps, got {self.season}")
+        known = np.isfinite(self.future).all(axis=1)
+        changes = (self.past[:, self.season :] != self.past[:, : -self.season]).any(axis=1)
+        kept = known & changes
+        if not kept.any():
+            raise ValueError(
+                f"series: none of {count} windows can be judged: in {count - known.sum()} some step of the future was "
+                f"not observed, the others' past repeats itself after {self.season} steps, so that MASE has no scale"
+            )
+        return DataSet(self.past[kept], self.future[kept], self.season, int(count - kept.sum()))
+
+
+@dataclass(frozen=True)
+class RealSeries:
+    """A series to forecast without training on it: windows of its test part, each channel by itself.
+
+    Raises:
+        TypeError, ValueError: a number is not a positive integer.
+    """
+
+    data: str
+    """A name or a CSV file, as `structattn.tasks.series.load_series` takes it; so are the next three."""
+
+    time: str = "date"
+    """The column of times."""
+
+    columns: tuple[str, ...] = ()
+    """The channels; none for every column but `time`."""
+
+    fill: Fill | None = None
+    """What to do where values or rows are missing."""
+
+    season: int = 24
+    """Steps of a season."""
+
+    count: int = 16
+    """Windows, spread evenly over the test part."""
+
+    def __post_init__(self) -> None:
+        checks.positive_int("season", self.season)
+        checks.positive_int("count", self.count)
+
+    def windows(self, context_length: int, horizon: int) -> DataSet:
+        """What there is to forecast, `count` windows of each channel.
+
+        Raises:
+            ValueError: what `load_series` raises, or the test part is too short.
+        """
+        series = load_series(self.data, time=self.time, columns=self.columns, fill=self.fill)
+        first = max(series.borders[1] - context_length, 0)
+        last = series.borders[2] - context_length - horizon
+        if last < first:
+            raise ValueError(f"series: the test part of {series.name} is shorter than a forecast of {horizon} steps")
+        starts = np.unique(np.linspace(first, last, self.count).astype(int))
+        past, future = (part.swapaxes(1, 2) for part in series.windows(starts, context_length, horizon))
+        return DataSet(past.reshape(-1, context_length), future.reshape(-1, horizon), self.season)
