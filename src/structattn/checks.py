@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 
 def positive_int(name: str, value: object) -> int:
     """`value` as an int of at least 1; TypeError or ValueError naming `name` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be a positive integer, got {value!r} ({type(value).__name__})")
     if value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value}")
-    return value
+    return value if isinstance(value, int) else int(value)
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
@@ -29,11 +30,12 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
 
 def finite(name: str, value: object) -> float:
     """`value` as a finite float; TypeError or ValueError naming `name` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    if not math.isfinite(value):
+    number = float(value)
+    if not -math.inf < number < math.inf:  # Not `math.isfinite`, which a compiler cannot ask of a symbol.
         raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    return number
 
 
 def probability(name: str, value: object) -> float:
@@ -42,6 +44,13 @@ def probability(name: str, value: object) -> float:
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {number}")
     return number
+
+
+def boolean(name: str, value: object) -> bool:
+    """`value` if it is True or False; TypeError naming `name` otherwise."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+    return value
 
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:

@@ -101,7 +101,7 @@ def sliding_window(
     `2·window` keys (`3·window` where not causal), about twice the pairs inside the window.
 
     Args:
-        window: keys a query sees, see `structattn.ops.window_attention`.
+        window: keys a query sees, see `structattn.ops.window.window_attention`.
         rank: `r`, the width of query and key.
         value_dim: `dv`.
         length: tokens.

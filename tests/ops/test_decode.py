@@ -132,11 +132,30 @@ def good():
         ({"level_starts": [0, 9]}, r"level_starts\[1\]"),
         ({"key_start": torch.tensor([20])}, "key_start"),
         ({"key_start": torch.tensor([1, 1])}, "key_start"),
+        ({"key_start": torch.zeros(1, dtype=torch.int64, device="meta")}, "key_start must be on the query's device"),
+        ({"query": torch.randn(2, 1, 6)}, "query must have four axes"),
+        ({"value": torch.randn(12)}, "value must have four axes"),
+        ({"value": torch.randn(1, 0, 12, 3)}, "value must be"),
+        ({"key_levels": [torch.randn(2, 4, 12), torch.randn(1, 2, 2, 12)]}, r"key_levels\[0\] must have four axes"),
         ({"backend": "cpuu"}, "backend"),
     ],
 )
 def test_bad_input_names_the_argument(change, message):
     with pytest.raises(ValueError, match=message):
+        mlr_decode(**(good() | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hierarchy": "4|2"}, "hierarchy must be a structattn.Hierarchy, got str"),
+        ({"query": [1.0]}, "query must be a tensor, got list"),
+        ({"query": torch.ones(1, 2, 1, 6, dtype=torch.int64)}, "query must be float16, .* got torch.int64"),
+        ({"key_start": [0]}, "key_start must be an int32 or int64 tensor, got list"),
+    ],
+)
+def test_wrong_types_are_named(change, message):
+    with pytest.raises(TypeError, match=message):
         mlr_decode(**(good() | change))
 
 

@@ -180,6 +180,8 @@ def test_error_is_that_of_plain_pytorch(dtype: torch.dtype, value_dim: int) -> N
         ({"key": torch.zeros(1, 1, 8, 4), "value": torch.zeros(1, 1, 8, 4)}, ValueError, "enable_gqa"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p"),
         ({"scale": float("nan")}, ValueError, "scale must be finite"),
+        ({"is_causal": 1}, TypeError, "is_causal must be True or False"),
+        ({"query": torch.zeros(1, 2, 8, 0), "key": torch.zeros(1, 2, 8, 0)}, ValueError, "a width of at least 1"),
         ({"query_offset": 1}, ValueError, "query_offset must be between 0 and 0"),
         ({"key_start": torch.tensor([1.0])}, TypeError, "key_start must be an int32 or int64"),
         ({"key_end": torch.tensor([1, 2])}, ValueError, "key_end must have one entry per row"),
@@ -191,3 +193,13 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     call = {name: torch.zeros(1, 2, 8, 4) for name in ("query", "key", "value")} | {"window": 4} | change
     with pytest.raises(error, match=message):
         window_attention(**call)
+
+
+def test_no_queries() -> None:
+    """A length of zero is a length, of the queries alone and of all, with padding and without."""
+    some, none = torch.randn(2, 2, 8, 4), torch.randn(2, 2, 0, 4, requires_grad=True)
+    bound = torch.tensor([0, 0])
+    for key, start in ((some, None), (some, bound), (none, bound), (none, None)):
+        out = window_attention(none, key, key, 3, is_causal=True, key_start=start)
+        assert out.shape == (2, 2, 0, 4)
+        assert torch.autograd.grad(out.sum(), none)[0].shape == none.shape

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from structattn import checks, flops
 from structattn.flops import Flops
+from structattn.layers.basis import Basis
 from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
@@ -223,7 +224,7 @@ class Attention(nn.Module, abc.ABC):
         for module in self.children():
             if isinstance(module, Structure):
                 module.reset_parameters(generator)
-            elif isinstance(module, LevelNorm):
+            elif isinstance(module, (LevelNorm, Basis)):
                 module.reset_parameters()
 
     def _check_input(self, x: Tensor) -> None:

@@ -53,6 +53,12 @@ class Basis(nn.Module):
         return query @ maps.transpose(-2, -1), (key - self.mean[:, None]) @ self.key.transpose(-2, -1)
 
     @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Become the identity."""
+        eye = torch.eye(self.query.shape[-1], device=self.query.device, dtype=self.query.dtype)
+        self.set_(eye, eye, torch.zeros_like(self.mean))
+
+    @torch.no_grad()
     def set_(self, query: Tensor, key: Tensor, mean: Tensor) -> None:
         """Take these `A`, `B` and `μ`."""
         self.query.copy_(query)

@@ -72,6 +72,13 @@ def _describe(part: CachePart) -> str:
     return f"{part.heads} x {part.width}{kind}"
 
 
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """`x` as the attention op casts it under autocast, so that what is read from a cache was rounded alike."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
 class KeyValueCache:
     """Keys and values of the tokens that one attention layer has read, for generation without gradients.
 
@@ -124,7 +131,7 @@ class KeyValueCache:
         return self.key_bytes + self.value.nbytes
 
     def append(self, keys: Sequence[Tensor], value: Tensor) -> None:
-        """Add what the next tokens bring.
+        """Add what the next tokens bring; under autocast in the type that attention would cast it to.
 
         Args:
             keys: for each part of the layout `(B, heads, T', width)`.
@@ -134,9 +141,9 @@ class KeyValueCache:
             ValueError: tensors that require gradients, or whose rows, heads or widths are not those of the cache.
         """
         self._check(keys, value)
-        for timeline, entries in zip(self.keys, keys, strict=True):
+        for timeline, entries in zip(self.keys, map(in_autocast_dtype, keys), strict=True):
             timeline.append(entries.transpose(-2, -1) if self.layout.dimension_major else entries)
-        self.value.append(value)
+        self.value.append(in_autocast_dtype(value))
 
     def forget(self, key_start: Tensor | None = None) -> None:
         """Drop what no query after the last token reads.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
+from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach, in_autocast_dtype
 from structattn.ops.attention import mlr_attention
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
@@ -58,13 +58,13 @@ def attend_levels(
             enable_gqa=True,
         )
     return mlr_decode(
-        query,
+        in_autocast_dtype(query),
         [keys.storage for keys in cache.keys],
         cache.value.storage,
         hierarchy,
         key_length=cache.length,
         level_starts=[keys.first for keys in cache.keys],
-        key_start=None if key_start is None else key_start.long(),
+        key_start=key_start,
         scale=scale,
         enable_gqa=True,
     )

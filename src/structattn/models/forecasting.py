@@ -64,7 +64,8 @@ class ForecastModel(StructuredModel):
             `logits (B, H, C)` in float32 and, with labels, their mean squared error as `loss`.
 
         Raises:
-            ValueError: `inputs` is not `(B, T, C)` with the config's `context_length` and `channels`.
+            ValueError: `inputs` is not `(B, T, C)` with the config's `context_length` and `channels`, or `labels` not
+                `(B, H, C)`.
         """
         config = self.config
         if inputs.dim() != 3 or inputs.shape[1:] != (config.context_length, config.channels):
@@ -72,6 +73,9 @@ class ForecastModel(StructuredModel):
                 f"inputs must be (B, T, C) with context_length T = {config.context_length} and channels "
                 f"C = {config.channels}, got {tuple(inputs.shape)}"
             )
+        future = (len(inputs), config.horizon, config.channels)
+        if labels is not None and tuple(labels.shape) != future:
+            raise ValueError(f"labels must be (B, H, C) = {future}, got {tuple(labels.shape)}")
         centre, scale = self._window_moments(inputs)
         hidden = self.backbone(self.read_in((inputs - centre) / scale))
         by_channel = self.to_channels(hidden).transpose(1, 2)  # (B, C, T)

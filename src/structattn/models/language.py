@@ -73,9 +73,14 @@ class LanguageModel(StructuredModel, GenerationMixin):
 
         Raises:
             TypeError: the cache is of a class of transformers.
-            ValueError: the mask has holes, a learned position table has fewer rows than tokens, or the cache is of
-                another model or of this one before its parameters changed.
+            ValueError: an argument has another shape, labels come with `logits_to_keep`, the mask has holes, a learned
+                position table has fewer rows than tokens, or the cache is of another model or of this one before its
+                parameters changed.
         """
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids must be (B, T), got shape {tuple(input_ids.shape)}")
+        if labels is not None and logits_to_keep:
+            raise ValueError(f"labels need the logits of all tokens, got logits_to_keep = {logits_to_keep}")
         if past_key_values is None and use_cache:
             past_key_values = ModelCache(self)
         if past_key_values is not None:
@@ -100,9 +105,17 @@ class LanguageModel(StructuredModel, GenerationMixin):
         """The token embedding."""
         return self.embedding
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Another token embedding, such as `resize_token_embeddings` makes."""
+        self.embedding = value
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Another head."""
+        self.head = new_embeddings
 
     def prepare_inputs_for_generation(
         self,

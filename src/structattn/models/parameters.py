@@ -69,10 +69,6 @@ class Description:
         return self.part not in (Part.EMBEDDING, Part.POSITION, Part.GAIN)
 
 
-POSITION_DEVIATION = 0.02
-"""Deviation of a fresh table of positions."""
-
-
 def initialise_(tensor: torch.Tensor, description: Description) -> None:
     """Draw `tensor` afresh as its part asks, by the default generator.
 

@@ -57,10 +57,14 @@ class RegressionModel(StructuredModel):
             `logits (B, 2N)` and, with labels, the mean of `(logits[:, 2i] - y_i)² / d` as `loss`.
 
         Raises:
-            ValueError: `inputs` is not `(B, 2N, d)`, or a learned position table has fewer rows than tokens.
+            ValueError: `inputs` is not `(B, 2N, d)`, `labels` is not `(B, N)`, or a learned position table has fewer
+                rows than tokens.
         """
         if inputs.dim() != 3 or inputs.shape[2] != self.config.input_dim:
             raise ValueError(f"inputs must be (B, 2N, d) with d = {self.config.input_dim}, got {tuple(inputs.shape)}")
+        points = (inputs.shape[0], (inputs.shape[1] + 1) // 2)
+        if labels is not None and tuple(labels.shape) != points:
+            raise ValueError(f"labels must be (B, N) = {points}, an answer for each input, got {tuple(labels.shape)}")
         predictions = self.head(self.backbone(self.read_in(inputs))).squeeze(-1)
         loss = None
         if labels is not None:

@@ -41,10 +41,12 @@ def measure_moments(model: LanguageModel, batches: Iterable[Tensor], far: int | 
     sums = [MomentSums() for _ in model.backbone.layers]
     was_training = model.training
     model.eval()
-    with _watching(model, sums, far):
-        for batch in batches:
-            model(batch.to(model.device))
-    model.train(was_training)
+    try:
+        with _watching(model, sums, far):
+            for batch in batches:
+                model(batch.to(model.device))
+    finally:
+        model.train(was_training)
     return [each.moments() for each in sums]
 
 

@@ -13,16 +13,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool) -> None:
     """Four axes, floating, one dtype and device, shapes that fit; TypeError or ValueError naming the argument."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} must have four axes (B, H, T, width), got shape {tuple(tensor.shape)}")
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_operand(name, tensor)
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on the query's device {query.device}, got {tensor.device}")
-        # Under autocast the operator brings all three to one dtype.
-        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        if tensor.dtype != query.dtype and not _become_one(tensor, query):
             raise TypeError(f"{name} must have the query's dtype {query.dtype}, got {tensor.dtype}")
     (batch, heads, _, rank), (_, key_heads, _, _) = query.shape, key.shape
     if key.shape[0] != batch or key.shape[3] != rank:
@@ -34,8 +28,37 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool
         raise ValueError(f"value must be (B, Hkv, Tk, dv) as key is {tuple(key.shape)}, got {tuple(value.shape)}")
     if key_heads != heads and not enable_gqa:
         raise ValueError(f"key must have the query's {heads} heads unless enable_gqa=True, got {key_heads}")
+    if rank == 0:
+        raise ValueError(f"query must have a width of at least 1, got shape {tuple(query.shape)}")
     if key_heads == 0 or heads % key_heads:
         raise ValueError(f"key heads must divide the query's {heads} heads, got {key_heads}")
+
+
+def check_operand(name: str, tensor: Tensor) -> None:
+    """A floating tensor of four axes; TypeError or ValueError naming it otherwise."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dim() != 4:
+        raise ValueError(f"{name} must have four axes (B, H, T, width), got shape {tuple(tensor.shape)}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def _become_one(tensor: Tensor, query: Tensor) -> bool:
+    """Whether autocast brings both to one dtype: it leaves float64 alone, and what is no float."""
+    low = (torch.float16, torch.bfloat16, torch.float32)
+    return torch.is_autocast_enabled(query.device.type) and tensor.dtype in low and query.dtype in low
+
+
+def check_query_offset(query_offset: int, query_length: int, key_length: int) -> None:
+    """An integer between 0 and `Tk - Tq`; TypeError or ValueError otherwise."""
+    if isinstance(query_offset, bool) or not isinstance(query_offset, (int, torch.SymInt)):
+        raise TypeError(f"query_offset must be an integer, got {query_offset!r} ({type(query_offset).__name__})")
+    if not 0 <= query_offset <= max(key_length - query_length, 0):
+        raise ValueError(
+            f"query_offset must be between 0 and {max(key_length - query_length, 0)} (Tk - Tq), so that no query "
+            f"stands past the keys; got {query_offset} with Tq = {query_length}, Tk = {key_length}"
+        )
 
 
 def check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
@@ -53,9 +76,10 @@ def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
     """`bias` as `(B or 1, Hq or 1, Tq or 1, Tk or 1)`; TypeError or ValueError where it does not broadcast."""
     if not isinstance(bias, Tensor):
         raise TypeError(f"attn_bias must be a tensor, got {type(bias).__name__}")
-    if bias.dtype not in (query.dtype, torch.float32) and not torch.is_autocast_enabled(query.device.type):
+    if bias.dtype not in (query.dtype, torch.float32) and not _become_one(bias, query):
         hint = "; turn a mask into a bias by torch.where(mask, 0.0, -torch.inf)" if bias.dtype == torch.bool else ""
-        raise TypeError(f"attn_bias must be {query.dtype} or torch.float32, got {bias.dtype}{hint}")
+        wanted = " or ".join(map(str, dict.fromkeys((query.dtype, torch.float32))))
+        raise TypeError(f"attn_bias must be {wanted}, got {bias.dtype}{hint}")
     if bias.device != query.device:
         raise ValueError(f"attn_bias must be on the query's device {query.device}, got {bias.device}")
     shape = (*query.shape[:3], key_length)
@@ -75,13 +99,14 @@ def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | 
         raise ValueError(f"{name} must have one entry per row, ({query.shape[0]},), got {tuple(bound.shape)}")
     if bound.device != query.device:
         raise ValueError(f"{name} must be on the query's device {query.device}, got {bound.device}")
-    return bound.to(torch.int64)
+    return bound.to(torch.int64).contiguous()  # Kernels read one number after another.
 
 
 def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) -> None:
     """0 <= key_start <= key_end <= Tk in every row: inside the operator, since it reads the numbers.
 
-    An accelerator checks by itself, later, with a device-side assertion: to wait for its numbers would stall it.
+    An accelerator checks by itself, later, with a device-side assertion: to wait for its numbers would stall it. So
+    does a compiled graph, which has no numbers yet.
     """
     some = start if start is not None else end
     if some is None:
@@ -89,7 +114,9 @@ def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) 
     start = torch.zeros_like(some) if start is None else start
     end = torch.full_like(some, key_length) if end is None else end
     valid = (start >= 0) & (start <= end) & (end <= key_length)
-    if valid.device.type != "cpu":
+    if torch.compiler.is_compiling():
+        torch._assert_async(valid.all(), f"expected 0 <= key_start <= key_end <= Tk = {key_length} in every row")
+    elif valid.device.type != "cpu":
         torch._assert_async(valid.all())
     elif not valid.all():
         row = int((~valid).nonzero()[0])

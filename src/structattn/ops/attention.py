@@ -12,7 +12,13 @@ from torch import Tensor
 
 from structattn import checks
 from structattn.ops import operator, registry
-from structattn.ops.arguments import bias_with_four_axes, check_hierarchy, check_key_bound, check_tensors
+from structattn.ops.arguments import (
+    bias_with_four_axes,
+    check_hierarchy,
+    check_key_bound,
+    check_query_offset,
+    check_tensors,
+)
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
 
@@ -41,7 +47,8 @@ def mlr_attention(
         out_i       = Σ_j softmax_j(score(i, ·)) v_j
 
     `Hierarchy.flat(r)` is `torch.nn.functional.scaled_dot_product_attention`, whose argument names are used here.
-    A query that sees no key, or stands before its row's first valid key, gives zeros and zero gradients.
+    A query that sees no key, or stands before its row's first valid key, gives zeros and zero gradients. There are
+    first derivatives in reverse mode, also under `torch.func.grad` and `torch.vmap`.
 
     Args:
         query: `(B, Hq, Tq, r)`, float16, bfloat16, float32 or float64.
@@ -67,17 +74,15 @@ def mlr_attention(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; also where a named backend cannot
             serve the call.
+        NotImplementedError: forward-mode differentiation; a second derivative, once it is asked for.
     """
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)
     check_hierarchy(hierarchy, query)
     query_length, rank = query.shape[2:]
     key_length = key.shape[2]
-    if not 0 <= query_offset <= max(key_length - query_length, 0):
-        raise ValueError(
-            f"query_offset must be between 0 and {max(key_length - query_length, 0)} (Tk - Tq), so that no query "
-            f"stands past the keys; got {query_offset} with Tq = {query_length}, Tk = {key_length}"
-        )
+    check_query_offset(query_offset, query_length, key_length)
+    checks.boolean("is_causal", is_causal)
     bias = None if attn_bias is None else bias_with_four_axes(attn_bias, query, key_length)
     start, end = check_key_bound("key_start", key_start, query), check_key_bound("key_end", key_end, query)
     seed = None

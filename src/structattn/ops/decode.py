@@ -14,6 +14,7 @@ from torch import Tensor
 
 from structattn import checks
 from structattn.ops import cpu, triton
+from structattn.ops.arguments import check_hierarchy, check_key_bound, check_operand
 from structattn.ops.hierarchy import Hierarchy
 
 _BACKENDS = ("auto", "cpu", "triton", "dense")
@@ -50,7 +51,7 @@ def mlr_decode(
         hierarchy: the levels; its ranks sum to `r`.
         key_length: tokens in the cache, those of the queries included.
         level_starts: index of the first key in each level's buffer; 0 for each by default.
-        key_start: `(B,)` int64, the first valid key of each row; positions and blocks count from it.
+        key_start: `(B,)` integers, the first valid key of each row; positions and blocks count from it.
         scale: factor on every score; `1/sqrt(r)` by default.
         enable_gqa: allow `Hkv < Hq` (it must divide).
         backend: `"auto"`, `"cpu"` (the compiled kernel), `"triton"` (for CUDA) or `"dense"` (PyTorch).
@@ -62,8 +63,11 @@ def mlr_decode(
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     checks.one_of("backend", backend, _BACKENDS)
+    check_operand("query", query)
+    check_hierarchy(hierarchy, query)
     starts = [0] * hierarchy.levels if level_starts is None else list(level_starts)
-    _check(query, key_levels, value, hierarchy, key_length, starts, key_start, enable_gqa)
+    key_start = check_key_bound("key_start", key_start, query)
+    _check(query, key_levels, value, hierarchy, key_length, starts, enable_gqa)
     scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
     sizes = [size or 0 for size in hierarchy.block_sizes]
     numbers = (list(hierarchy.ranks), sizes, list(hierarchy.gains), key_length, starts, scale, backend)
@@ -114,19 +118,23 @@ def _check(
     hierarchy: Hierarchy,
     key_length: int,
     starts: list[int],
-    key_start: Tensor | None,
     enable_gqa: bool,
 ) -> None:
-    batch, heads, queries, rank = query.shape
+    for name, tensor in (("value", value), *((f"key_levels[{level}]", keys) for level, keys in enumerate(key_levels))):
+        check_operand(name, tensor)
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise TypeError(
+                f"{name} must be {query.dtype} on {query.device} as the query is, got {tensor.dtype} on {tensor.device}"
+            )
+    batch, heads, queries, _ = query.shape
     key_heads = value.shape[1]
-    if hierarchy.rank != rank:
-        raise ValueError(f"hierarchy's ranks must sum to the query's width {rank}, got {hierarchy.rank}")
     if not queries <= key_length <= value.shape[2]:
         raise ValueError(
             f"key_length must be at least Tq = {queries} and at most value's capacity {value.shape[2]}, "
             f"got {key_length}"
         )
-    if value.shape[0] != batch or (key_heads != heads and not enable_gqa) or heads % key_heads:
+    grouped = key_heads and heads % key_heads == 0 and (enable_gqa or key_heads == heads)
+    if value.shape[0] != batch or not grouped:
         raise ValueError(
             f"value must be (B, Hkv, capacity, dv) with B = {batch} and Hkv = {heads} (or, with enable_gqa=True, a "
             f"divisor of it), got {tuple(value.shape)}"
@@ -136,19 +144,12 @@ def _check(
             f"key_levels and level_starts must have one entry per level ({hierarchy.levels}), "
             f"got {len(key_levels)} and {len(starts)}"
         )
-    for name, tensor in (("value", value), *((f"key_levels[{level}]", keys) for level, keys in enumerate(key_levels))):
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise TypeError(
-                f"{name} must be {query.dtype} on {query.device} as the query is, got {tensor.dtype} on {tensor.device}"
-            )
     for level, (keys, width, first) in enumerate(zip(key_levels, hierarchy.ranks, starts, strict=True)):
-        if keys.dim() != 4 or keys.shape[:3] != (batch, key_heads, width) or first + keys.shape[3] < key_length:
+        if keys.shape[:3] != (batch, key_heads, width) or first + keys.shape[3] < key_length:
             raise ValueError(
                 f"key_levels[{level}] must be (B, Hkv, r_l, capacity) = ({batch}, {key_heads}, {width}, at least "
                 f"{key_length - first}), got {tuple(keys.shape)}"
             )
-    if key_start is not None and (key_start.shape != (batch,) or key_start.dtype != torch.int64):
-        raise ValueError(f"key_start must be int64 of shape ({batch},), got {key_start.dtype} {tuple(key_start.shape)}")
 
 
 def _check_live(

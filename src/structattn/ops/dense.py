@@ -46,7 +46,8 @@ def dense_attention(
     """
     padded = key_start is not None or key_end is not None
     unserved_on_cpu = query.device.type == "cpu" and (query.shape[-1] != value.shape[-1] or dropout_p > 0)
-    grouped = key.shape[1] != query.shape[1]
+    # A plain bool, which PyTorch's attention wants where a compiler's sizes are symbols.
+    grouped = True if key.shape[1] != query.shape[1] else False  # noqa: SIM210
     if is_causal and not padded and query.shape[2] == 1 and query_offset == key.shape[2] - 1:
         is_causal, query_offset = False, 0  # the last query sees every key
     if not (padded or unserved_on_cpu or query_offset):

@@ -204,7 +204,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def _integer(part: str, text: str) -> int:
-    if not part.strip().isdigit():
+    if not part.strip().isdecimal():
         raise ValueError(f"expected a positive integer, got {part!r} in {text!r}")
     return int(part)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
@@ -19,6 +19,7 @@ from structattn.ops import registry
 from structattn.ops.arguments import check_key_bounds
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.transforms import MLRAttentionTransformed, backward_vmap, forward_vmap, gradients, keep
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_start, Tensor? key_end, Tensor? seed"
 _CHOICES = (
@@ -38,24 +39,55 @@ def attend(call: Call, backend: str) -> Tensor:
     """
     tensors = (call.query, call.key, call.value, call.attn_bias, call.key_start, call.key_end, call.seed)
     if not _is_plain(tensors):
-        hierarchy = call.hierarchy
-        numbers = (list(hierarchy.ranks), [size or 0 for size in hierarchy.block_sizes], list(hierarchy.gains))
-        choices = (*numbers, call.is_causal, call.scale, call.query_offset, call.dropout_p, backend)
+        choices = _choices(call, backend)
+        if torch.compiler.is_compiling():  # A compiler has its own way with transforms.
+            return torch.ops.structattn.mlr_attention(*tensors, *choices)[0]
+        _refuse_forward_mode(tensors)
+        if _is_transformed():
+            return MLRAttentionTransformed.apply(*tensors, *choices)[0]
         return torch.ops.structattn.mlr_attention(*tensors, *choices)[0]
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors[:4]):
-        return _Eager.apply(*tensors, call, backend)
+        return MLRAttention.apply(*tensors, call, backend)
     return _run(call, backend)[0]
 
 
+def _choices(call: Call, backend: str) -> tuple[Any, ...]:
+    """What a call holds beside tensors, in the order of `_CHOICES`."""
+    hierarchy = call.hierarchy
+    numbers = (list(hierarchy.ranks), [size or 0 for size in hierarchy.block_sizes], list(hierarchy.gains))
+    return (*numbers, call.is_causal, call.scale, call.query_offset, call.dropout_p, backend)
+
+
 def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether plain tensors meet no compiler, dispatch mode (such as a FLOP counter), transform or autocast."""
+    """Whether plain tensors with numbers of their own meet nothing that watches or rewrites operators.
+
+    That is a compiler, a tracer, a dispatch mode (such as a FLOP counter), a transform, a dual level, a profiler or
+    autocast. Numbers are a tensor's own unless it stands for zeros, or for the negative of what its memory holds.
+    """
     return not (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _is_transformed()
+        or forward_ad._current_level >= 0
+        or torch.autograd._profiler_enabled()
         or torch._C._is_any_autocast_enabled()
         or not _PLAIN.issuperset(map(type, tensors))
+        or any(tensor is not None and (tensor.is_neg() or tensor._is_zerotensor()) for tensor in tensors)
     )
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _refuse_forward_mode(tensors: tuple[Tensor | None, ...]) -> None:
+    """NotImplementedError where a tensor carries a tangent, which would be lost without a word."""
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        raise NotImplementedError("mlr_attention has no forward-mode derivative; use reverse mode (backward, vjp)")
 
 
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
@@ -64,7 +96,7 @@ def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
     return registry.choose(backend, call).forward(call)
 
 
-class _Eager(torch.autograd.Function):
+class MLRAttention(torch.autograd.Function):
     """What the operator's registration says to autograd, for calls that do not pass through it."""
 
     @staticmethod
@@ -79,11 +111,19 @@ class _Eager(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key, value and bias."""
+        """Gradients of query, key, value and bias.
+
+        Where they are to be differentiated again (grad mode is on), the operator gives them: it has no derivative, and
+        says so when one is asked for.
+        """
         out, lse, *tensors = ctx.saved_tensors
         call, needs_bias_grad = Call(*tensors, *ctx.choices), ctx.needs_input_grad[3]
+        if torch.is_grad_enabled() or not _is_plain((grad_out,)):
+            choices = _choices(call, ctx.backend)
+            backward = torch.ops.structattn.mlr_attention_backward
+            grads = backward(grad_out, out, lse, needs_bias_grad, *tensors, *choices)
+            return (*grads, *(None,) * (9 - len(grads)))
         chosen = registry.choose(ctx.backend, call)
         grads = chosen.backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
         return (*grads, None, None, None, None, None)
@@ -125,23 +165,6 @@ def _backward_fake(grad_out: Tensor, out: Tensor, lse: Tensor, needs_bias_grad: 
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output, *inputs[:7])
-    ctx.choices = inputs[7:]
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_out is None:
-        return (None,) * 15
-    out, lse, *tensors = ctx.saved_tensors
-    needs_bias_grad = ctx.needs_input_grad[3]
-    backward = torch.ops.structattn.mlr_attention_backward
-    grads = backward(grad_out, out, lse, needs_bias_grad, *tensors, *ctx.choices)
-    return (*grads, *(None,) * (15 - len(grads)))
-
-
 def _flops(query: Any, key: Any, value: Any, choices: tuple[Any, ...], score_factor: int, value_factor: int) -> int:
     """Visible pairs times what each multiplies; padding is not seen, since the counter has shapes alone."""
     (batch, heads, query_length, _), (_, _, key_length, width) = query, value
@@ -167,7 +190,9 @@ def _register() -> None:
     )
     forward.register_fake(_forward_fake)
     backward.register_fake(_backward_fake)
-    forward.register_autograd(_autograd, setup_context=_setup_context)
+    forward.register_autograd(gradients, setup_context=keep)
+    forward.register_vmap(forward_vmap)
+    backward.register_vmap(backward_vmap)
     for device_type in ("cpu", "cuda"):
         _register_autocast(device_type)
 
@@ -187,18 +212,20 @@ _LIBRARY = torch.library.Library("structattn", "FRAGMENT")
 
 
 def _register_autocast(device_type: str) -> None:
-    """Under autocast, bring query, key and value to the autocast dtype, as PyTorch's own attention does.
+    """Under autocast, bring query, key and value to the autocast dtype, as PyTorch's own attention does; float64 stays.
 
     `torch.library.register_autocast` would fix that dtype at import; the user chooses it at run time.
     """
     key = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device_type]
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def autocast(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def autocast(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             cast = [tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in (query, key, value)]
-            return torch.ops.structattn.mlr_attention(*cast, *rest)
+            if bias is not None and bias.dtype not in (cast[0].dtype, torch.float32):
+                bias = bias.float()
+            return torch.ops.structattn.mlr_attention(*cast, bias, *rest)
 
     _LIBRARY.impl("mlr_attention", autocast, key)
 

@@ -85,7 +85,7 @@ class _Part:
     def fold_tile(self, tensor: Tensor, tile: range) -> Tensor:
         """A tile of the part's view of `(B, Hq, Tq, w)` as `(N, G·t, w)` in the accumulation dtype."""
         folded = tensor[:, :, tile.start - self.offset : tile.stop - self.offset].to(self.call.lse_dtype)
-        return folded.reshape(-1, self.group * len(tile), folded.shape[3])
+        return folded.reshape(len(folded) * folded.shape[1] // self.group, self.group * len(tile), folded.shape[3])
 
     def meetings(self) -> Iterator[tuple[range, list[tuple[slice, Meeting]]]]:
         """Tiles of queries, in positions, with edges at multiples of the tile size, and the runs of keys each meets."""
@@ -216,4 +216,5 @@ def _backward_part(
         at = slice(tile.start - part.offset, tile.stop - part.offset)
         query_grad[:, :, at] = (tile_grad * call.scale).view_as(query_grad[:, :, at])
     heads = call.key.shape[1]
-    return key_grad.unflatten(0, (-1, heads)), value_grad.unflatten(0, (-1, heads))
+    count = len(key_grad) // heads
+    return key_grad.unflatten(0, (count, heads)), value_grad.unflatten(0, (count, heads))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops.arguments import check_key_bound, check_key_bounds, check_tensors
+from structattn.ops.arguments import check_key_bound, check_key_bounds, check_query_offset, check_tensors
 from structattn.ops.dense import dense_attention
 
 
@@ -62,13 +62,11 @@ def window_attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else checks.finite("scale", scale)
     start, end = check_key_bound("key_start", key_start, query), check_key_bound("key_end", key_end, query)
     query_length, key_length = query.shape[2], key.shape[2]
-    if not 0 <= query_offset <= max(key_length - query_length, 0):
-        raise ValueError(
-            f"query_offset must be between 0 and {max(key_length - query_length, 0)} (Tk - Tq), "
-            f"got {query_offset} with Tq = {query_length}, Tk = {key_length}"
-        )
-    if not torch.compiler.is_compiling():  # reading the numbers would break the graph
-        check_key_bounds(start, end, key_length)
+    check_query_offset(query_offset, query_length, key_length)
+    checks.boolean("is_causal", is_causal)
+    check_key_bounds(start, end, key_length)
+    if query_length == 0:  # There is no block to cut.
+        return dense_attention(query, key, value, key_start=start, key_end=end, query_offset=query_offset)
 
     window = min(window, max(key_length, query_length))
     options = _Options(window, is_causal, scale, dropout_p)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from structattn.integrations.transformers.cache import CachedKeys, in_autocast_dtype
+from structattn.integrations.transformers.cache import CachedKeys
 from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as sees_backwards
@@ -128,8 +128,9 @@ def _attend_cached(
             end == key.shape[2],
             "attention_mask must pad on the left where there is a cache, so that new tokens follow old ones",
         )
-    query = in_autocast_dtype(levels.arrange(query))
-    mixed = attend_levels(query, key.store, levels.hierarchy, scale=scale, key_start=start, attn_bias=bias)
+    mixed = attend_levels(
+        levels.arrange(query), key.store, levels.hierarchy, scale=scale, key_start=start, attn_bias=bias
+    )
     key.store.forget(start)
     return mixed
 

@@ -55,13 +55,6 @@ class CachedKeys:
             raise ValueError("past_key_values holds what a causal layer reads, and this layer is not causal")
 
 
-def in_autocast_dtype(x: Tensor) -> Tensor:
-    """`x` as the attention op casts it under autocast, so that what is read from a cache was rounded alike."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
-
-
 class _LevelLayer(StoreLayer):
     """One layer: keys come in the order of the levels, which is where they are put in order."""
 
@@ -73,8 +66,7 @@ class _LevelLayer(StoreLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; gives all keys, as the attention reads them, and values."""
-        keys = in_autocast_dtype(self._levels.arrange(key_states))
-        store, values = super().update(keys, in_autocast_dtype(value_states))
+        store, values = super().update(self._levels.arrange(key_states), value_states)
         return CachedKeys(store, self._source), values
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,8 +40,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output `(B, Hq, Tq, dv)` and log-sum-exp `(B, Hq, Tq)`, see `Backend`."""
     shape = call.query.shape[:3]
     out = call.query.new_empty(*shape, call.value.shape[3])
-    lse = torch.empty(shape, dtype=torch.float32)
-    call = _dense_bounds(call)
+    lse = call.query.new_empty(shape, dtype=torch.float32)
     library.run("structattn_forward", library.call_struct(call, out, lse))
     return out, lse
 
@@ -53,14 +51,16 @@ def backward(
     """Gradients of query, key, value and bias, see `Backend`."""
     # The kernel writes what lies within the rows' ranges, and padding has no gradient.
     padded = call.key_start is not None or call.key_end is not None or call.query.shape[2] == 0
-    make = torch.zeros if padded else torch.empty
-    query, key, value = (make(tensor.shape, dtype=tensor.dtype) for tensor in (call.query, call.key, call.value))
+    query, key, value = (
+        tensor.new_zeros(tensor.shape) if padded else tensor.new_empty(tensor.shape)
+        for tensor in (call.query, call.key, call.value)
+    )
     bias_grad = None
     if needs_bias_grad and call.attn_bias is not None:
         # Each head adds to a slice of its own, since threads take heads.
         batch, _, rows, columns = call.attn_bias.shape
-        bias_grad = torch.zeros(batch, call.query.shape[1], rows, columns)
-    call, lse = _dense_bounds(call), lse.contiguous()
+        bias_grad = call.query.new_zeros(batch, call.query.shape[1], rows, columns, dtype=torch.float32)
+    lse = lse.contiguous()
     struct = library.call_struct(call, out, lse)
     library.run("structattn_backward", struct, library.gradients_struct(call, grad_out, query, key, value, bias_grad))
     if bias_grad is not None and call.attn_bias is not None:
@@ -82,18 +82,9 @@ def decode(
     out = query.new_empty(*query.shape[:3], value.shape[3])
     # The kernel reads runs of positions: another layout is copied, at the price of reading it all.
     levels = [keys if keys.stride(3) == 1 else keys.contiguous() for keys in key_levels]
-    start = None if key_start is None else key_start.contiguous()
-    struct = library.decode_struct(query, levels, value, out, hierarchy, key_length, level_starts, start, scale)
+    struct = library.decode_struct(query, levels, value, out, hierarchy, key_length, level_starts, key_start, scale)
     library.run("structattn_decode", struct)
     return out
-
-
-def _dense_bounds(call: Call) -> Call:
-    """`call` with the ranges of keys as the kernel reads them, one number after another."""
-    if call.key_start is None and call.key_end is None:
-        return call
-    start, end = (None if bound is None else bound.contiguous() for bound in (call.key_start, call.key_end))
-    return replace(call, key_start=start, key_end=end)
 
 
 _warned = False

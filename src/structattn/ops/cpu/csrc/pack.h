@@ -122,11 +122,6 @@ inline void to_right(const float* tile, int64_t rows, int64_t columns, float* to
   std::copy_n(tile, rows * columns, to);
 }
 
-// The sub-block (rows, columns) of a left operand at `from`, as floats.
-inline void from_left(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to) {
-  for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * from_row, columns, to + i * columns);
-}
-
 #if defined(__AVX512BF16__)
 inline void to_left(const float* tile, int64_t rows, int64_t columns, at::BFloat16* to) {
   const int64_t count = rows * columns;
