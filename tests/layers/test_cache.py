@@ -11,6 +11,7 @@ from layers.cases import ROTARY, SPELLINGS, build, each_kind, tokens
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
 from structattn.layers.levels import level_cache_layout
+from structattn.layers.norm import LevelNorm
 from structattn.layers.timeline import QUANTUM
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -53,6 +54,19 @@ def test_with_a_rotary_embedding(spelling, padding):
     whole = build(spelling, rotary=RotaryEmbedding())(x, key_start=key_start)
     for row, start in enumerate(padding or [0, 0, 0]):
         torch.testing.assert_close(chunked[row, start:], whole[row, start:], **CLOSE)
+
+
+@each_kind
+def test_under_autocast(spelling, monkeypatch):
+    """Also where norms give float32, as a GPU's autocast has it: what is kept has the type that attention reads."""
+    monkeypatch.setattr(LevelNorm, "forward", lambda self, x, norm=LevelNorm.forward: norm(self, x.float()))
+    layer, x = build(spelling).float(), tokens(2, LENGTH).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole, chunked = layer(x), in_chunks(layer, x, [20, 11, 3, *[1] * 19])
+        cache = layer.new_cache()
+        layer(x, cache=cache)
+    assert {timeline.storage.dtype for timeline in (*cache.keys, cache.value)} == {torch.bfloat16}
+    torch.testing.assert_close(chunked, whole, rtol=0.05, atol=0.05)
 
 
 @settings(max_examples=40, deadline=None)

@@ -125,6 +125,12 @@ def test_bad_inputs(shape):
         ForecastModel(small())(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 3), (10, 3), (2, 10, 1), (1, 10, 3)])
+def test_labels_are_not_broadcast(inputs, shape):
+    with pytest.raises(ValueError, match=r"labels must be \(B, H, C\) = \(2, 10, 3\), got"):
+        ForecastModel(small())(inputs, labels=torch.zeros(shape))
+
+
 @pytest.mark.parametrize("field", ["channels", "horizon"])
 def test_bad_configs(field):
     with pytest.raises(ValueError, match=f"{field} must be a positive integer, got 0"):

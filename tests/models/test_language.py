@@ -134,6 +134,26 @@ def test_tied_embeddings_are_one_tensor(tmp_path):
     assert torch.equal(model(tokens()).logits, loaded(tokens()).logits)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_vocabulary_can_be_resized(tied, tmp_path):
+    model, x = woken(small(tie_word_embeddings=tied)), tokens()
+    before = model(x).logits
+    model.resize_token_embeddings(17)
+    assert model.config.vocab_size == 17
+    torch.testing.assert_close(model(x).logits[..., :11], before)
+    assert model(x + 6, labels=x + 6).loss.isfinite()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(LanguageModel.from_pretrained(tmp_path)(x).logits, model(x).logits)
+
+
+def test_bad_calls():
+    model, x = LanguageModel(small()), tokens()
+    with pytest.raises(ValueError, match=r"input_ids must be \(B, T\), got shape \(16,\)"):
+        model(x[0])
+    with pytest.raises(ValueError, match="labels need the logits of all tokens, got logits_to_keep = 1"):
+        model(x, labels=x, logits_to_keep=1)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     model, x = woken(small(attention="mlr", dropout=0.0)).train(), tokens()
     model(x, labels=x).loss.backward()

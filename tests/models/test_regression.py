@@ -86,3 +86,9 @@ def test_shorter_prompts_are_read(batch):
 def test_bad_inputs(shape, message):
     with pytest.raises(ValueError, match=message):
         RegressionModel(small())(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (3, 1), (1, 12), (12,), ()])
+def test_labels_are_not_broadcast(batch, shape):
+    with pytest.raises(ValueError, match=r"labels must be \(B, N\) = \(3, 12\), an answer for each input, got"):
+        RegressionModel(small())(batch["inputs"], labels=torch.zeros(shape))

@@ -105,6 +105,7 @@ def padding_bounds(
     broken = ((run != real).any(dim=1) | ~(begun | may_begin_later)).nonzero()
     if len(broken):
         raise ValueError(
-            f"attention_mask must have one run of ones in every row, got holes or none in row {int(broken[0])}"
+            f"attention_mask must have one run of ones in every row, got holes or none in row {int(broken[0])}; where "
+            "none is given, `generate` makes one of where the prompt has pad_token_id"
         )
     return start, end

@@ -117,6 +117,8 @@ class TestEveryStudy:
         assert ": loss is NaN at step 3" in page
         assert STUDIES[name].reported in page
         assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(outcomes)
+        evaluations = sum(len(outcome.rows) for outcome in outcomes)
+        assert len((folder / "curves.csv").read_text().splitlines()) == 1 + evaluations
         report = collect(tmp_path).read_text()
         assert "1 of 1 disagrees with the paper" in report
         assert "loss is NaN at step 3" in report
@@ -132,13 +134,26 @@ def test_scaling_states_exponents():
     assert "mlr 0.05" in finding.statement
 
 
-def test_the_best_rate_is_found_between_rates():
+def test_what_the_rate_of_the_narrowest_model_costs_the_widest():
     finding = STUDIES["mup"].finding(outcomes_of("mup", AS_REPORTED["mup"]))
-    with_it, without = finding.statement.split(";")
-    assert "2^(-6.00±0.00) at D = 64" in with_it
-    assert "2^(0.00±0.00) with each doubling" in with_it.replace("-0.00", "0.00")
-    assert "2^(-8.00±0.00) at D = 256" in without
-    assert "2^(-1.00±0.00) with each doubling" in without
+    with_it, _, without = finding.statement.partition(";")
+    assert "2^-6.5 at D = 64, 2^-6.5 at D = 128, 2^-6.5 at D = 256, and the rate" in with_it
+    assert "costs the model of D = 256 0.000 nats" in with_it
+    assert "2^-6.5 at D = 64, 2^-6.5 at D = 128, 2^-8 at D = 256, and the rate" in without
+    assert f"costs the model of D = 256 {1.5**2 / 50:.3f} nats" in without
+
+
+def test_a_rate_at_which_the_widest_model_does_not_train():
+    def lost(at):
+        return at["mup"] == "off" and at["width"] == 256 and at["learning_rate"] > 2**-7
+
+    outcomes = [
+        dataclasses.replace(each, rows=(), error="NaN") if lost(each.labels) else each
+        for each in outcomes_of("mup", AS_REPORTED["mup"])
+    ]
+    finding = STUDIES["mup"].finding(outcomes)
+    assert "costs the model of D = 256 all, as it does not train, against its own best" in finding.statement
+    assert finding.agrees
 
 
 def test_a_difference_within_the_spread_of_seeds_says_nothing():

@@ -248,14 +248,19 @@ def _chronos_sentence(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
         if structure != REFERENCE:
             shares = [flops_to_reach(each.rows, beside.loss) / beside.flops for each, beside in pairs]
             if math.isfinite(max(shares)):
-                share = Estimate.of(shares)
-                words += f", which is at {REFERENCE}'s loss after {100 * share.mean:.0f}% of its FLOPs"
+                share = Estimate.of([100 * each for each in shares])
+                spread = "" if share.standard_error is None else f" ± {share.standard_error:.0f}"
+                words += f", which is at {REFERENCE}'s loss after {share.mean:.0f}{spread}% of its FLOPs"
                 saves.append(above_zero(Estimate.of([1 - each for each in shares])))
             else:
                 words += f", which does not reach {REFERENCE}'s loss with every seed"
                 saves.append(False if math.isinf(min(shares)) else None)
         said.append(words if structure != REFERENCE else f"Chronos, {size}, ends at {words} nats per token")
-    return (f"{'; '.join(said)}.", all_of(saves)) if saves else ("Too few models of Chronos ended to compare.", None)
+    return (
+        (f"{'; '.join(said)} (±: standard error over seeds).", all_of(saves))
+        if saves
+        else ("Too few models of Chronos ended to compare.", None)
+    )
 
 
 def _percent(estimate: Estimate) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +23,7 @@ from structattn.studies.paper.study import (
     all_of,
     below,
     estimates,
+    resolution,
     sentence,
     show,
     with_seeds,
@@ -130,7 +130,7 @@ class Scaling(Study):
             for name in _structures(outcomes)
             if (law := _law(outcomes, name)) is not None
         ]
-        statement = sentence("; ".join(said))
+        statement = f"{sentence('; '.join(said))} {resolution(table.values())}"
         if exponents:
             statement += f" Exponents of loss ~ compute^-a, with 95% bands: {', '.join(exponents)}."
         return Finding(statement, all_of(mlr_best))
@@ -186,24 +186,26 @@ class Mup(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """The best rate of each width, and how far it moves."""
-        said, moves = [], []
+        """What the rate that is best for the narrowest model costs the widest, with muP and without."""
+        ended = [outcome for outcome in outcomes if outcome.rows and math.isfinite(outcome.loss)]
+        groups = list(estimates(ended, "mup", "width", "learning_rate").values())
+        said, costs = [], []
         for mup, words in (("on", "with"), ("off", "without")):
-            found = _optima([outcome for outcome in outcomes if outcome.labels["mup"] == mup])
-            slopes = [_slope(by_width) for by_width in found.values() if len(by_width) > 1]
-            if not slopes:
+            table = estimates([each for each in ended if each.labels["mup"] == mup], "width", "learning_rate")
+            best = _best_rates(table)
+            if len(best) < 2:
                 return Finding("Too few trials ended to compare widths.")
-            widths = sorted({width for by_width in found.values() for width in by_width})
-            rates = [Estimate.of([each[width] for each in found.values() if width in each]) for width in widths]
-            tried = [math.log2(float(outcome.labels["learning_rate"])) for outcome in outcomes]
-            at = ", ".join(
-                f"{_power(rate)} at D = {width}" + (" (the edge of those tried)" if rate.mean in _ends(tried) else "")
-                for width, rate in zip(widths, rates, strict=True)
+            narrow, wide = min(best), max(best)
+            lowest, carried = table[wide, best[wide]], table.get((wide, best[narrow]))
+            rates = ", ".join(f"{_power(rate)} at D = {width}" for width, rate in best.items())
+            lost = "all, as it does not train," if carried is None else f"{carried.mean - lowest.mean:.3f} nats"
+            said.append(
+                f"{words} muP the lowest mean loss is at {rates}, and the rate that is best at D = {narrow} costs the "
+                f"model of D = {wide} {lost} against its own best"
             )
-            moves.append(Estimate.of(slopes))
-            said.append(f"{words} muP the best rate is {at}: {_power(moves[-1])} with each doubling of the width")
-        on, off = moves
-        return Finding(sentence("; ".join(said)), below(moves, off, on))
+            costs.append(True if carried is None else below(groups, lowest, carried))
+        on, off = costs
+        return Finding(f"{sentence('; '.join(said))} {resolution(groups)}", all_of([on is None, off]))
 
 
 class Ranks(Study):
@@ -263,7 +265,7 @@ class Ranks(Study):
         flat = next((each for split, each in table.items() if len(parse_ranks(split)) == 1), None)
         papers = next((table[split] for split in _PAPERS_SPLITS if split in table), None)
         agrees = None if flat is None or papers is None else below(table.values(), papers, flat)
-        return Finding(f"From best to worst: {said}.", agrees)
+        return Finding(f"From best to worst: {said}. {resolution(table.values())}", agrees)
 
 
 def _structures(outcomes: Sequence[Outcome]) -> list[str]:
@@ -282,38 +284,16 @@ def _law(outcomes: Sequence[Outcome], structure: str) -> PowerLaw | None:
     return PowerLaw.fit([float(each.labels["budget"]) for each in chosen], [each.loss for each in chosen])
 
 
-def _optima(outcomes: Sequence[Outcome]) -> dict[Label, dict[int, float]]:
-    """For each seed the best rate of each width, as a power of two."""
-    losses: dict[Label, dict[int, list[tuple[float, float]]]] = {}
-    for outcome in outcomes:
-        if math.isfinite(outcome.loss):
-            point = (math.log2(float(outcome.labels["learning_rate"])), outcome.loss)
-            by_width = losses.setdefault(outcome.labels["seed"], {})
-            by_width.setdefault(int(outcome.labels["width"]), []).append(point)
-    return {seed: {width: _lowest(sorted(each)) for width, each in found.items()} for seed, found in losses.items()}
+def _best_rates(table: Mapping[tuple[Label, ...], Estimate]) -> dict[int, float]:
+    """For each width the learning rate with the lowest mean loss."""
+    best: dict[int, float] = {}
+    for width, rate in sorted(table, key=lambda key: table[key].mean):
+        best.setdefault(int(width), float(rate))
+    return dict(sorted(best.items()))
 
 
-def _lowest(points: Sequence[tuple[float, float]]) -> float:
-    """Where a parabola fitted to all points is lowest, within their range: the loss at a single rate scatters."""
-    x, y = np.array(points).T
-    if len(x) < 3:
-        return float(x[y.argmin()])
-    a, b, _ = np.polyfit(x, y, 2)
-    return float(np.clip(-b / (2 * a), x[0], x[-1])) if a > 0 else float(x[y.argmin()])
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
-
-
-def _slope(by_width: dict[int, float]) -> float:
-    """How much a power of two changes with each doubling of the width, by least squares."""
-    return statistics.linear_regression([math.log2(width) for width in by_width], list(by_width.values())).slope
-
-
-def _power(estimate: Estimate) -> str:
-    error = "" if estimate.standard_error is None else f"±{estimate.standard_error:.2f}"
-    return f"2^({estimate.mean:.2f}{error})"
+def _power(rate: float) -> str:
+    return f"2^{math.log2(rate):g}"
 
 
 def _key_share(split: str) -> float:

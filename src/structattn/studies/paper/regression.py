@@ -20,6 +20,7 @@ from structattn.studies.paper.study import (
     below,
     estimates,
     metric,
+    resolution,
     show,
     with_seeds,
 )
@@ -96,8 +97,8 @@ class Bottleneck(Study):
         if not low_rank or not full_rank:
             return Finding("Too few trials ended to compare ranks below and above d.")
         said = ", ".join(f"{show(each)} at {ratio * d:.0f}" for ratio, each in points)
-        statement = f"At d = {d} the error by head rank is {said}."
         groups = [each for _, each in points]
+        statement = f"At d = {d} the error by head rank is {said}. {resolution(groups)}"
         agrees = all_of([below(groups, full, low) for full in full_rank for low in low_rank])
         return Finding(statement, agrees)
 
@@ -147,7 +148,9 @@ class Width(Study):
             solved[name] = float(min(good, default=math.inf))
             at = ", ".join(f"{show(each)} at D = {width}" for width, each in errors.items())
             said.append(f"{name} {at}: {f'from D = {good[0]} on' if good else 'at none'}")
-        statement = f"Errors, and where they are within the 95% interval of the lowest: {'; '.join(said)}."
+        statement = (
+            f"Errors, and where they cannot be told from the lowest: {'; '.join(said)}. {resolution(table.values())}"
+        )
         if math.isinf(pooled_margin(table.values(), lowest, lowest)):
             return Finding(statement)
         return Finding(statement, solved["btt"] <= solved["standard:1"] < solved["standard"])
@@ -188,7 +191,10 @@ class Compute(Study):
         if "standard" not in means or len(means) < 2:
             return Finding("Too few trials ended to compare structures at equal compute.")
         ends = {str(name): each for (name,), each in estimates(outcomes, "structure").items()}
-        statement = f"At {shared:.2g} training FLOPs: {_ranked(means)}. After all steps: {_ranked(ends)}."
+        statement = (
+            f"At {shared:.2g} training FLOPs: {_ranked(means)}. After all steps: {_ranked(ends)}. "
+            f"{resolution(means.values())}"
+        )
         others = [each for name, each in means.items() if name not in ("standard", "standard:1")]
         agrees = all_of([below(means.values(), each, means["standard"]) for each in others])
         return Finding(statement, agrees)

@@ -15,23 +15,27 @@ from structattn.studies import files
 from structattn.studies.environment import environment
 from structattn.studies.paper.catalogue import STUDIES
 from structattn.studies.paper.planning import duration
-from structattn.studies.paper.running import write_table
 from structattn.studies.paper.study import Finding, Outcome, Scale, Study
 from structattn.studies.report import inline
+from structattn.studies.style import styled
 from structattn.studies.table import grouped, magnitude
 
 
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
-    """Write figure (PNG, SVG), `results.csv`, `finding.json`, `environment.json` and `README.md` into a study's folder.
+    """Write figure (PNG, SVG), tables, `finding.json`, `environment.json` and `README.md` into a study's folder.
+
+    `results.csv` has a row for each run, `curves.csv` one for each of its evaluations.
 
     Raises:
         RunFolderError: a file cannot be written.
     """
     finding = study.finding(outcomes)
     figure = study.draw(outcomes)
-    for kind in ("png", "svg"):
-        figure.savefig(folder / f"{study.name}.{kind}", dpi=160)
-    write_table(outcomes, folder / "results.csv")
+    with styled():
+        for kind in ("png", "svg"):
+            figure.savefig(folder / f"{study.name}.{kind}", dpi=160)
+    files.write_csv(folder / "results.csv", [outcome.tidy() for outcome in outcomes])
+    files.write_csv(folder / "curves.csv", [point for outcome in outcomes for point in outcome.curve()])
     failed = [f"{each.name}: {each.error}" for each in outcomes if each.error]
     found = {
         "study": study.name,
@@ -100,7 +104,8 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
         "```",
         "",
         f"{study.scales[scale]} {_what_ran(outcomes)}",
-        "Every run is a row of [results.csv](results.csv); versions and machine: [environment.json](environment.json).",
+        "Every run is a row of [results.csv](results.csv), every evaluation one of [curves.csv](curves.csv); versions "
+        "and machine: [environment.json](environment.json).",
     ]
     if failed:
         lines += ["", "Failed:", "", *failed]

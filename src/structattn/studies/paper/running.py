@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import csv
-import io
 import multiprocessing
 import os
 import shutil
@@ -70,7 +68,7 @@ def run_trials(
 
     def ended(index: int, outcome: Outcome) -> None:
         outcomes[index] = outcome
-        write_table([outcomes[each] for each in sorted(outcomes)], folder / "results.csv")
+        files.write_csv(folder / "results.csv", [outcomes[each].tidy() for each in sorted(outcomes)])
         if follow is not None:
             follow(outcome, len(outcomes), len(trials))
 
@@ -109,17 +107,6 @@ def run_trial(trial: Trial, runs: Path) -> Outcome:
 def threads_of(jobs: int) -> int:
     """What each of several processes has of the machine's cores."""
     return max(1, (os.cpu_count() or 1) // jobs)
-
-
-def write_table(outcomes: Sequence[Outcome], path: Path) -> None:
-    """One tidy table: a row for each trial."""
-    rows = [outcome.tidy() for outcome in outcomes]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, text.getvalue())
 
 
 def _result(future: Future[Outcome], trial: Trial) -> Outcome:

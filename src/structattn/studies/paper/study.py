@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -81,6 +82,13 @@ class Outcome:
         last = self.rows[-1] if self.rows else {}
         measured = {name: last.get(name) for name in ("step", "tokens", "flops", "seconds", "tokens_per_second")}
         return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "failed": self.error or ""}
+
+    def curve(self) -> list[dict[str, Any]]:
+        """A row for each evaluation."""
+        return [
+            {**self.labels, **{name: row.get(name) for name in ("step", "tokens", "flops")}, "loss": metric(row)}
+            for row in self.rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,15 @@ def all_of(answers: Sequence[bool | None]) -> bool | None:
 def sentence(words: str) -> str:
     """The words with a capital and a full stop."""
     return f"{words[0].upper()}{words[1:]}."
+
+
+def resolution(groups: Iterable[Estimate]) -> str:
+    """What `show`'s ± is, and how far apart two means of these groups must be."""
+    groups = list(groups)
+    margin = pooled_margin(groups, groups[0], groups[0])
+    if math.isinf(margin):
+        return "With one seed no difference tells anything."
+    return f"(±: standard error over seeds; means less than {margin:.3f} apart tell nothing, at 95%.)"
 
 
 def show(estimate: Estimate) -> str:
