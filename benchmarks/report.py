@@ -9,15 +9,6 @@ from typing import Any
 
 from benchmarks import machine
 
-# Ratios to SDPA that a prototype reached on another machine (AVX-512, AMX), and those aimed at.
-FLOORS = {
-    "float32 forward, T=4096": {"P32": (1.35, 1.8), "8x8": (1.6, 2.3), "flat": (1.15, 1.5)},
-    "float32 forward + backward, T=4096": {"P32": (1.45, 2.0), "8x8": (1.8, 2.6), "flat": (1.2, 1.5)},
-    "bfloat16 forward + backward, T=4096": {"P32": (1.9, 2.4), "8x8": (2.1, 2.8), "flat": (1.9, 2.3)},
-    "bfloat16 forward, T=4096": {"P32": (1.0, 1.15), "8x8": (1.05, 1.3), "flat": (1.0, 1.1)},
-    "float32 decode, T=16384": {"P32": (1.7, 2.0), "8x8": (2.1, 2.8), "flat": (1.4, 1.5)},
-    "float32 forward, T=1024, dv=32": {"8x8": (6.0, 10.0)},
-}
 _KERNELS = {
     "forward_kernel": "Forward",
     "query_grad_kernel": "Gradient of queries",
@@ -149,14 +140,6 @@ def markdown(result: dict[str, Any], path: Path) -> str:
         cells = {row["variant"]: row for row in rows if row["case"] == case}
         shown = [_cell(cells[variant], cells["SDPA"], result["roof"]) for variant in VARIANTS]
         lines.append(f"| {case} | {_time(cells['SDPA'])} | {' | '.join(shown)} |")
-    lines += ["", "Against the ratios of the prototype and those aimed at, which are for a machine with AMX:", ""]
-    lines += ["| case | variant | here | prototype | aim |", "|---|---|---|---|---|"]
-    for case, floors in FLOORS.items():
-        cells = {row["variant"]: row for row in rows if row["case"] == case}
-        for variant, (floor, aim) in floors.items():
-            if "samples_ms" in cells.get(variant, {}):
-                ratio = _median(cells["SDPA"]) / _median(cells[variant])
-                lines.append(f"| {case} | {variant} | {ratio:.2f} | {floor} | {aim} |")
     lines += ["", f"![time and memory against T]({path.with_suffix('.svg').name})", "", *_sweep(result)]
     notes = path.with_name(path.stem + "-notes.md")
     return "\n".join(lines) + "\n" + (f"\n{notes.read_text()}" if notes.exists() else "")

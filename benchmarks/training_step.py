@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks import machine
 from structattn.models import LanguageModel, LanguageModelConfig
+from structattn.studies.table import markdown_row
 
 STRUCTURES = ("standard", "mlr:32|8|6|4|4|4|4|2", "mlr:8x8")
 SIZES = {"layers": 4, "dim": 256, "heads": 4, "context_length": 1024, "positions": "rotary"}
@@ -69,7 +70,7 @@ def table(samples: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> 
         f"T = {SIZES['context_length']}, batch {BATCH}: forward, backward and AdamW. Medians of interleaved steps; in "
         "parentheses the time of standard attention (PyTorch's SDPA) over the structure's.",
         "",
-        "| precision | " + " | ".join(f"`{name}`".replace("|", "\\|") for name in STRUCTURES) + " |",
+        markdown_row(["precision", *(f"`{name}`" for name in STRUCTURES)]),
         "|---" * (len(STRUCTURES) + 1) + "|",
     ]
     for precision, by_structure in samples.items():

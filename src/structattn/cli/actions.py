@@ -23,7 +23,7 @@ from structattn.studies.compare import Comparison, compare
 from structattn.studies.environment import environment
 from structattn.studies.results import Results
 from structattn.studies.run import ModelSizes, load_run, task_name
-from structattn.studies.terminal import print_results
+from structattn.studies.terminal import print_results, print_table
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig
 from structattn.tasks.ett import default_season
 from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, TrainingError, preset
@@ -226,7 +226,7 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_retrofit(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
-    console.print(retrofit_table(results))
+    print_table(retrofit_table(results), console)
     console.print(retrofit_verdict(results), markup=False)
     draw_retrofit([results], command.out)
     console.print(f"figure: {command.out / 'retrofit.png'}", soft_wrap=True)
@@ -247,7 +247,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     trials = chosen.trials(command.preset, data, checks.positive_int("seeds", command.seeds))
     console = Console(highlight=False)
     if command.dry_run:
-        console.print(plan_table(plan(trials, command.jobs), command.jobs))
+        print_table(plan_table(plan(trials, command.jobs), command.jobs), console)
         return 0
     for config in {type(trial.config): trial.config for trial in trials}.values():
         config.build_task(1)  # Data that cannot be read, an extra that is missing: before the first run.
@@ -307,7 +307,7 @@ def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_chronos(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
-    console.print(chronos_table(results))
+    print_table(chronos_table(results), console)
     for name, (judged, left_out) in results.judged.items():
         if left_out:
             console.print(

@@ -1,22 +1,22 @@
 """The small grammar in which configs and command lines name an attention kind.
 
-    KIND[:ARGUMENT[|ARGUMENT…]][+FIELD=VALUE…]
+    KIND[:ARGUMENT[,ARGUMENT…]][+FIELD=VALUE…]
 
 | spelling | attention |
 |---|---|
 | `standard`, `standard:1` | standard, with another number of heads: one is full rank |
 | `swa:128` | sliding window of 128 tokens |
-| `gswa:128\\|32` | the same beside global attention on the first 32 dimensions of a head |
+| `gswa:128,32` | the same beside global attention on the first 32 dimensions of a head |
 | `mlr` | MLR attention, the paper's ranks scaled to the head and the context |
-| `mlr:32\\|8\\|6\\|4\\|4\\|4\\|4\\|2`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
+| `mlr:32,8,6,4,4,4,4,2`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
 | `mlr+levels=4` | the default split in four levels |
 | `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
-| `bmlr:16\\|8\\|4\\|4` | bilinear, Multi-Level Low Rank |
+| `bmlr:16,8,4,4` | bilinear, Multi-Level Low Rank |
 | `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |
-| `monarch:16`, `kronecker:16x16\\|32x32`, `butterfly` | bilinear, of these families |
+| `monarch:16`, `kronecker:16x16,32x32`, `butterfly` | bilinear, of these families |
 
-Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. A comma serves
-wherever a bar does, so that a shell needs no quotes: `mlr:32,8,6,4,4,4,4,2`.
+Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. A bar serves
+wherever a comma does, as the paper writes ranks: `mlr:32|8|6|4|4|4|4|2`; in a shell it needs quotes.
 """
 
 from __future__ import annotations

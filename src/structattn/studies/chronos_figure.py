@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
 from structattn.studies import files
 from structattn.studies.chronos import ChronosResults, ChronosRun
 from structattn.studies.chronos_data import Metrics
 from structattn.studies.style import new_figure, pens, styled
-from structattn.studies.table import grouped, magnitude
+from structattn.studies.table import grouped, magnitude, markdown_row
+from structattn.studies.terminal import terminal_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,19 +54,13 @@ def chronos_markdown(results: ChronosResults) -> str:
     """Every model and baseline with its costs and metrics, for a page."""
     heading, rows = _rows(results)
     lines = [heading, ["---"] * len(heading)]
-    lines += [[f"`{row[0]}`".replace("|", "\\|"), *row[1:]] if row[1] else row for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines += [[f"`{row[0]}`", *row[1:]] if row[1] else row for row in rows]
+    return "\n".join(map(markdown_row, lines))
 
 
 def chronos_table(results: ChronosResults) -> Table:
     """The same, for the terminal."""
-    heading, rows = _rows(results)
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for place, name in enumerate(heading):
-        shown.add_column(name, justify="right" if place else "left")
-    for row in rows:
-        shown.add_row(*row)
-    return shown
+    return terminal_table(*_rows(results))
 
 
 def _rows(results: ChronosResults) -> tuple[list[str], list[list[str]]]:

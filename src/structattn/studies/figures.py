@@ -254,14 +254,13 @@ def error_by_position(results: Results) -> Figure:
 def cost_bars(results: Results) -> Figure:
     """Score FLOPs, key numbers and speed, one bar for each structure."""
     names = list(results.structures)
-    speeds = {name: results.estimate(name, "tokens_per_second") for name in names}
     keys = [("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped)]
     if not results.is_causal:
         keys = []
     panels = [
         ("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude),
         *keys,
-        ("tokens/s in training", [speed.mean if (speed := speeds[name]) else 0.0 for name in names], grouped),
+        ("tokens/s in training", [results.tokens_per_second(name) for name in names], grouped),
     ]
     figure = new_figure(7.4, 0.75 + 0.34 * len(names))
     colours = [pen.colour for pen in pens(names).values()]

@@ -106,7 +106,7 @@ def _unmeasured(results: Results) -> list[str]:
         "Other learning rates: all structures were trained with the same one.",
     ]
     if len({run.seed for run in results.runs}) < 3:
-        notes.append("The spread between seeds, which takes three or more to estimate.")
+        notes.append("The spread between seeds, more than roughly: that takes three or more.")
     if results.task == "forecast":
         notes.append("Other series, horizons and splits: this is one stretch of one series.")
     if results.task == "language":

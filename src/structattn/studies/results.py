@@ -126,6 +126,12 @@ class Results:
         """The runs of `structure` that spent their budget, by seed."""
         return [run for run in self.runs if run.structure == structure and run.done]
 
+    def tokens_per_second(self, structure: str) -> float:
+        """All tokens that finished runs read over all the time they took; 0 where none finished."""
+        runs = self.finished(structure)
+        seconds = sum(run.final["seconds"] for run in runs)
+        return float(sum(run.final["tokens"] for run in runs) / seconds) if seconds else 0.0
+
     @property
     def failed(self) -> list[Run]:
         """Runs that ended early."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
 from structattn.studies import files
 from structattn.studies.retrofit import RetrofitResults, Row
 from structattn.studies.style import INK, QUIET, new_figure, styled
-from structattn.studies.table import grouped
+from structattn.studies.table import grouped, markdown_row
+from structattn.studies.terminal import terminal_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,20 +74,16 @@ _COLUMNS: dict[str, Callable[[Row, Row], str]] = {
 def retrofit_table(results: RetrofitResults) -> Table:
     """Every model with its losses and costs, for the terminal."""
     caption = f"losses in {results.unit}, costs at {results.context_length} tokens"
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
-    for heading in _COLUMNS:
-        shown.add_column(heading, justify="left" if heading in ("ranks", "order of dimensions") else "right")
-    for row in results.rows:
-        shown.add_row(*(cell(row, results.standard) for cell in _COLUMNS.values()))
-    return shown
+    rows = [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
+    return terminal_table(list(_COLUMNS), rows, left=2, caption=caption)
 
 
 def retrofit_markdown(results: RetrofitResults) -> str:
     """The same table, for a page."""
     headings = [f"loss, {results.unit}" if name == "loss" else name for name in _COLUMNS]
     lines = [headings, ["---"] * len(headings)]
-    lines += [[cell(row, results.standard).replace("|", "\\|") for cell in _COLUMNS.values()] for row in results.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines += [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
+    return "\n".join(map(markdown_row, lines))
 
 
 def retrofit_verdict(results: RetrofitResults, tolerance: float = 0.01) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from structattn.studies.estimate import Estimate
@@ -66,7 +67,12 @@ def markdown(results: Results) -> str:
     """The same, in Markdown."""
     made = table(results)
     lines = [made.headings, ("---",) * len(made.headings), *(row.cells for row in made.rows)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(f"{markdown_row(line)}\n" for line in lines)
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown: bars, which end a cell, become the commas that spellings of ranks allow as well."""
+    return f"| {' | '.join(cell.replace('|', ',') for cell in cells)} |"
 
 
 def _cost_headings(results: Results) -> tuple[str, ...]:
@@ -82,14 +88,13 @@ def _cost_cells(results: Results, structure: str) -> tuple[str, ...]:
 def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *, best: bool) -> TableRow:
     runs = results.finished(structure)
     cost = results.costs[structure]
-    speed = sum(run.final["tokens"] for run in runs) / sum(run.final["seconds"] for run in runs)
     cells = (
         structure,
         magnitude(cost.parameters),
         grouped(sum(run.final["step"] for run in runs) / len(runs)),
         magnitude(sum(run.final["flops"] for run in runs) / len(runs)),
         *_metric_cells(results, structure, metrics),
-        grouped(speed),
+        grouped(results.tokens_per_second(structure)),
         *_cost_cells(results, structure),
     )
     return TableRow(cells, "best" if best else "structure")

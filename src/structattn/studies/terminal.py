@@ -1,10 +1,14 @@
-"""A comparison's table and verdict in the terminal."""
+"""Tables in the terminal, and what a comparison says there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.measure import Measurement
+from rich.table import Table
 
 from structattn.studies.results import Results
 from structattn.studies.table import table
@@ -13,18 +17,54 @@ from structattn.studies.verdict import verdict
 _STYLES = {"best": "bold", "structure": "", "failed": "red", "baseline": "dim"}
 
 
+def terminal_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    styles: Sequence[str] | None = None,
+    **options: Any,
+) -> Table:
+    """A table whose cells are never broken, only its headings, between words.
+
+    Args:
+        headings: of the columns.
+        rows: cells of each.
+        left: how many columns are text, which begins on the left; numbers end on the right.
+        styles: of the rows.
+        options: of `rich.table.Table`.
+    """
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, **options)
+    for place, heading in enumerate(headings):
+        narrow = max(len(cell) for cell in [*heading.split(), *(row[place] for row in rows)])
+        made.add_column(
+            heading, justify="left" if place < left else "right", min_width=narrow, max_width=max(narrow, 8)
+        )
+    for row, style in zip(rows, styles or [""] * len(rows), strict=True):
+        made.add_row(*row, style=style)
+    return made
+
+
+def print_table(made: Table, console: Console) -> None:
+    """Print a table as wide as it needs to be: in a narrow terminal lines wrap, but nothing is cut off."""
+    needed = Measurement.get(console, console.options.update(max_width=10_000), made).minimum
+    console.print(made, width=max(console.width, needed), crop=False, soft_wrap=False)
+
+
 def print_results(results: Results, console: Console) -> None:
     """Print the table, the answer, how far to trust it, and what is saved."""
     cells = table(results)
-    title = f"{results.task}, {results.budget} per model"
-    shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for place, heading in enumerate(cells.headings):
-        narrow = max(len(cell) for cell in [*heading.split(), *(row.cells[place] for row in cells.rows)])
-        shown.add_column(heading, justify="right" if place else "left", min_width=narrow, max_width=max(narrow, 8))
-    for row in cells.rows:
-        shown.add_row(*row.cells, style=_STYLES[row.kind])
     console.print()
-    console.print(shown, width=max(console.width, 100), crop=False)  # nothing is cut off in a narrow terminal
+    print_table(
+        terminal_table(
+            cells.headings,
+            [row.cells for row in cells.rows],
+            styles=[_STYLES[row.kind] for row in cells.rows],
+            title=f"{results.task}, {results.budget} per model",
+            title_justify="left",
+        ),
+        console,
+    )
     said = verdict(results)
     for sentence in (said.answer, said.trust, said.savings):
         if sentence:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich import box
 from rich.table import Table
 
 from structattn.models import StructuredModel
@@ -18,6 +17,7 @@ from structattn.studies.paper.running import threads_of
 from structattn.studies.paper.study import Trial
 from structattn.studies.run import RunConfig
 from structattn.studies.table import magnitude
+from structattn.studies.terminal import terminal_table
 from structattn.tasks import Task
 from structattn.training.budget import plan_steps, total_cost
 from structattn.training.evaluation import predict
@@ -60,17 +60,21 @@ def plan(trials: Sequence[Trial], jobs: int = 1) -> list[Plan]:
 
 def plan_table(plans: Sequence[Plan], jobs: int) -> Table:
     """A row for each trial, and the sum."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("run", "parameters", "steps", "training FLOPs", "time here"):
-        shown.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
+    rows = []
     for each in plans:
+        name = ", ".join(f"{key}={_short(value)}" for key, value in each.trial.all_labels.items())
         numbers = (magnitude(each.parameters), str(each.steps), magnitude(each.flops), duration(each.seconds))
-        shown.add_row(each.trial.name, *numbers)
+        rows.append((name, *numbers))
     total = sum(each.seconds for each in plans)
-    shown.add_section()
     flops = magnitude(sum(each.flops for each in plans))
-    shown.add_row(f"{len(plans)} runs, {jobs} at a time", "", "", flops, f"about {duration(total / jobs)}")
+    rows.append((f"{len(plans)} runs, {jobs} at a time", "", "", flops, f"about {duration(total / jobs)}"))
+    shown = terminal_table(("run", "parameters", "steps", "training FLOPs", "time here"), rows)
+    shown.rows[-2].end_section = True
     return shown
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:

@@ -84,9 +84,9 @@ class Outcome:
         return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "failed": self.error or ""}
 
     def curve(self) -> list[dict[str, Any]]:
-        """A row for each evaluation."""
+        """A row for each evaluation, with every number in it."""
         return [
-            {**self.labels, **{name: row.get(name) for name in ("step", "tokens", "flops")}, "loss": metric(row)}
+            {**self.labels, **{name: value for name, value in row.items() if isinstance(value, (int, float))}}
             for row in self.rows
         ]
 
