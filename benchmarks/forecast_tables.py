@@ -30,15 +30,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=_OUT)
     options = parser.parse_args()
     folders = sorted(options.folders, key=_lengths)
-    folder = folders[0]
     files.make_folder(options.out)
-    for name in ("forecasts", "target-error"):
-        for kind in ("png", "svg"):
-            shutil.copyfile(folder / "figures" / f"{name}.{kind}", options.out / f"{name}.{kind}")
+    for folder in folders:
+        name = "{}-{}".format(*_lengths(folder))
+        shutil.copyfile(folder / "results.json", options.out / f"results-{name}.json")
+        for figure in ("forecasts", "target-error"):
+            shutil.copyfile(folder / "figures" / f"{figure}.png", options.out / f"{figure}-{name}.png")
     environment = files.read_json(folder / "environment.json")
     files.write_text(options.out / "README.md", _PAGE.format(
         data=Results.load(folder).data.partition(";")[0].rpartition("/")[2],
-        first="context {}, horizon {}".format(*_lengths(folder)),
         sections="\n".join(map(_section, folders)),
         machine=f"{environment['processor']}, {environment['threads']} threads, commit {environment['commit']}",
     ))  # fmt: skip
@@ -56,9 +56,14 @@ def _section(folder: Path) -> str:
     said = verdict(results)
     words = files.read_json(folder / "environment.json")["command"]
     command = shlex.join(Path(word).name if word.endswith(".csv") else word for word in words)
+    context, horizon = _lengths(folder)
+    name = f"{context}-{horizon}"
     return (
-        "## Context {}, horizon {}\n\n".format(*_lengths(folder))
-        + f"```sh\n{command}\n```\n\n{markdown(results)}\n{said.answer}\n{said.trust}\n{said.savings}\n"
+        f"## Context {context}, horizon {horizon}\n\n```sh\n{command}\n```\n\n{markdown(results)}\n"
+        f"{said.answer}\n{said.trust}\n{said.savings}\n\n"
+        f"![Forecasts of the target beside the truth](forecasts-{name}.png)\n"
+        f"![Error of the target, by seed](target-error-{name}.png)\n\n"
+        f"All evaluations of all runs: [results-{name}.json](results-{name}.json).\n"
     )
 
 
@@ -66,13 +71,9 @@ _PAGE = """# Forecasting: what attention gains, and what a linear map does
 
 {data}.
 Written by `python -m benchmarks.forecast_tables` from the comparisons below, as measured. MSE and MAE are of
-standardised values, all channels, on every window of the test part; the target's MAE is standardised, then in its unit.
+standardised values, all channels, on every window of the test part; the target's MAE is standardised, then in °C.
+±: standard error over seeds.
 How the gain of levels changes with the length of the context is [a study of its own](../studies/forecast/README.md).
-
-Forecasts and errors at {first}:
-
-![Forecasts of the target beside the truth](forecasts.png)
-![Error of the target, by seed](target-error.png)
 
 {sections}
 ## What was not measured

@@ -29,7 +29,7 @@ class Bars:
         self.seeds = seeds
         self.display = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[news]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -94,7 +94,7 @@ class TrialBar:
     def __init__(self, console: Console, count: int) -> None:
         self.display = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,

@@ -14,7 +14,10 @@ import torch
 
 from structattn import __version__
 
-_PACKAGES = ("torch", "numpy", "transformers", "accelerate", "triton", "matplotlib", "pandas")
+_PACKAGES = (
+    *("torch", "numpy", "transformers", "accelerate", "triton", "matplotlib", "pandas"),
+    *("chronos-forecasting", "gluonts", "scikit-learn"),
+)
 
 
 def environment(command: Sequence[str] = ()) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def forecast_panels(results: Results) -> Figure:
         figure.canvas.draw()
         label_ends(axes, ends, gap=0.13)
     axes.set_xlabel("steps ahead")
+    figure.supylabel("target, in its unit", fontsize=9)
     return figure
 
 

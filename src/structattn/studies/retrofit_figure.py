@@ -98,7 +98,7 @@ def retrofit_verdict(results: RetrofitResults, tolerance: float = 0.01) -> str:
     share = best.key_numbers_per_token / standard.key_numbers_per_token
     return (
         f"{best.name} keeps {share:.0%} of the key numbers at {results.context_length} tokens, and its loss {how} is "
-        f"{_loss(best, tuned):.4f} against {before:.4f}, {_loss(best, tuned) / before - 1:+.1%}."
+        f"{_loss(best, tuned):.4f} against {before:.4f}, {round(_loss(best, tuned) / before - 1, 3) + 0.0:+.1%}."
     )
 
 

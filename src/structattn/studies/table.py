@@ -101,9 +101,13 @@ def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *
 
 
 def _metric_cells(results: Results, structure: str, metrics: tuple[str, ...]) -> list[str]:
-    """The compared metric with its standard error, the others by their means."""
-    estimates = [results.estimate(structure, column) for column in metrics]
-    return [_estimate(estimates[0]), *(MISSING if each is None else number(each.mean) for each in estimates[1:])]
+    """The compared metric, and a forecast's target, with their standard errors; the others by their means."""
+    cells = []
+    for column in metrics:
+        estimate = results.estimate(structure, column)
+        with_error = column in (metrics[0], "test_target_mae")
+        cells.append(MISSING if estimate is None else _estimate(estimate) if with_error else number(estimate.mean))
+    return cells
 
 
 def _failed_row(results: Results, structure: str, metrics: tuple[str, ...]) -> TableRow:

@@ -47,7 +47,8 @@ def verdict(results: Results) -> Verdict:
     baselines = _beside_baselines(results, best)
     if len(ranking) == 1:
         trust = ONE_SEED if len(results.finished(best)) < 2 else "± is the standard error over seeds."
-        return Verdict(f"{baselines}Only {best} has a result: {reached}.", trust, "")
+        only = "only" if baselines else "Only"
+        return Verdict(f"{baselines}{only} {best} has a result: {reached}.", trust, "")
     other = REFERENCE if REFERENCE in ranking[1:] else ranking[1]
     gap = _mean(results, other) - _mean(results, best)
     share = gap / max(_mean(results, other), 1e-12)
@@ -103,7 +104,7 @@ def _beside_baselines(results: Results, best: str) -> str:
     if results.task != "forecast":
         return ""
     mean, errors = _mean(results, best), {name: row[results.metric] for name, row in results.baselines.items()}
-    ahead = sorted((name for name, error in errors.items() if error <= mean), key=errors.__getitem__)
+    ahead = sorted((name for name, error in errors.items() if error < mean), key=errors.__getitem__)
     if not ahead:
         return ""
     names = " and ".join(f"{name} ({number(errors[name])})" for name in ahead)
