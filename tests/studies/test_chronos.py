@@ -16,6 +16,7 @@ from structattn.studies.chronos import ChronosResults, ChronosStudy, measure_chr
 from structattn.studies.chronos_data import RealSeries  # noqa: E402
 from structattn.studies.chronos_figure import chronos_markdown  # noqa: E402
 from structattn.studies.chronos_run import ChronosRunConfig, chronos_training  # noqa: E402
+from structattn.studies.chronos_verdict import chronos_verdict, flops_to_reach  # noqa: E402
 from structattn.studies.paper.planning import plan  # noqa: E402
 from structattn.studies.paper.running import run_trial  # noqa: E402
 from structattn.studies.paper.study import Trial  # noqa: E402
@@ -75,6 +76,7 @@ def test_the_command_writes_what_it_found(folder):
     assert len(lines) == 2 + 2 + 2
     assert len({line.count(" | ") for line in lines}) == 1
     assert f"{standard.loss:.4f}" in lines[2]
+    assert results.verdict.startswith("Nats per token at the end: standard ")
     assert (folder / "table.md").read_text().splitlines() == lines
     assert results.study["run"]["train"]["precision"] == "bfloat16"
     assert load_chronos(folder / "runs" / "standard-seed0" / "model").model_context_length == 64
@@ -109,6 +111,32 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, series):
         ChronosStudy(("standard", "mlr", "standard"))
     with pytest.raises(ValueError, match="season must be below the context of 64 steps, got 64"):
         measure_chronos(ChronosStudy(run=SMALL, series=RealSeries(str(series), season=64)), tmp_path / "out")
+
+
+def test_compute_to_reach_a_loss():
+    curve = [(10.0, 5.0), (20.0, 4.0), (30.0, 4.5), (40.0, 3.0)]
+    assert flops_to_reach(curve, 6.0) == 10.0
+    assert flops_to_reach(curve, 4.25) == 17.5
+    assert flops_to_reach(curve, 3.75) == 35.0
+    assert flops_to_reach(curve, 2.0) == np.inf
+
+
+def test_the_verdict_compares_seed_by_seed():
+    def curves(**ends):
+        return {
+            (name, seed): [(10.0, 6.0), (110.0, loss)]
+            for name, losses in ends.items()
+            for seed, loss in enumerate(losses)
+        }
+
+    words, saves = chronos_verdict(curves(standard=[4.0, 5.0], mlr=[3.0, 4.0]))
+    assert "mlr 3.500 ± 0.500, which is at standard's loss after 62 ± 8% of its FLOPs" in words
+    assert saves == [None]  # Two seeds: shares of 70% and 55%, whose interval is wide.
+    words, saves = chronos_verdict(curves(standard=[4.0] * 3, mlr=[2.0, 2.01, 1.99], other=[5.0] * 3, third=[3, 5, 5]))
+    assert saves == [True, False, None]
+    assert "other 5.000 ± 0.000, which comes down to standard's loss with 0 of 3 seeds" in words
+    assert "which comes down to standard's loss with 1 of 3 seeds" in words
+    assert chronos_verdict(curves(mlr=[2.0])) == ("", [])
 
 
 def test_series_that_cannot_be_judged_are_left_out(tmp_path):

@@ -308,6 +308,8 @@ def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
     with Bars(console, seeds=False) as bars:
         results = measure_chronos(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
     print_table(chronos_table(results), console)
+    if results.verdict:
+        console.print(results.verdict, markup=False)
     for name, (judged, left_out) in results.judged.items():
         if left_out:
             console.print(

@@ -17,6 +17,7 @@ from structattn import checks
 from structattn.studies import files
 from structattn.studies.chronos_data import DataSet, Metrics, RealSeries
 from structattn.studies.chronos_run import ChronosRunConfig
+from structattn.studies.chronos_verdict import chronos_verdict
 from structattn.studies.environment import environment
 from structattn.studies.run import claim, execute, of_seed, run_name
 from structattn.training import Progress, RunFolderError
@@ -108,6 +109,14 @@ class ChronosResults:
     """Its settings."""
     judged: dict[str, list[int]]
     """By data set how many series forecasts are judged by, and how many `DataSet.usable` left out."""
+
+    @property
+    def verdict(self) -> str:
+        """Losses at the end, and what of standard attention's FLOPs its loss takes, in a sentence; or nothing."""
+        curves = {(run.attention, run.seed): [(flops, loss) for _, flops, loss in run.curve] for run in self.runs}
+        said, _ = chronos_verdict(curves)
+        spread = " (±: standard error over seeds)" if len({run.seed for run in self.runs}) > 1 else ""
+        return f"Nats per token at the end: {said}{spread}." if said else ""
 
     def save(self, folder: Path) -> None:
         """As `results.json`."""

@@ -37,6 +37,13 @@ class Estimate:
         return None if self.standard_error is None else t_quantile(self.count - 1) * self.standard_error
 
 
+def above_zero(estimate: Estimate) -> bool | None:
+    """Whether a mean is above 0; None where its 95% interval holds 0."""
+    if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
+        return None
+    return estimate.mean > 0
+
+
 def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
     """Half the width of the 95% interval of `first.mean - second.mean`, with one deviation for all `groups`.
 

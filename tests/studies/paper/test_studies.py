@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from structattn.studies.paper.catalogue import STUDIES, study
-from structattn.studies.paper.forecast import flops_to_reach, gains
+from structattn.studies.paper.forecast import gains
 from structattn.studies.paper.laws import PowerLaw
 from structattn.studies.paper.planning import _kind
 from structattn.studies.paper.report import collect, conclude
@@ -188,13 +188,6 @@ class TestForecast:
             ]
         )
         assert [(gain.seed, gain.percent) for gain in found] == [(0, 50.0), (1, -25.0)]
-
-    def test_compute_to_reach_a_loss(self):
-        rows = [{"flops": 10.0 * k, "nats_per_token": loss} for k, loss in ((1, 5.0), (2, 4.0), (3, 4.5), (4, 3.0))]
-        assert flops_to_reach(rows, 6.0) == 10.0
-        assert flops_to_reach(rows, 4.25) == 17.5
-        assert flops_to_reach(rows, 3.75) == 35.0
-        assert flops_to_reach(rows, 2.0) == math.inf
 
     def test_seeds_that_differ_say_nothing(self):
         outcomes = [

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from structattn.studies.chronos_run import REDUCED, ChronosRunConfig, chronos_training
-from structattn.studies.estimate import Estimate
+from structattn.studies.chronos_verdict import chronos_verdict
+from structattn.studies.estimate import Estimate, above_zero
 from structattn.studies.paper.drawing import draw_curves
-from structattn.studies.paper.study import Finding, Outcome, Scale, Study, Trial, above_zero, all_of, show, with_seeds
+from structattn.studies.paper.study import Finding, Label, Outcome, Scale, Study, Trial, all_of, with_seeds
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.studies.style import QUIET, new_figure, pens, styled
 from structattn.studies.verdict import REFERENCE
@@ -124,17 +125,6 @@ def gains(outcomes: Sequence[Outcome]) -> list[Gain]:
     ]
 
 
-def flops_to_reach(rows: Sequence[Mapping[str, Any]], loss: float) -> float:
-    """Training FLOPs at which a validation loss, linear between evaluations, first comes down to `loss`; else inf."""
-    for before, row in zip((None, *rows), rows, strict=False):
-        if row["nats_per_token"] <= loss:
-            if before is None:
-                return float(row["flops"])
-            share = (before["nats_per_token"] - loss) / (before["nats_per_token"] - row["nats_per_token"])
-            return float(before["flops"] + share * (row["flops"] - before["flops"]))
-    return math.inf
-
-
 def _chronos_trials(scale: Scale) -> list[Trial]:
     run = ChronosRunConfig()
     if scale == "small":
@@ -232,35 +222,20 @@ def _gain_sentence(found: Sequence[Gain]) -> tuple[str, bool | None]:
 
 
 def _chronos_sentence(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
-    ended = {
-        (each.labels["size"], each.labels["structure"], each.labels["seed"]): each for each in outcomes if each.rows
-    }
-    said, saves = [], []
-    for size, structure in dict.fromkeys((size, structure) for size, structure, _ in ended):
-        pairs = [
-            (each, ended[size, REFERENCE, seed])
-            for (at, name, seed), each in ended.items()
-            if (at, name) == (size, structure) and (size, REFERENCE, seed) in ended
-        ]
-        if not pairs:
-            continue
-        words = f"{structure} {show(Estimate.of([each.loss for each, _ in pairs]))}"
-        if structure != REFERENCE:
-            shares = [flops_to_reach(each.rows, beside.loss) / beside.flops for each, beside in pairs]
-            if math.isfinite(max(shares)):
-                share = Estimate.of([100 * each for each in shares])
-                spread = "" if share.standard_error is None else f" ± {share.standard_error:.0f}"
-                words += f", which is at {REFERENCE}'s loss after {share.mean:.0f}{spread}% of its FLOPs"
-                saves.append(above_zero(Estimate.of([1 - each for each in shares])))
-            else:
-                words += f", which does not reach {REFERENCE}'s loss with every seed"
-                saves.append(False if math.isinf(min(shares)) else None)
-        said.append(words if structure != REFERENCE else f"Chronos, {size}, ends at {words} nats per token")
-    return (
-        (f"{'; '.join(said)} (±: standard error over seeds).", all_of(saves))
-        if saves
-        else ("Too few models of Chronos ended to compare.", None)
-    )
+    sizes: dict[Label, dict[tuple[str, int], list[tuple[float, float]]]] = {}
+    for each in outcomes:
+        if each.rows:
+            key = str(each.labels["structure"]), int(each.labels["seed"])
+            curve = [(row["flops"], row["nats_per_token"]) for row in each.rows]
+            sizes.setdefault(each.labels["size"], {})[key] = curve
+    said, saves = [], list[bool | None]()
+    for size, curves in sizes.items():
+        words, each_saves = chronos_verdict(curves)
+        saves += each_saves
+        said.append(f"Chronos, {size}, ends with nats per token of {words}")
+    if not saves:
+        return "Too few models of Chronos ended to compare.", None
+    return f"{'; '.join(said)} (±: standard error over seeds).", all_of(saves)
 
 
 def _percent(estimate: Estimate) -> str:

@@ -170,13 +170,6 @@ def below(groups: Iterable[Estimate], low: Estimate, high: Estimate) -> bool | N
     return None if abs(gap) <= pooled_margin(groups, low, high) else gap > 0
 
 
-def above_zero(estimate: Estimate) -> bool | None:
-    """Whether a mean is above 0; None where its 95% interval holds 0."""
-    if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
-        return None
-    return estimate.mean > 0
-
-
 def all_of(answers: Sequence[bool | None]) -> bool | None:
     """False if one is; None if one is and none is false, or if there is none at all."""
     if False in answers:

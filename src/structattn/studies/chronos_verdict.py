@@ -1,0 +1,55 @@
+"""Whether Chronos needs less compute with levels: losses at the end, and FLOPs until standard attention's loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from structattn.studies.estimate import Estimate, above_zero
+from structattn.studies.verdict import REFERENCE, format_estimate
+
+Curve = Sequence[tuple[float, float]]
+"""Training FLOPs and validation loss at every evaluation of a run."""
+
+
+def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[bool | None]]:
+    """What trainings with equal tokens say, and for each structure whether it saves compute; None: cannot tell.
+
+    A structure is compared with standard attention seed by seed: runs of one seed start alike and read the same rows.
+
+    Args:
+        curves: by structure and seed.
+    """
+    said, saves = [], []
+    for structure in dict.fromkeys(name for name, _ in curves):
+        pairs = [
+            (curve, curves[REFERENCE, seed])
+            for (name, seed), curve in curves.items()
+            if name == structure and (REFERENCE, seed) in curves
+        ]
+        if not pairs:
+            continue
+        words = f"{structure} {format_estimate(Estimate.of([curve[-1][1] for curve, _ in pairs]))}"
+        if structure != REFERENCE:
+            shares = [flops_to_reach(curve, beside[-1][1]) / beside[-1][0] for curve, beside in pairs]
+            if math.isfinite(max(shares)):
+                share = Estimate.of([100 * each for each in shares])
+                spread = "" if share.standard_error is None else f" ± {share.standard_error:.0f}"
+                words += f", which is at {REFERENCE}'s loss after {share.mean:.0f}{spread}% of its FLOPs"
+                saves.append(above_zero(Estimate.of([1 - each for each in shares])))
+            else:
+                reached = sum(map(math.isfinite, shares))
+                words += f", which comes down to {REFERENCE}'s loss with {reached} of {len(shares)} seeds"
+                saves.append(None if reached else False)
+        said.append(words)
+    return "; ".join(said), saves
+
+
+def flops_to_reach(curve: Curve, loss: float) -> float:
+    """Training FLOPs at which a validation loss, linear between evaluations, first comes down to `loss`; else inf."""
+    for before, (flops, reached) in zip((None, *curve), curve, strict=False):
+        if reached <= loss:
+            if before is None:
+                return flops
+            return before[0] + (before[1] - loss) / (before[1] - reached) * (flops - before[0])
+    return math.inf
