@@ -197,7 +197,7 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index):
         return mlr_attention(query, query, query, Hierarchy.flat(8), backend="cpu")
 
-loader = torch.utils.data.DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+loader = torch.utils.data.DataLoader(Rows(), batch_size=None, num_workers=1, multiprocessing_context="fork")
 for actual in loader:
     torch.testing.assert_close(actual, expected)
 """

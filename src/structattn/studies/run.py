@@ -160,8 +160,8 @@ def of_seed(config: Config, seed: int) -> Config:
 
 
 def run_name(config: Trainable) -> str:
-    """Name of the run's folder among those of a comparison, such as `mlr-8x8-seed0`."""
-    return f"{files.safe_name(config.attention)}-seed{config.seed}"
+    """Name of the run's folder among those of a comparison, such as `mlr-16-8-8-seed0`."""
+    return f"{files.safe_name(config.attention.replace(',', '-'))}-seed{config.seed}"
 
 
 def task_name(config: TaskConfig) -> str:

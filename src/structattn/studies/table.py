@@ -44,9 +44,10 @@ _METRICS = {
 }
 
 
-def table(results: Results) -> Table:
-    """The table of `results`."""
+def table(results: Results, *, wide: bool = False) -> Table:
+    """The table of `results`; with `wide`, a forecast's target has its standard error too."""
     metrics = _METRICS[results.task]
+    spread = (next(iter(metrics)), *(["test_target_mae"] if wide else []))
     headings = (
         "structure",
         "params",
@@ -57,7 +58,7 @@ def table(results: Results) -> Table:
         *_cost_headings(results),
     )
     ranking = results.ranking
-    rows = [_structure_row(results, name, tuple(metrics), best=name == ranking[0]) for name in ranking]
+    rows = [_structure_row(results, name, tuple(metrics), spread, best=name == ranking[0]) for name in ranking]
     rows += [_failed_row(results, name, tuple(metrics)) for name in results.structures if name not in ranking]
     rows += [_baseline_row(results, name, tuple(metrics)) for name in results.baselines]
     return Table(headings, tuple(rows))
@@ -65,7 +66,7 @@ def table(results: Results) -> Table:
 
 def markdown(results: Results) -> str:
     """The same, in Markdown."""
-    made = table(results)
+    made = table(results, wide=True)
     lines = [made.headings, ("---",) * len(made.headings), *(row.cells for row in made.rows)]
     return "".join(f"{markdown_row(line)}\n" for line in lines)
 
@@ -85,7 +86,9 @@ def _cost_cells(results: Results, structure: str) -> tuple[str, ...]:
     return cells[: len(_cost_headings(results))]
 
 
-def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *, best: bool) -> TableRow:
+def _structure_row(
+    results: Results, structure: str, metrics: tuple[str, ...], spread: tuple[str, ...], *, best: bool
+) -> TableRow:
     runs = results.finished(structure)
     cost = results.costs[structure]
     cells = (
@@ -93,20 +96,19 @@ def _structure_row(results: Results, structure: str, metrics: tuple[str, ...], *
         magnitude(cost.parameters),
         grouped(sum(run.final["step"] for run in runs) / len(runs)),
         magnitude(sum(run.final["flops"] for run in runs) / len(runs)),
-        *_metric_cells(results, structure, metrics),
+        *_metric_cells(results, structure, metrics, spread),
         grouped(results.tokens_per_second(structure)),
         *_cost_cells(results, structure),
     )
     return TableRow(cells, "best" if best else "structure")
 
 
-def _metric_cells(results: Results, structure: str, metrics: tuple[str, ...]) -> list[str]:
-    """The compared metric, and a forecast's target, with their standard errors; the others by their means."""
+def _metric_cells(results: Results, structure: str, metrics: tuple[str, ...], spread: tuple[str, ...]) -> list[str]:
+    """Metrics by their means, those in `spread` with their standard errors."""
     cells = []
     for column in metrics:
         estimate = results.estimate(structure, column)
-        with_error = column in (metrics[0], "test_target_mae")
-        cells.append(MISSING if estimate is None else _estimate(estimate) if with_error else number(estimate.mean))
+        cells.append(MISSING if estimate is None else (format_estimate if column in spread else _mean)(estimate))
     return cells
 
 
@@ -127,8 +129,8 @@ def _baseline_row(results: Results, name: str, metrics: tuple[str, ...]) -> Tabl
     return TableRow(cells, "baseline")
 
 
-def _estimate(estimate: Estimate | None) -> str:
-    return format_estimate(estimate) if estimate else MISSING
+def _mean(estimate: Estimate) -> str:
+    return number(estimate.mean)
 
 
 def magnitude(value: float) -> str:
