@@ -7,7 +7,9 @@ the same way, a run writes the metrics it would have written, to the bit, except
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -372,9 +374,22 @@ def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     # Without an accelerator it must be told so, or the processes of torchrun do not find one another.
     cpu = config.cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, log_with=list(config.trackers) or None, project_dir=folder)
+    if accelerator.num_processes > 1:
+        _leave_at_exit()
     if config.trackers:
         accelerator.init_trackers("structattn")
     return accelerator
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """At the end of the process, part from the others: threads of the group that still run then can abort it."""
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
