@@ -74,7 +74,8 @@ def mlr_attention(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; also where a named backend cannot
             serve the call.
-        NotImplementedError: forward-mode differentiation; a second derivative, once it is asked for.
+        NotImplementedError: forward-mode differentiation, which would otherwise lose tangents silently.
+        RuntimeError: a second derivative, once it is asked for.
     """
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)
