@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.torch_internals import assert_later
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -114,10 +115,8 @@ def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) 
     start = torch.zeros_like(some) if start is None else start
     end = torch.full_like(some, key_length) if end is None else end
     valid = (start >= 0) & (start <= end) & (end <= key_length)
-    if torch.compiler.is_compiling():
-        torch._assert_async(valid.all(), f"expected 0 <= key_start <= key_end <= Tk = {key_length} in every row")
-    elif valid.device.type != "cpu":
-        torch._assert_async(valid.all())
+    if torch.compiler.is_compiling() or valid.device.type != "cpu":
+        assert_later(valid.all(), f"expected 0 <= key_start <= key_end <= Tk = {key_length} in every row")
     elif not valid.all():
         row = int((~valid).nonzero()[0])
         raise ValueError(

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
-from structattn.ops import registry
+from structattn.ops import registry, torch_internals
 from structattn.ops.arguments import check_key_bounds
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
@@ -28,9 +26,6 @@ _CHOICES = (
 )
 
 
-_PLAIN = {Tensor, Parameter, type(None)}
-
-
 def attend(call: Call, backend: str) -> Tensor:
     """The output `(B, Hq, Tq, dv)` of a checked call.
 
@@ -38,12 +33,13 @@ def attend(call: Call, backend: str) -> Tensor:
     operator's way through Python takes longer than a short call's arithmetic.
     """
     tensors = (call.query, call.key, call.value, call.attn_bias, call.key_start, call.key_end, call.seed)
-    if not _is_plain(tensors):
+    if not torch_internals.is_plain(tensors):
         choices = _choices(call, backend)
         if torch.compiler.is_compiling():  # A compiler has its own way with transforms.
             return torch.ops.structattn.mlr_attention(*tensors, *choices)[0]
-        _refuse_forward_mode(tensors)
-        if _is_transformed():
+        if torch_internals.has_tangent(tensors):
+            raise NotImplementedError("mlr_attention has no forward-mode derivative; use reverse mode (backward, vjp)")
+        if torch_internals.may_be_transformed():
             return MLRAttentionTransformed.apply(*tensors, *choices)[0]
         return torch.ops.structattn.mlr_attention(*tensors, *choices)[0]
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors[:4]):
@@ -56,43 +52,6 @@ def _choices(call: Call, backend: str) -> tuple[Any, ...]:
     hierarchy = call.hierarchy
     numbers = (list(hierarchy.ranks), [size or 0 for size in hierarchy.block_sizes], list(hierarchy.gains))
     return (*numbers, call.is_causal, call.scale, call.query_offset, call.dropout_p, backend)
-
-
-def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether plain tensors with numbers of their own meet nothing that watches or rewrites operators.
-
-    That is a compiler, a tracer, a dispatch mode (such as a FLOP counter), a transform, a dual level, a profiler or
-    autocast. Numbers are a tensor's own unless it stands for zeros, or for the negative of what its memory holds.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or _is_transformed()
-        or forward_ad._current_level >= 0
-        or torch.autograd._profiler_enabled()
-        or torch._C._is_any_autocast_enabled()
-        or not _PLAIN.issuperset(map(type, tensors))
-    ):
-        return False
-    # A loop, which takes half the time of a generator; the tensors after the fourth are integers.
-    for tensor in tensors[:4]:  # noqa: SIM110
-        if tensor is not None and (tensor.is_neg() or tensor._is_zerotensor()):
-            return False
-    return True
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _refuse_forward_mode(tensors: tuple[Tensor | None, ...]) -> None:
-    """NotImplementedError where a tensor carries a tangent, which would be lost without a word."""
-    if forward_ad._current_level >= 0 and any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-    ):
-        raise NotImplementedError("mlr_attention has no forward-mode derivative; use reverse mode (backward, vjp)")
 
 
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
@@ -124,7 +83,7 @@ class MLRAttention(torch.autograd.Function):
         """
         out, lse, *tensors = ctx.saved_tensors
         call, needs_bias_grad = Call(*tensors, *ctx.choices), ctx.needs_input_grad[3]
-        if torch.is_grad_enabled() or not _is_plain((grad_out,)):
+        if torch.is_grad_enabled() or not torch_internals.is_plain((grad_out,)):
             choices = _choices(call, ctx.backend)
             backward = torch.ops.structattn.mlr_attention_backward
             grads = backward(grad_out, out, lse, needs_bias_grad, *tensors, *choices)
@@ -221,18 +180,16 @@ def _register_autocast(device_type: str) -> None:
 
     `torch.library.register_autocast` would fix that dtype at import; the user chooses it at run time.
     """
-    key = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device_type]
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def autocast(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with torch.autocast(device_type, enabled=False):
             cast = [tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in (query, key, value)]
             if bias is not None and bias.dtype not in (cast[0].dtype, torch.float32):
                 bias = bias.float()
             return torch.ops.structattn.mlr_attention(*cast, bias, *rest)
 
-    _LIBRARY.impl("mlr_attention", autocast, key)
+    _LIBRARY.impl("mlr_attention", autocast, {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device_type])
 
 
 _register()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
+from structattn.ops.torch_internals import assert_later
+
 
 def mlr_mask(
     batch_size: int,
@@ -96,7 +98,7 @@ def _check_causal(
 def check_all(condition: Tensor, message: str) -> None:
     """ValueError where a condition fails; from an accelerator or a compiled graph, which have no number yet, later."""
     if torch.compiler.is_compiling() or condition.device.type != "cpu":
-        torch._assert_async(condition.all(), message)
+        assert_later(condition.all(), message)
     elif not bool(condition.all()):
         raise ValueError(message)
 
