@@ -79,7 +79,7 @@ def decoding(name: str, context: int, rounds: int) -> tuple[Callable[[], None], 
     token = torch.zeros(1, 1, dtype=torch.long)
 
     def step() -> None:
-        model(token, past_key_values=cache)
+        model(token, cache=cache)
 
     return step, cache
 
@@ -124,7 +124,7 @@ def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
         model = LanguageModel(LanguageModelConfig(**SMALL, attention=attention)).eval()
         cache, token, rows = ModelCache(model), torch.zeros(1, 1, dtype=torch.long), []
         for index in range(1, tokens + 1):
-            token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+            token = model(token, cache=cache).logits[:, -1:].argmax(-1)
             if index % every == 0:
                 growing = sum(store.keys[0].nbytes + store.value.nbytes for store in cache.stores)
                 rows.append([index, growing, cache.nbytes])

@@ -50,7 +50,7 @@ def main() -> None:
             model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                past_key_values=cache,
+                cache=cache,  # past_key_values before transformers 5.24
                 max_new_tokens=options.tokens,
                 do_sample=False,
             )

@@ -1,16 +1,10 @@
 """The Python snippets of the README and of pages that need no trained model, run as they are written."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-
-
-def snippets_of(page):
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-
+from snippets import snippets_of
 
 README = snippets_of("README.md")
 

@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from structattn import Hierarchy
+from structattn.models.transformers_internals import set_attention_implementation
 
 NAME = "dense_levels_of_the_tests"
 _SELF_ATTENTION = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "GPT2Attention")
@@ -36,7 +37,7 @@ def install(model: nn.Module, hierarchies: dict[str, list[Hierarchy]], orders: d
             places = orders[stack][index] if orders else [list(range(hierarchy.rank // (2 if rotates else 1)))]
             half = hierarchy.rank // 2
             module.dense_levels = (hierarchy, [_dimensions(head, half if rotates else None) for head in places])
-    model.set_attn_implementation(NAME)
+    set_attention_implementation(model, NAME)
 
 
 def _dimensions(order: Sequence[int], half: int | None) -> list[int]:

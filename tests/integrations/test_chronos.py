@@ -28,6 +28,7 @@ from structattn.integrations.chronos import (  # noqa: E402
 )
 from structattn.integrations.transformers import get_hierarchy  # noqa: E402
 from structattn.models.parameters import Part  # noqa: E402
+from structattn.models.transformers_internals import set_attention_implementation  # noqa: E402
 from structattn.tasks.chronos import ChronosDataConfig, ChronosTask  # noqa: E402
 from structattn.training import TrainConfig, train  # noqa: E402
 
@@ -74,7 +75,7 @@ def test_one_level_is_the_original(attention):
     with torch.no_grad():
         logits = learner(rows()).logits
         for implementation in ("eager", "sdpa"):
-            original.set_attn_implementation(implementation)
+            set_attention_implementation(original, implementation)
             context, future = rows().split([CONTEXT + 1, HORIZON + 1], dim=1)
             expected = original(input_ids=context, attention_mask=context != 0, labels=future.contiguous()).logits
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
@@ -83,7 +84,7 @@ def test_one_level_is_the_original(attention):
 def test_missing_values_are_read_as_the_original_reads_them():
     ours = make("standard")
     original = make("standard")
-    original.inner_model.set_attn_implementation("eager")
+    set_attention_implementation(original.inner_model, "eager")
     past = series()
     past[0, [0, 4, 5]] = past[1, -1] = torch.nan
     drawn = []
@@ -206,7 +207,7 @@ def test_flops_by_formula_are_those_counted(attention, size):
 
 def test_flops_of_a_model_with_its_own_attention_are_those_of_one_level():
     ours, original = make("standard"), make("standard")
-    original.inner_model.set_attn_implementation("eager")
+    set_attention_implementation(original.inner_model, "eager")
     assert ChronosLearner(original).flops(32) == ChronosLearner(ours).flops(32)
 
 

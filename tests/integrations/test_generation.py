@@ -10,6 +10,7 @@ from integrations import dense
 from integrations.families import DECODERS, FAMILIES, HEAD, make, mask, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
+from structattn.models.transformers_internals import CACHE, set_attention_implementation
 
 LEVELS = Hierarchy((2, 2, 4), (None, 12, 6))
 NEW = 22  # from 21 tokens on (1 with T5), over edges of both blocks
@@ -24,7 +25,7 @@ MODES = {
 def write(model, x, real=None, cache=None, **options):
     """What `generate` appends; with `cache=False` by full recompute."""
     torch.manual_seed(11)
-    kept = {"use_cache": False} if cache is False else {"past_key_values": cache}
+    kept = {"use_cache": False} if cache is False else {CACHE: cache}
     # Without the ban on repetition models of random weights repeat themselves.
     options = {"max_new_tokens": NEW, "do_sample": False, "no_repeat_ngram_size": 2} | options
     attention_mask = torch.ones_like(x) if real is None else real
@@ -66,7 +67,7 @@ class TestEveryFamily:
         written = write(model, x, real, st.make_cache(model))
         dense.install(model, {stack: [LEVELS] * len(layers) for stack, layers in modules.items()})
         assert torch.equal(write(model, x, real, cache=False), written)
-        model.set_attn_implementation("sdpa")
+        set_attention_implementation(model, "sdpa")
         assert not torch.equal(write(model, x, real), written)
 
     def test_one_level_writes_what_the_model_writes(self, family):
@@ -101,7 +102,7 @@ def test_logits_from_the_cache_are_those_of_a_full_recompute(family, order):
         whole = model(x).logits
         for chunk in (1, 7, 23):
             cache = st.make_cache(model)
-            pieces = [model(piece, past_key_values=cache).logits for piece in x.split(chunk, dim=1)]
+            pieces = [model(piece, **{CACHE: cache}).logits for piece in x.split(chunk, dim=1)]
             torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
 
 
@@ -114,7 +115,7 @@ def test_under_autocast(family):
     name, cache = "decoder_input_ids" if family == "t5" else "input_ids", st.make_cache(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = model(**given, **{name: x}).logits
-        pieces = [model(**given, **{name: piece}, past_key_values=cache).logits for piece in x.split([20, 1, 9], 1)]
+        pieces = [model(**given, **{name: piece}, **{CACHE: cache}).logits for piece in x.split([20, 1, 9], 1)]
     part = torch.cat(pieces, 1)
     assert part.dtype == whole.dtype == torch.bfloat16
     assert (part - whole).abs().max() < 0.1 * whole.abs().max()
@@ -135,7 +136,7 @@ def test_a_prompt_is_read_once_for_several_continuations():
     st.set_hierarchy(model, LEVELS)
     prompt = st.make_cache(model)
     with torch.no_grad():
-        model(x[:, :20], past_key_values=prompt)
+        model(x[:, :20], **{CACHE: prompt})
     for _ in range(2):
         assert torch.equal(write(model, x, cache=copy.deepcopy(prompt)), write(model, x, cache=False))
     assert prompt.get_seq_length() == 20
@@ -143,7 +144,7 @@ def test_a_prompt_is_read_once_for_several_continuations():
 
 def read(model, cache, rows=2):
     with torch.no_grad():
-        return model(tokens(rows, 13), past_key_values=cache)
+        return model(tokens(rows, 13), **{CACHE: cache})
 
 
 class TestACacheThatDoesNotFit:
@@ -189,7 +190,7 @@ class TestACacheThatDoesNotFit:
 
     def test_under_another_implementation(self, model):
         cache = st.make_cache(model)
-        model.set_attn_implementation("sdpa")
+        set_attention_implementation(model, "sdpa")
         with pytest.raises(ValueError, match="only 'structattn_mlr' reads"):
             read(model, cache)
         with pytest.raises(ValueError, match="'structattn_mlr', got 'sdpa'"):
@@ -197,11 +198,11 @@ class TestACacheThatDoesNotFit:
 
     def test_with_gradients(self, model):
         with pytest.raises(ValueError, match="no gradients"):
-            model(tokens(), past_key_values=st.make_cache(model))
+            model(tokens(), **{CACHE: st.make_cache(model)})
 
     def test_padding_on_the_right(self, model):
         with pytest.raises(ValueError, match="pad on the left"), torch.no_grad():
-            model(tokens(), attention_mask=mask("right"), past_key_values=st.make_cache(model))
+            model(tokens(), attention_mask=mask("right"), **{CACHE: st.make_cache(model)})
 
     def test_crop_past_what_is_kept(self, model):
         cache = st.make_cache(model)

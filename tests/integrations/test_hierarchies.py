@@ -11,6 +11,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MistralConfig, Mistr
 from integrations.families import FAMILIES, HEAD, inputs, make, real_logits, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
+from structattn.models.transformers_internals import CACHE, set_attention_implementation
 
 LEVELS = Hierarchy((4, 2, 2), (None, 8, 4))
 
@@ -74,7 +75,7 @@ def test_an_order_by_frequency_needs_a_rotary_embedding():
 class TestEveryFamily:
     def test_the_implementation_asks_for_a_hierarchy(self, family):
         model = make(family)
-        model.set_attn_implementation("structattn_mlr")
+        set_attention_implementation(model, "structattn_mlr")
         with pytest.raises(ValueError, match=r"set_hierarchy\(model, hierarchy\)"):
             model(**inputs(family))
 
@@ -83,9 +84,9 @@ class TestEveryFamily:
         plain = real_logits(model, given)
         st.set_hierarchy(model, LEVELS)
         ours = real_logits(model, given)
-        model.set_attn_implementation("sdpa")
+        set_attention_implementation(model, "sdpa")
         assert torch.equal(real_logits(model, given), plain)
-        model.set_attn_implementation("structattn_mlr")
+        set_attention_implementation(model, "structattn_mlr")
         assert torch.equal(real_logits(model, given), ours)
 
     def test_files_bring_it_back(self, family, tmp_path):
@@ -97,7 +98,8 @@ class TestEveryFamily:
         loaded = type(model).from_pretrained(tmp_path, attn_implementation="structattn_mlr").eval()
         assert torch.equal(real_logits(loaded, given), real_logits(model, given))
         assert st.get_hierarchy(loaded) == st.get_hierarchy(model)
-        generated = loaded.generate(tokens(), past_key_values=st.make_cache(loaded), max_new_tokens=9, do_sample=False)
+        cache = {CACHE: st.make_cache(loaded)}
+        generated = loaded.generate(tokens(), **cache, max_new_tokens=9, do_sample=False)
         assert torch.equal(generated, model.generate(tokens(), use_cache=False, max_new_tokens=9, do_sample=False))
 
 

@@ -12,6 +12,7 @@ from integrations.families import FAMILIES, HEAD, ROTARY, inputs, make, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
+from structattn.models.transformers_internals import set_attention_implementation
 
 LEVELS = Hierarchy((4, 2, 2), (None, 8, 4))
 SPY = "spy_of_the_tests"
@@ -51,7 +52,7 @@ def test_energy_is_the_sum_over_far_pairs(family, padding):
     model, given = make(family, dtype=torch.float64), inputs(family, padding)
     energy = st.far_energy(model, given, distance=13)
     assert model.config._attn_implementation == "sdpa"
-    model.set_attn_implementation(SPY)
+    set_attention_implementation(model, SPY)
     model(**given)
     units = unit_dimensions("halves" if family in ROTARY else None, HEAD)
     for stack, modules in self_attention(model).items():

@@ -8,6 +8,7 @@ from integrations.families import DECODERS, FAMILIES, HEAD, ROTARY, gradients, i
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers import attention as attention_module
+from structattn.models.transformers_internals import set_attention_implementation
 from tolerance import assert_calibrated
 
 PADDING = ("none", "left", "right")
@@ -37,9 +38,9 @@ class TestEveryFamily:
     @pytest.mark.parametrize("padding", PADDING)
     def test_one_level_is_the_models_own_attention(self, family, padding, own):
         model, given = make(family), inputs(family, padding)
-        model.set_attn_implementation(own)
+        set_attention_implementation(model, own)
         plain, plain_grads = real_logits(model, given).detach(), gradients(model, given)
-        model.set_attn_implementation("sdpa")  # eager attention of some families has its softmax in float32
+        set_attention_implementation(model, "sdpa")  # eager attention of some families has its softmax in float32
         exact = real_logits(model.double(), given).detach()
         st.set_hierarchy(model.float(), Hierarchy.flat(HEAD))
         assert_calibrated(real_logits(model, given).detach(), exact, plain, largest_term=10 * float(exact.abs().max()))

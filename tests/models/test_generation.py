@@ -6,6 +6,7 @@ from transformers import DynamicCache, TextStreamer
 
 from models.test_language import STRUCTURES, small, tokens, woken
 from structattn.models import ModelCache
+from structattn.models.transformers_internals import CACHE
 
 GREEDY = {"max_new_tokens": 30, "do_sample": False}
 POSITIONS = {"learned": {"context_length": 64}, "rotary": {"positions": "rotary"}}
@@ -23,7 +24,7 @@ def step_by_step(model, x, prompt, chunk, mask=None):
         while read < x.shape[1]:
             end = min(read + chunk, prompt) if read < prompt else read + 1
             part_mask = None if mask is None else mask[:, :end]
-            parts.append(model(x[:, read:end], attention_mask=part_mask, past_key_values=cache).logits)
+            parts.append(model(x[:, read:end], attention_mask=part_mask, cache=cache).logits)
             read = end
     assert cache.get_seq_length() == x.shape[1]
     return torch.cat(parts, dim=1)
@@ -99,15 +100,39 @@ def test_a_cache_goes_on_where_it_was():
     model, x = model_of("mlr:4,2,2"), tokens(1, 10)
     whole = model.generate(x, **GREEDY)
     first = model.generate(x, **GREEDY | {"max_new_tokens": 12}, return_dict_in_generate=True)
-    rest = model.generate(first.sequences, **GREEDY | {"max_new_tokens": 18}, past_key_values=first.past_key_values)
+    rest = model.generate(first.sequences, **GREEDY | {"max_new_tokens": 18}, cache=first[CACHE])
     assert torch.equal(rest, whole)
-    assert isinstance(first.past_key_values, ModelCache)
+    assert isinstance(first[CACHE], ModelCache)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_goes_by_either_name(name):
+    """In every version of transformers, without a warning."""
+    model, x = model_of("mlr:4,2,2"), tokens(1, 10)
+    expected = model.generate(x, **GREEDY)
+    assert torch.equal(model.generate(x, **GREEDY, **{name: ModelCache(model)}), expected)
+    assert torch.equal(model.generate(x, **GREEDY, **{name: ModelCache(model)}, prompt_lookup_num_tokens=3), expected)
+    given = {name: ModelCache(model)}
+    with torch.no_grad():
+        first, second = model(x[:, :6], **given).logits, model(x[:, 6:], **given).logits
+        torch.testing.assert_close(torch.cat((first, second), 1), model(x).logits, rtol=1e-5, atol=1e-5)
+    inputs = model.prepare_inputs_for_generation(x, **given)
+    assert inputs[CACHE] is given[name]
+    assert inputs["input_ids"].shape == (1, 0)
+
+
+def test_two_caches_are_refused():
+    model = model_of("mlr:4,2,2")
+    both = {"cache": ModelCache(model), "past_key_values": ModelCache(model)}
+    for call in (model.forward, model.generate, model.prepare_inputs_for_generation):
+        with pytest.raises(ValueError, match="two names of one argument"):
+            call(tokens(1, 3), **both)
 
 
 def test_the_cache_holds_what_the_model_states():
     model = model_of("mlr:4,2,2")
     with torch.no_grad():
-        cache = model(tokens(1, 21), use_cache=True).past_key_values
+        cache = model(tokens(1, 21), use_cache=True)[CACHE]
     assert cache.key_numbers == model.key_numbers(21)
     assert cache.nbytes > cache.key_bytes > 0
 
@@ -127,7 +152,7 @@ class TestBadInput:
         model = model_of("mlr:4,2,2")
         cache = ModelCache(model)
         with torch.no_grad():
-            model(tokens(2, 21), past_key_values=cache)
+            model(tokens(2, 21), cache=cache)
         return model, cache
 
     def test_parameters_that_changed(self):
@@ -135,22 +160,22 @@ class TestBadInput:
         with torch.no_grad():
             model.head.weight.mul_(1.01)
             with pytest.raises(ValueError, match="its parameters changed since"):
-                model(tokens(2, 1), past_key_values=cache)
+                model(tokens(2, 1), cache=cache)
 
     def test_another_model(self):
         _, cache = self.filled()
         with pytest.raises(ValueError, match="filled by another model"):
-            model_of("mlr:4,2,2")(tokens(2, 1), past_key_values=cache)
+            model_of("mlr:4,2,2")(tokens(2, 1), cache=cache)
 
     def test_another_batch_size(self):
         model, cache = self.filled()
         with pytest.raises(ValueError, match="the 2 rows of the cache, got 3"), torch.no_grad():
-            model(tokens(3, 1), past_key_values=cache)
+            model(tokens(3, 1), cache=cache)
 
     def test_a_cache_of_transformers(self):
         model = model_of("mlr:4,2,2")
         with pytest.raises(TypeError, match=r"must be a structattn\.models\.ModelCache of this model, got Dynamic"):
-            model.generate(tokens(1, 3), past_key_values=DynamicCache(), **GREEDY)
+            model.generate(tokens(1, 3), cache=DynamicCache(), **GREEDY)
 
     def test_a_kind_of_cache_by_name(self):
         with pytest.raises(ValueError, match="cache_implementation must be None, got 'static'"):

@@ -42,7 +42,7 @@ def write_on(model: LanguageModel, prompt: str, length: int, temperature: float,
         if len(text) > limit:
             text = text[-model.config.context_length // 2 :]
             unread, cache = text, ModelCache(model)
-        logits = model(unread[None], past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        logits = model(unread[None], cache=cache, logits_to_keep=1).logits[0, -1]
         if temperature == 0:
             unread = logits.argmax()[None]
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from structattn.layers.cache import KeyValueCache
+from structattn.ops.torch_internals import count_writes
 
 if TYPE_CHECKING:
     from structattn.models.pretrained import StructuredModel
@@ -69,6 +70,7 @@ class StoreLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens; a positive number is what to keep (transformers 5.17)."""
+        tokens_to_remove = int(tokens_to_remove)  # a tensor in assisted decoding of transformers 5.17
         kept = tokens_to_remove if tokens_to_remove > 0 else self.store.length + tokens_to_remove
         self.store.crop(kept)
 
@@ -132,13 +134,10 @@ class ModelCache(StoreCache):
     def check(self, model: StructuredModel) -> None:
         """ValueError unless the model is the one the cache was made for, with the same parameters."""
         if self.get_seq_length() and _stamp(model) != self._made_by:
-            raise ValueError(
-                "past_key_values was filled by another model, or its parameters changed since: make a new cache"
-            )
+            raise ValueError("cache was filled by another model, or its parameters changed since: make a new cache")
         self._made_by = _stamp(model)
 
 
-def _stamp(model: StructuredModel) -> tuple[int, int]:
-    """Changes with the model, and with every write to its parameters that autograd counts."""
-    versions = (p._version for p in model.parameters() if not p.is_inference())
-    return id(model), sum(versions)
+def _stamp(model: StructuredModel) -> tuple[int, float]:
+    """Return what changes with the model and with every write to its parameters."""
+    return id(model), count_writes(model.parameters())

@@ -15,6 +15,7 @@ from structattn.models.cache import ModelCache
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.parameters import Description, Part
 from structattn.models.pretrained import StructuredModel, padding_bounds
+from structattn.models.transformers_internals import CACHE, mark_as_given, one_cache, prepares_cache
 
 
 class LanguageModel(StructuredModel, GenerationMixin):
@@ -50,9 +51,11 @@ class LanguageModel(StructuredModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        past_key_values: ModelCache | None = None,
+        cache: ModelCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        *,
+        past_key_values: ModelCache | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits of the token after each.
 
@@ -63,9 +66,10 @@ class LanguageModel(StructuredModel, GenerationMixin):
                 and padding must stand on the left.
             labels: `(B, T)` integers, the same tokens as `input_ids`: they are shifted here. -100 is left out.
             num_items_in_batch: tokens to average the loss over where a batch comes in parts (`transformers.Trainer`).
-            past_key_values: a cache, whose tokens `input_ids` follow; they are added to it.
+            cache: a cache, whose tokens `input_ids` follow; they are added to it.
             use_cache: whether to make a cache where none is given.
             logits_to_keep: give logits for the last so many tokens alone; 0 for all.
+            past_key_values: another name of `cache`, from before transformers 5.24.
 
         Returns:
             `logits (B, T, V)` in float32 (under autocast: in its type), with labels the mean cross-entropy `loss`, and
@@ -77,29 +81,28 @@ class LanguageModel(StructuredModel, GenerationMixin):
                 position table has fewer rows than tokens, or the cache is of another model or of this one before its
                 parameters changed.
         """
+        cache = one_cache(cache, past_key_values)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids must be (B, T), got shape {tuple(input_ids.shape)}")
         if labels is not None and logits_to_keep:
             raise ValueError(f"labels need the logits of all tokens, got logits_to_keep = {logits_to_keep}")
-        if past_key_values is None and use_cache:
-            past_key_values = ModelCache(self)
-        if past_key_values is not None:
-            self._check_cache(past_key_values)
-        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if cache is None and use_cache:
+            cache = ModelCache(self)
+        if cache is not None:
+            self._check_cache(cache)
+        read = 0 if cache is None else cache.get_seq_length()
         batch, length = input_ids.shape
-        key_start, key_end = padding_bounds(
-            attention_mask, (batch, read + length), may_begin_later=past_key_values is not None
-        )
+        key_start, key_end = padding_bounds(attention_mask, (batch, read + length), may_begin_later=cache is not None)
         stores = None
-        if past_key_values is not None:
+        if cache is not None:
             _check_padding_is_left(key_end, read + length)
-            stores, key_end = past_key_values.stores, None
+            stores, key_end = cache.stores, None
         hidden = self.backbone(self.embedding(input_ids), key_start, key_end, stores)
         logits = self.head(hidden[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -117,21 +120,43 @@ class LanguageModel(StructuredModel, GenerationMixin):
         """Another head."""
         self.head = new_embeddings
 
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        cache: ModelCache | None = None,
+        past_key_values: ModelCache | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Write on from `inputs (B, T)` as `GenerationMixin.generate` does; the cache goes by either name.
+
+        Where `generate` has lost the hook by which a model makes its cache, nothing is cached unless a cache is given.
+        """
+        cache = one_cache(cache, past_key_values)
+        if cache is not None:
+            kwargs[CACHE] = cache
+        elif not prepares_cache():
+            kwargs["use_cache"] = False
+        return super().generate(inputs, *args, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        past_key_values: ModelCache | None = None,
+        cache: ModelCache | None = None,
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
         use_cache: bool | None = None,
+        *,
+        past_key_values: ModelCache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """The tokens that are not in the cache yet; without a cache, all of them."""
-        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        """Return the inputs of the next call: the tokens that are not in the cache yet, or all without a cache."""
+        cache = one_cache(cache, past_key_values)
+        read = 0 if cache is None else cache.get_seq_length()
         return {
             "input_ids": input_ids[:, read:],
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "logits_to_keep": logits_to_keep,
         }
 
@@ -139,10 +164,10 @@ class LanguageModel(StructuredModel, GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any
     ) -> None:
         """An empty cache in `model_kwargs`, unless there is one or none is wanted."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         if given is not None:
             self._check_cache(given)
-            given._is_user_defined = True  # Hugging Face's mark, read at the end of `generate`
+            mark_as_given(given)
             return
         if generation_config.cache_implementation is not None:
             raise ValueError(
@@ -153,13 +178,11 @@ class LanguageModel(StructuredModel, GenerationMixin):
             cache = ModelCache(self)
             if generation_config.is_assistant:
                 cache.activate_past_recording()
-            model_kwargs["past_key_values"] = cache
+            model_kwargs[CACHE] = cache
 
     def _check_cache(self, cache: object) -> None:
         if not isinstance(cache, ModelCache):
-            raise TypeError(
-                f"past_key_values must be a structattn.models.ModelCache of this model, got {type(cache).__name__}"
-            )
+            raise TypeError(f"cache must be a structattn.models.ModelCache of this model, got {type(cache).__name__}")
         cache.check(self)
 
     def _describe_ends(self) -> dict[str, Description]:

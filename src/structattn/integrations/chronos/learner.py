@@ -14,6 +14,7 @@ from structattn.flops import Flops
 from structattn.integrations.chronos.cost import t5_flops
 from structattn.integrations.transformers import IMPLEMENTATION, get_hierarchy
 from structattn.models.parameters import Description, Part
+from structattn.models.transformers_internals import attention_implementation
 from structattn.ops.hierarchy import Hierarchy
 
 
@@ -86,7 +87,7 @@ class ChronosLearner(nn.Module):
         return {name: _describe(name, parameter) for name, parameter in self.named_parameters()}
 
     def _hierarchies(self) -> dict[str, list[Hierarchy]]:
-        if self.config._attn_implementation == IMPLEMENTATION:
+        if attention_implementation(self.config) == IMPLEMENTATION:
             return get_hierarchy(self.model)
         flat = Hierarchy.flat(self.config.d_kv)
         return {"encoder": [flat] * self.config.num_layers, "decoder": [flat] * self.config.num_decoder_layers}

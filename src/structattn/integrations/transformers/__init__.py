@@ -6,7 +6,7 @@ query reads; `measure_order` says which dimensions far pairs use most; `balance`
 the basis in which the fewest dimensions carry the scores::
 
     set_hierarchy(model, "32|16|8|8@1024")
-    model.generate(**inputs, past_key_values=make_cache(model))
+    model.generate(**inputs, cache=make_cache(model))
 
 Any model serves whose attention layers call the attention interface with queries, keys and values of one width, all
 causal or all seeing everything: tested are Llama, Qwen2, Qwen3, GPT-2 and T5. Attention weights are not computed, so

@@ -23,6 +23,8 @@ from structattn.integrations.transformers.levels import LayerLevels
 from structattn.layers.cache import KeyValueCache
 from structattn.layers.levels import level_cache_layout
 from structattn.models.cache import StoreCache, StoreLayer
+from structattn.models.transformers_internals import attention_implementation
+from structattn.ops.torch_internals import count_writes
 
 
 class CachedKeys:
@@ -48,11 +50,11 @@ class CachedKeys:
         """ValueError unless the cache was made for this layer with these levels."""
         if self._source != (levels.serial, id(module)):
             raise ValueError(
-                "past_key_values was made for another model, or before this one's hierarchy was set anew: make a new "
+                "cache was made for another model, or before this one's hierarchy was set anew: make a new "
                 "cache by make_cache(model)"
             )
         if not causal:
-            raise ValueError("past_key_values holds what a causal layer reads, and this layer is not causal")
+            raise ValueError("cache holds what a causal layer reads, and this layer is not causal")
 
 
 class _LevelLayer(StoreLayer):
@@ -88,26 +90,23 @@ class MLRCache(StoreCache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Append to a layer; ValueError where the model's parameters or implementation changed in between."""
         if layer_idx == 0:
-            written, implementation = self._writes(), getattr(self._config(), "_attn_implementation", None)
+            written, config = self._writes(), self._config()
+            implementation = None if config is None else attention_implementation(config)
             if implementation != IMPLEMENTATION:
                 raise ValueError(
-                    f"past_key_values holds keys level by level, which only {IMPLEMENTATION!r} reads, while the model "
+                    f"cache holds keys level by level, which only {IMPLEMENTATION!r} reads, while the model "
                     f"has the attention implementation {implementation!r}"
                 )
             if self.get_seq_length() and written != self._written:
-                raise ValueError("past_key_values was filled before the model's parameters changed: make a new cache")
+                raise ValueError("cache was filled before the model's parameters changed: make a new cache")
             self._written = written
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _writes(self) -> int:
-        """Grows with every write to a parameter that autograd counts; -1 once a parameter is gone."""
-        writes = 0
-        for reference in self._parameters:
-            parameter = reference()
-            if parameter is None:
-                return -1
-            writes += 0 if parameter.is_inference() else parameter._version
-        return writes
+    def _writes(self) -> float:
+        """Return a number that changes with every write to a parameter; -1 once a parameter is gone."""
+        parameters = [reference() for reference in self._parameters]
+        alive = [parameter for parameter in parameters if parameter is not None]
+        return count_writes(alive) if len(alive) == len(parameters) else -1
 
 
 class _EncoderDecoderCache(EncoderDecoderCache):
@@ -118,10 +117,11 @@ class _EncoderDecoderCache(EncoderDecoderCache):
 
 
 def make_cache(model: PreTrainedModel) -> Cache:
-    """An empty cache for one call of `generate`: `model.generate(..., past_key_values=make_cache(model))`.
+    """An empty cache for one call of `generate`: `model.generate(..., cache=make_cache(model))`.
 
     At `T` tokens it holds `Hierarchy.key_numbers(T)` key numbers for each key head, a standard cache `T · r`,
     and it gives token for token what `use_cache=False` gives. Without it `generate` works too, with a standard cache.
+    Before transformers 5.24 the keyword is `past_key_values`.
 
     Args:
         model: with a hierarchy and the implementation `structattn_mlr` set.
@@ -135,7 +135,7 @@ def make_cache(model: PreTrainedModel) -> Cache:
     layers = attention_layers(model).get(DECODER, [])
     if not layers:
         raise ValueError(f"model has no causal self-attention to cache keys for: {type(model).__name__}")
-    implementation = layers[0].config._attn_implementation
+    implementation = attention_implementation(layers[0].config)
     if implementation != IMPLEMENTATION:
         raise ValueError(
             f"model must have the attention implementation {IMPLEMENTATION!r}, got {implementation!r}: call "

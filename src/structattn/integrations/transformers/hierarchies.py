@@ -19,6 +19,7 @@ from structattn.integrations.transformers.layers import (
 )
 from structattn.integrations.transformers.levels import LayerLevels
 from structattn.integrations.transformers.pairs import find_pairing, rates
+from structattn.models.transformers_internals import attention_implementation, set_attention_implementation
 from structattn.ops.hierarchy import Hierarchy
 
 SETTINGS = "structattn_mlr"
@@ -127,11 +128,11 @@ def _levels(layer: AttentionLayer, settings: dict[str, Any]) -> LayerLevels:
 
 def _switch(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> None:
     """Set the implementation; transformers only logs where a model cannot take one."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
-    deaf = [layer.name for layer in layers if layer.config._attn_implementation != IMPLEMENTATION]
+    before = attention_implementation(model.config)
+    set_attention_implementation(model, IMPLEMENTATION)
+    deaf = [layer.name for layer in layers if attention_implementation(layer.config) != IMPLEMENTATION]
     if deaf:
-        model.set_attn_implementation(before)
+        set_attention_implementation(model, before)
         raise ValueError(f"model does not let its attention implementation be set, at {', '.join(deaf)}")
 
 

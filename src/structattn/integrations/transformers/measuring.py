@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from structattn.integrations.transformers.layers import is_causal, is_cross_attention
+from structattn.models.transformers_internals import attention_implementation, set_attention_implementation
 
 _MEASURING = "structattn_measuring"
 
@@ -51,14 +52,14 @@ _METERS: ContextVar[Mapping[int, Meter] | None] = ContextVar("meters", default=N
 @contextmanager
 def _measuring(model: PreTrainedModel, meters: Mapping[int, Meter]) -> Iterator[None]:
     """The model in evaluation mode with the measuring attention; afterwards as it was."""
-    before, training = model.config._attn_implementation, model.training
+    before, training = attention_implementation(model.config), model.training
     token = _METERS.set(meters)
     try:
         model.eval()
-        model.set_attn_implementation(_MEASURING)
+        set_attention_implementation(model, _MEASURING)
         yield
     finally:
-        model.set_attn_implementation(before)
+        set_attention_implementation(model, before)
         model.train(training)
         _METERS.reset(token)
 
