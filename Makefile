@@ -1,20 +1,28 @@
-# make test   makes the environment, installs, lints, type-checks and tests
-# make bench  measures the attention op on this machine and renders docs/results
-# make docs   builds the documentation into build/site, every link checked
-# make gpu    tests the GPU kernels on this machine's CUDA card, measures them and renders docs/results
-# make demo   makes the environment and compares three attention structures on real text
+# make test         makes the environment from the lock, installs, lints, type-checks and tests
+# make test-newest  tests with the newest version of everything; WITH="transformers==5.23.0" sets one apart
+# make test-oldest  tests with every lower bound of pyproject.toml
+# make lock         writes the lock anew, and the table of tested versions
+# make bench        measures the attention op on this machine and renders docs/results
+# make docs         builds the documentation into build/site, every link checked
+# make gpu          tests the GPU kernels on this machine's CUDA card, measures them and renders docs/results
+# make demo         makes the environment and compares three attention structures on real text
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
+LOCK   ?= requirements/lock.txt
+WITH   ?=
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
-.PHONY: test demo bench docs gpu lint clean
+.PHONY: test suite test-newest test-oldest lock demo bench docs gpu lint clean
 
-# torch goes first and alone: whatever pulls it later must find it there, or it brings its largest build.
-$(VENV)/installed: pyproject.toml Makefile
+# torch goes first: whatever pulls it later must find it there, or it brings its largest build.
+# The package is built with the environment's own setuptools, so that the lock holds for it, too.
+$(VENV)/installed: pyproject.toml Makefile $(filter requirements/%,$(LOCK))
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" numpy
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(PIP) "$(TORCH)" numpy setuptools
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(if $(WITH),$(PIP) $(WITH))
 	touch $@
 
 lint: $(VENV)/installed
@@ -22,8 +30,26 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+suite: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+test: lint suite
+
+test-newest:
+	$(MAKE) suite VENV=.venv-newest LOCK=
+
+test-oldest: build/oldest.txt
+	$(MAKE) suite VENV=.venv-oldest LOCK=build/oldest.txt
+
+build/oldest.txt: build/uv/bin/uv pyproject.toml requirements/lock.py
+	build/uv/bin/python requirements/lock.py "$(TORCH)" --oldest
+
+lock: build/uv/bin/uv
+	build/uv/bin/python requirements/lock.py "$(TORCH)"
+
+build/uv/bin/uv:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv packaging tomli
 
 demo: $(VENV)/installed
 	$(BIN)/structattn compare language --attentions standard mlr swa:64 --data stdlib --preset demo --out runs/demo
@@ -38,7 +64,7 @@ docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/docs-installed: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(PIP) --no-build-isolation --editable ".[docs]"
 	touch $@
 
 # A card wants the CUDA build of torch, which brings its own Triton: run it in an environment that has them.
@@ -49,4 +75,4 @@ gpu:
 	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu --out docs/results/attention-gpu.json
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("tyro")
 pytest.importorskip("transformers")
 
+from structattn import versions
 from structattn.cli import main
 from structattn.training import loop
 
@@ -245,6 +247,18 @@ def test_info(capsys):
     printed = capsys.readouterr().out
     assert "tiled: eligible" in printed
     assert "paper-768" in printed
+    assert re.search(r"transformers .*5\.17 to 5\.\d+", printed)
+    assert "than tested" not in printed
+
+
+def test_info_marks_versions_that_were_not_tested(capsys, monkeypatch):
+    known = {"transformers": "5.99.0", "numpy": "1.20.0", "tyro": None}
+    monkeypatch.setattr(versions, "installed", lambda name: known.get(name, "2.0"))
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"transformers .*5\.99\.0 .*newer than tested", printed)
+    assert re.search(r"numpy .*1\.20\.0 .*older than tested", printed)
+    assert re.search(r"tyro .*not installed", printed)
 
 
 def test_generate_wants_a_language_model_and_a_prompt(compared, tmp_path, capsys):

@@ -12,21 +12,45 @@ import structattn
 
 ROOT = Path(structattn.__file__).parent
 
-# Each floor with the floors it may import from, besides itself. `checks` and `cache` are the ground.
+# Each floor with the floors it may import from, besides itself. `versions`, `checks` and `cache` are the ground.
 FLOORS = {
-    "checks": set(),
+    "versions": set(),
+    "checks": {"versions"},
     "cache": set(),
     "structures": {"checks"},
-    "ops": {"checks", "cache"},
+    "ops": {"versions", "checks", "cache"},
     "flops": {"checks", "structures", "ops"},
     "layers": {"checks", "structures", "ops", "flops"},
     "models": {"checks", "structures", "ops", "flops", "layers"},
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
     "tasks": {"checks", "cache"},
     "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
-    "studies": {"checks", "structures", "ops", "flops", "layers", "models", "integrations", "tasks", "training"},
+    "studies": {
+        "checks",
+        "structures",
+        "ops",
+        "flops",
+        "layers",
+        "models",
+        "integrations",
+        "tasks",
+        "training",
+        "versions",
+    },
     "__main__": {"cli"},
-    "cli": {"checks", "structures", "ops", "flops", "layers", "models", "integrations", "tasks", "training", "studies"},
+    "cli": {
+        "versions",
+        "checks",
+        "structures",
+        "ops",
+        "flops",
+        "layers",
+        "models",
+        "integrations",
+        "tasks",
+        "training",
+        "studies",
+    },
 }
 HEAVY = ("transformers", "accelerate", "matplotlib", "pandas", "tyro", "rich", "datasets", "tensorboard", "wandb")
 

@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
+from structattn import versions
+
 
 def positive_int(name: str, value: object) -> int:
     """`value` as an int of at least 1; TypeError or ValueError naming `name` otherwise."""
@@ -63,11 +65,20 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
     raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
 
 
+_DISTRIBUTIONS = {"chronos": "chronos-forecasting", "sklearn": "scikit-learn"}
+
+
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency; ImportError naming the extra that brings it where it is missing."""
+    """Import an optional dependency.
+
+    Raises:
+        ImportError: it is missing, and the message names the extra that brings it; or it is older than was tested.
+    """
+    name = module.partition(".")[0]
+    versions.check(_DISTRIBUTIONS.get(name, name))
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        if error.name != name:
             raise
         raise ImportError(f"this needs {error.name}: pip install 'structattn[{extra}]'") from error

@@ -6,6 +6,7 @@ from transformers import Trainer, TrainingArguments
 
 from integrations.families import FAMILIES, gradients, inputs, make, mask, real_logits, tokens
 from structattn.integrations import transformers as st
+from transformers_versions import checkpoint_activations
 
 LEVELS = "4|2|2@8"
 
@@ -42,7 +43,7 @@ def test_checkpointed_activations_give_the_same_gradients(family):
     model, given = make(family, dtype=torch.float64, **dict.fromkeys(fields, 0.0)).train(), inputs(family)
     st.set_hierarchy(model, LEVELS)
     expected = gradients(model, given)
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     for name, grad in gradients(model, given).items():
         torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-9)
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from structattn import flops
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.models.parameters import Part
+from transformers_versions import checkpoint_activations
 
 STRUCTURES = ["standard", "mlr", "mlr:4,2,2", "swa:4", "gswa:4,4", "btt", "bmlr:4,2,2", "lowrank", "monarch"]
 
@@ -159,9 +160,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     model(x, labels=x).loss.backward()
     plain = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    # The method was renamed within transformers 5, and the old name warns.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     assert model.backbone.blocks[0].gradient_checkpointing
     model(x, labels=x).loss.backward()
     for name, parameter in model.named_parameters():

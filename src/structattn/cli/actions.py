@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from structattn import checks
+from structattn import checks, versions
 from structattn.cli import commands
 from structattn.cli.progress import Bars, TrialBar
 from structattn.cli.writing import write_on
@@ -338,17 +339,26 @@ def _mup_check(command: commands.MupCheck) -> int:
     return 0 if check.passed else 1
 
 
-def _info() -> int:
-    from rich.table import Table
+def _versions_table(packages: dict[str, str | None]) -> Table:
+    """Show installed versions beside those that were tested, and mark what lies outside."""
+    table = Table("package", "installed", "tested", "")
+    for name, version in packages.items():
+        oldest, newest = versions.tested().get(name, ("", ""))
+        standing = versions.standing(name, version) if oldest else ""
+        mark = {"older": "older than tested: update it", "newer": "newer than tested"}.get(standing, "")
+        table.add_row(name, version or "not installed", f"{oldest} to {newest}" if oldest else "", mark)
+    return table
 
+
+def _info() -> int:
     from structattn.ops import backends
 
     console = Console(highlight=False)
     facts = environment()
-    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
-    console.print(f"structattn {facts['structattn']}, Python {facts['python']}, {packages}")
+    console.print(f"structattn {facts['structattn']}, Python {facts['python']}")
     console.print(f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
-    console.print(f"accelerator: {facts['accelerator'] or 'none'}")
+    console.print(f"accelerator: {facts['accelerator'] or 'none'}\n")
+    console.print(_versions_table(facts["packages"]))
     console.print("\nbackends of the attention op, best first:")
     for status in backends():
         console.print(f"  {status}", markup=False)

@@ -1,8 +1,12 @@
 """The attention op: the hierarchy that shapes the score, one face, and its backends."""
 
-from structattn.ops.attention import mlr_attention
-from structattn.ops.decode import mlr_decode
-from structattn.ops.hierarchy import Hierarchy
-from structattn.ops.registry import BackendStatus, backends
+from structattn import versions
+
+versions.check("torch")
+
+from structattn.ops.attention import mlr_attention  # noqa: E402
+from structattn.ops.decode import mlr_decode  # noqa: E402
+from structattn.ops.hierarchy import Hierarchy  # noqa: E402
+from structattn.ops.registry import BackendStatus, backends  # noqa: E402
 
 __all__ = ["BackendStatus", "Hierarchy", "backends", "mlr_attention", "mlr_decode"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,12 +11,9 @@ from typing import Any
 
 import torch
 
-from structattn import __version__
+from structattn import __version__, versions
 
-_PACKAGES = (
-    *("torch", "numpy", "transformers", "accelerate", "triton", "matplotlib", "pandas"),
-    *("chronos-forecasting", "gluonts", "scikit-learn"),
-)
+_PACKAGES = (*versions.tested(), "triton")
 
 
 def environment(command: Sequence[str] = ()) -> dict[str, Any]:
@@ -30,7 +26,7 @@ def environment(command: Sequence[str] = ()) -> dict[str, Any]:
         "structattn": __version__,
         "commit": commit(Path(__file__).parent),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: versions.installed(name) for name in _PACKAGES},
         "system": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -82,10 +78,3 @@ def _git(folder: Path, *arguments: str) -> str:
     except OSError:
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,0 +1,7 @@
+"""What tests ask of models of transformers under names that changed between its versions."""
+
+
+def checkpoint_activations(model, *settings):
+    """Recompute activations in backward; the method's name before transformers 5.23 has `gradient` in it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(*settings)
