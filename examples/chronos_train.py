@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from paper.chronos.task import ChronosDataConfig, ChronosTask
 from structattn.integrations.chronos import (
     ChronosLearner,
     ChronosSize,
@@ -19,7 +20,6 @@ from structattn.integrations.chronos import (
     make_chronos,
     seasonal_naive,
 )
-from structattn.tasks.chronos import ChronosDataConfig, ChronosTask
 from structattn.training import TrainConfig, train
 
 CONTEXT, HORIZON = 128, 16

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from structattn import checks, versions
 from structattn.cli import commands
-from structattn.cli.progress import Bars, TrialBar
+from structattn.cli.progress import Bars
 from structattn.cli.writing import write_on
 from structattn.models import LanguageModel
 from structattn.ops.hierarchy import parse_ranks
@@ -235,10 +235,11 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
 
 
 def _study(command: commands.Study, line: Sequence[str]) -> int:
-    from structattn.studies.paper.catalogue import study
-    from structattn.studies.paper.planning import plan, plan_table
-    from structattn.studies.paper.report import collect, conclude
-    from structattn.studies.paper.running import run_trials
+    from paper.catalogue import study
+    from paper.planning import plan, plan_table
+    from paper.progress import TrialBar
+    from paper.report import collect, conclude
+    from paper.running import run_trials
 
     chosen = study(command.name)
     if command.data is not None and chosen.data is None:
@@ -275,12 +276,12 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
 
 
 def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
+    from paper.chronos.data import RealSeries
+    from paper.chronos.figure import chronos_markdown, chronos_table, draw_chronos
+    from paper.chronos.run import REDUCED, ChronosRunConfig, chronos_training
+    from paper.chronos.study import ChronosStudy, measure_chronos
+    from paper.chronos.task import ChronosDataConfig
     from structattn.studies import files
-    from structattn.studies.chronos import ChronosStudy, measure_chronos
-    from structattn.studies.chronos_data import RealSeries
-    from structattn.studies.chronos_figure import chronos_markdown, chronos_table, draw_chronos
-    from structattn.studies.chronos_run import REDUCED, ChronosRunConfig, chronos_training
-    from structattn.tasks.chronos import ChronosDataConfig
 
     run = ChronosRunConfig(
         size=REDUCED if command.size == "reduced" else command.size,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from structattn.studies.paper.study import Outcome
 from structattn.studies.run import RunConfig
 from structattn.training import Progress as Follower
 from structattn.training import Row, StepReport
@@ -81,35 +79,3 @@ class _Bar(Follower):
         self.on_evaluation(row)
         news = f"done{self.validation}  {row['tokens_per_second']:,.0f} tokens/s"
         self.display.update(self.task, completed=_UNITS, news=news)
-
-
-class TrialBar:
-    """One bar over the trials of a study, with a line for each that ended; used as a context.
-
-    Args:
-        console: where to draw.
-        count: how many trials there are.
-    """
-
-    def __init__(self, console: Console, count: int) -> None:
-        self.display = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=console,
-        )
-        self.task = self.display.add_task("runs", total=count)
-
-    def __enter__(self) -> TrialBar:
-        self.display.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.display.stop()
-
-    def follow(self, outcome: Outcome, ended: int, count: int) -> None:
-        """A trial ended."""
-        result = f"[red]{escape(outcome.error)}[/]" if outcome.error else f"{outcome.loss:.4f}"
-        self.display.console.print(f"{escape(outcome.name)}: {result}", highlight=False)
-        self.display.update(self.task, completed=ended)

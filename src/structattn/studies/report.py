@@ -14,6 +14,9 @@ from structattn.studies.results import Results
 from structattn.studies.table import table
 from structattn.studies.verdict import verdict
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""Folder of the pages and of their common style sheet."""
+
 _QUESTIONS = {
     "language": "Which attention structure predicts this text best at the same budget, and what does it save?",
     "regression": "Which attention structures can compare inputs of so many dimensions, and at which cost?",
@@ -65,7 +68,7 @@ def write_report(
         RunFolderError: the file cannot be written.
     """
     jinja2 = checks.require("jinja2", "train")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    loader = jinja2.FileSystemLoader(TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         "report.html"
     )

@@ -19,10 +19,10 @@ from structattn.ops.hierarchy import Hierarchy
 
 
 class ChronosLearner(nn.Module):
-    """The model of a pipeline, trained in place; its rows are those of `structattn.tasks.chronos.ChronosTask`.
+    """Adapt the model of a pipeline to `structattn.training.train`, which trains it in place.
 
-    It has what `structattn.training.train` asks of a model. T5's initial deviations are not muP's, so train it with
-    `mup=False`.
+    A row holds the ids of the context and its end token, then those of the future and its end token. T5's initial
+    deviations are not muP's, so train with `mup=False`.
 
     Args:
         pipeline: whose model is trained.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paper.chronos.data import DataSet, Metrics, RealSeries
+from paper.chronos.run import ChronosRunConfig
+from paper.chronos.verdict import chronos_verdict
 from structattn import checks
 from structattn.studies import files
-from structattn.studies.chronos_data import DataSet, Metrics, RealSeries
-from structattn.studies.chronos_run import ChronosRunConfig
-from structattn.studies.chronos_verdict import chronos_verdict
 from structattn.studies.environment import environment
 from structattn.studies.run import claim, execute, of_seed, run_name
 from structattn.training import Progress, RunFolderError

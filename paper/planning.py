@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
+from paper.chronos.run import ChronosRunConfig
+from paper.running import threads_of
+from paper.study import Trial
 from structattn.models import StructuredModel
-from structattn.studies.chronos_run import ChronosRunConfig
-from structattn.studies.paper.running import threads_of
-from structattn.studies.paper.study import Trial
 from structattn.studies.run import RunConfig
 from structattn.studies.table import magnitude
 from structattn.studies.terminal import terminal_table

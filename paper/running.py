@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from filelock import FileLock
 
+from paper.study import Outcome, Trial
 from structattn import checks
 from structattn.studies import files
-from structattn.studies.paper.study import Outcome, Trial
 from structattn.studies.run import execute
 
 if TYPE_CHECKING:

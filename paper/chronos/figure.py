@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from paper.chronos.data import Metrics
+from paper.chronos.study import ChronosResults, ChronosRun
 from structattn.studies import files
-from structattn.studies.chronos import ChronosResults, ChronosRun
-from structattn.studies.chronos_data import Metrics
 from structattn.studies.style import new_figure, pens, styled
 from structattn.studies.table import grouped, magnitude, markdown_row
 from structattn.studies.terminal import terminal_table

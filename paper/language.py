@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from structattn.ops.hierarchy import parse_ranks
-from structattn.studies.estimate import Estimate
-from structattn.studies.paper.drawing import draw_lines, estimate_lines
-from structattn.studies.paper.laws import PowerLaw
-from structattn.studies.paper.study import (
+from paper.drawing import draw_lines, estimate_lines
+from paper.laws import PowerLaw
+from paper.study import (
     Finding,
     Label,
     Outcome,
@@ -28,6 +26,8 @@ from structattn.studies.paper.study import (
     show,
     with_seeds,
 )
+from structattn.ops.hierarchy import parse_ranks
+from structattn.studies.estimate import Estimate
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.studies.style import new_figure, pens, styled
 from structattn.tasks import LanguageConfig

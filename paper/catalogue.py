@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from paper.forecast import Forecast
+from paper.language import Mup, Ranks, Scaling
+from paper.regression import Bottleneck, Compute, Width
+from paper.study import Study
 from structattn import checks
-from structattn.studies.paper.forecast import Forecast
-from structattn.studies.paper.language import Mup, Ranks, Scaling
-from structattn.studies.paper.regression import Bottleneck, Compute, Width
-from structattn.studies.paper.study import Study
 
 STUDIES: dict[str, Study] = {
     each.name: each for each in (Bottleneck(), Width(), Compute(), Scaling(), Mup(), Ranks(), Forecast())

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from structattn.studies.chronos_run import REDUCED, ChronosRunConfig, chronos_training
-from structattn.studies.chronos_verdict import chronos_verdict
+from paper.chronos.run import REDUCED, ChronosRunConfig, chronos_training
+from paper.chronos.task import ChronosDataConfig
+from paper.chronos.verdict import chronos_verdict
+from paper.drawing import draw_curves
+from paper.study import Finding, Label, Outcome, Scale, Study, Trial, all_of, with_seeds
 from structattn.studies.estimate import Estimate, above_zero
-from structattn.studies.paper.drawing import draw_curves
-from structattn.studies.paper.study import Finding, Label, Outcome, Scale, Study, Trial, all_of, with_seeds
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.studies.style import QUIET, new_figure, pens, styled
 from structattn.studies.verdict import REFERENCE
 from structattn.tasks import ForecastConfig
-from structattn.tasks.chronos import ChronosDataConfig
 from structattn.training import FORECAST_PRESETS, TrainConfig, preset
 
 if TYPE_CHECKING:

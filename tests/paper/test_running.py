@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from paper import running
+from paper.planning import duration, plan
+from paper.running import run_trials
+from paper.study import Trial
 from structattn.cli import main
-from structattn.studies.paper import running
-from structattn.studies.paper.planning import duration, plan
-from structattn.studies.paper.running import run_trials
-from structattn.studies.paper.study import Trial
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
 from structattn.training import TrainConfig
@@ -123,10 +123,10 @@ def test_a_worker_that_dies_is_a_failed_trial():
 def test_a_killed_study_goes_on(tmp_path, alone):
     """Killed with SIGKILL between the first trial and the last, and begun again."""
     script = (
-        "import sys; from pathlib import Path; from studies.paper.test_running import TRIALS, run_trials;"
+        "import sys; from pathlib import Path; from test_running import TRIALS, run_trials;"
         "run_trials(TRIALS, Path(sys.argv[1]))"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
     while process.poll() is None and not (tmp_path / "results.csv").exists():
         time.sleep(0.01)
@@ -154,7 +154,7 @@ class TestCommand:
         assert not (tmp_path / "none").exists()
 
     def test_run(self, tmp_path, capsys, monkeypatch):
-        from structattn.studies.paper.catalogue import STUDIES
+        from paper.catalogue import STUDIES
 
         trials = [
             Trial(trial.config, {"structure": trial.labels["structure"], "width": 8, "head_rank": 4, "input_dim": 2})

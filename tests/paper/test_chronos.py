@@ -10,17 +10,17 @@ import pytest
 for module in ("chronos", "gluonts", "sklearn"):
     pytest.importorskip(module, reason=f"{module} is not installed")
 
+from paper.chronos.data import RealSeries  # noqa: E402
+from paper.chronos.figure import chronos_markdown  # noqa: E402
+from paper.chronos.run import ChronosRunConfig, chronos_training  # noqa: E402
+from paper.chronos.study import ChronosResults, ChronosStudy, measure_chronos  # noqa: E402
+from paper.chronos.task import ChronosDataConfig  # noqa: E402
+from paper.chronos.verdict import chronos_verdict, flops_to_reach  # noqa: E402
+from paper.planning import plan  # noqa: E402
+from paper.running import run_trial  # noqa: E402
+from paper.study import Trial  # noqa: E402
 from structattn.cli import main  # noqa: E402
 from structattn.integrations.chronos import load_chronos  # noqa: E402
-from structattn.studies.chronos import ChronosResults, ChronosStudy, measure_chronos  # noqa: E402
-from structattn.studies.chronos_data import RealSeries  # noqa: E402
-from structattn.studies.chronos_figure import chronos_markdown  # noqa: E402
-from structattn.studies.chronos_run import ChronosRunConfig, chronos_training  # noqa: E402
-from structattn.studies.chronos_verdict import chronos_verdict, flops_to_reach  # noqa: E402
-from structattn.studies.paper.planning import plan  # noqa: E402
-from structattn.studies.paper.running import run_trial  # noqa: E402
-from structattn.studies.paper.study import Trial  # noqa: E402
-from structattn.tasks.chronos import ChronosDataConfig  # noqa: E402
 from structattn.training import RunFolderError, TrainConfig  # noqa: E402
 from tasks.series_files import frame, write  # noqa: E402
 

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from structattn.studies.paper.catalogue import STUDIES, study
-from structattn.studies.paper.forecast import gains
-from structattn.studies.paper.laws import PowerLaw
-from structattn.studies.paper.planning import _kind
-from structattn.studies.paper.report import collect, conclude
-from structattn.studies.paper.study import Outcome, estimates, with_seeds
+from paper.catalogue import STUDIES, study
+from paper.forecast import gains
+from paper.laws import PowerLaw
+from paper.planning import _kind
+from paper.report import collect, conclude
+from paper.study import Outcome, estimates, with_seeds
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
 from tasks import series_files
 

@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from structattn.studies.estimate import Estimate, pooled_margin
-from structattn.studies.paper.drawing import curves, estimate_lines
-from structattn.studies.paper.study import (
+from paper.drawing import curves, estimate_lines
+from paper.study import (
     Finding,
     Label,
     Outcome,
@@ -24,6 +23,7 @@ from structattn.studies.paper.study import (
     show,
     with_seeds,
 )
+from structattn.studies.estimate import Estimate, pooled_margin
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
 from structattn.training import TrainConfig

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from paper.chronos.kernelsynth import Part, synthetic_series
 from structattn import checks
 from structattn.tasks.base import Batch, Stream, Task, Totals, generator
-from structattn.tasks.kernelsynth import Part, synthetic_series
 
 if TYPE_CHECKING:
     from chronos import ChronosConfig

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from paper.chronos.run import ChronosRunConfig
 from structattn.studies import files
-from structattn.studies.chronos_run import ChronosRunConfig
 from structattn.studies.estimate import Estimate, pooled_margin
 from structattn.studies.run import RunConfig, of_seed
 

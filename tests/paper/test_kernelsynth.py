@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 pytest.importorskip("sklearn", reason="synthetic series need scikit-learn")
 
-from structattn.tasks.chronos import ChronosDataConfig, ChronosTask
-from structattn.tasks.kernelsynth import PERIODS, Part, _bank, synthetic_series
+from paper.chronos.kernelsynth import PERIODS, Part, _bank, synthetic_series
+from paper.chronos.task import ChronosDataConfig, ChronosTask
 from tasks.battery import TaskBattery
 
 DATA = ChronosDataConfig(compositions=6, paths=3, length=48, min_past=8, evaluation_series=7)
@@ -73,8 +73,8 @@ def test_paths_have_the_covariance_of_their_composition(monkeypatch):
     """Of many paths of one kernel, the second moments are the kernel's."""
     kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
     bank = (kernels.RBF(length_scale=0.005) + kernels.WhiteKernel(0.5),)
-    monkeypatch.setattr("structattn.tasks.kernelsynth._bank", lambda: bank)
-    monkeypatch.setattr("structattn.tasks.kernelsynth.MOST_KERNELS", 1)
+    monkeypatch.setattr("paper.chronos.kernelsynth._bank", lambda: bank)
+    monkeypatch.setattr("paper.chronos.kernelsynth.MOST_KERNELS", 1)
     paths = synthetic_series(0, 0, 8, paths=40_000)
     expected = bank[0](np.arange(8)[:, None] / 1024)
     np.testing.assert_allclose(np.cov(paths.T), expected, atol=0.05)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from structattn.tasks.chronos import ChronosDataConfig, ChronosTask
+from paper.chronos.task import ChronosDataConfig, ChronosTask
 from structattn.training import TrainConfig
 from structattn.training.precision import Precision
 

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from paper.catalogue import STUDIES
+from paper.planning import duration
+from paper.study import Finding, Outcome, Scale, Study
 from structattn import checks
 from structattn.studies import files
 from structattn.studies.environment import environment
-from structattn.studies.paper.catalogue import STUDIES
-from structattn.studies.paper.planning import duration
-from structattn.studies.paper.study import Finding, Outcome, Scale, Study
-from structattn.studies.report import inline
+from structattn.studies.report import TEMPLATES, inline
 from structattn.studies.style import styled
 from structattn.studies.table import grouped, magnitude
 
@@ -53,7 +53,7 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
 def collect(folder: Path) -> Path:
     """`report.html` over every study that lies in a folder's subfolders."""
     jinja2 = checks.require("jinja2", "train")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates")
+    loader = jinja2.FileSystemLoader([Path(__file__).parent / "templates", TEMPLATES])
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     names = [name for name in STUDIES if (folder / name / "finding.json").exists()]
     page = environment.get_template("studies.html").render(studies=[_section(folder / name, name) for name in names])

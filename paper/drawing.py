@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from paper.study import Outcome, metric
 from structattn.studies.estimate import Estimate
-from structattn.studies.paper.study import Outcome, metric
 from structattn.studies.style import QUIET, new_figure, pens, styled
 
 if TYPE_CHECKING:

@@ -1,0 +1,41 @@
+"""Progress bar of a study, in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from paper.study import Outcome
+
+
+class TrialBar:
+    """One bar over the trials of a study, with a line for each that ended; used as a context.
+
+    Args:
+        console: where to draw.
+        count: how many trials there are.
+    """
+
+    def __init__(self, console: Console, count: int) -> None:
+        self.display = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+        )
+        self.task = self.display.add_task("runs", total=count)
+
+    def __enter__(self) -> TrialBar:
+        self.display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.display.stop()
+
+    def follow(self, outcome: Outcome, ended: int, count: int) -> None:
+        """A trial ended."""
+        result = f"[red]{escape(outcome.error)}[/]" if outcome.error else f"{outcome.loss:.4f}"
+        self.display.console.print(f"{escape(outcome.name)}: {result}", highlight=False)
+        self.display.update(self.task, completed=ended)
