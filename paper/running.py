@@ -176,7 +176,7 @@ class _Cluster(_Waiting):
 
     def __init__(self, jobs: int, folder: Path, partition: str | None, gpus: int) -> None:
         super().__init__(jobs)
-        submitit = checks.require("submitit", "cluster")
+        submitit = checks.require("submitit", "paper")
         if self.engine == "slurm" and shutil.which("sbatch") is None:
             raise ValueError("launcher 'slurm' needs the command sbatch, which is not on this machine")
         self.executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=self.engine)

@@ -34,7 +34,7 @@ TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 HEADER = (
     "# Exact versions for this project's own environments, written by `make lock`. torch is installed before them.\n"
 )
-FOR_USERS = ("plot", "hf", "forecast", "chronos", "train", "cluster")
+FOR_USERS = ("plot", "hf", "forecast", "chronos", "train", "paper")
 
 
 def resolve(torch: str, *options: str) -> list[str]:

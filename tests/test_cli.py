@@ -321,6 +321,21 @@ def test_typos_are_answered(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["study", "width", "--jobs", "2"], "python -m paper width --jobs 2"),
+        (["study"], "python -m paper"),
+        (["chronos", "--out", "my runs"], "python -m paper chronos --out 'my runs'"),
+    ],
+)
+def test_commands_of_the_paper_are_pointed_to(arguments, command, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.endswith(f"in a checkout, run `{command}`\n")
+    assert error.count("\n") == 1
+
+
 def test_disk_that_fills_keeps_what_was_written(text, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     interrupted = _compare(text, out, structures=["standard"], steps="4")

@@ -52,6 +52,8 @@ FLOORS = {
         "studies",
     },
 }
+# The paper's campaign stands beside the package: `paper` imports `structattn`, never the other way.
+PAPER = Path(__file__).parents[1] / "paper"
 HEAVY = ("transformers", "accelerate", "matplotlib", "pandas", "tyro", "rich", "datasets", "tensorboard", "wandb")
 
 
@@ -95,6 +97,24 @@ def violations(files):
 
 def test_floors_import_only_downwards():
     assert violations(ROOT.rglob("*.py")) == []
+
+
+def test_the_package_does_not_import_what_stands_beside_it():
+    beside = {"paper", "benchmarks", "examples", "tests"}
+    imports = [(path, line, module) for path in ROOT.rglob("*.py") for line, module in _imports(path)]
+    assert [each for each in imports if each[2].partition(".")[0] in beside] == []
+
+
+def test_studies_of_the_paper_do_not_import_their_command_line():
+    """Nor does the study of Chronos import the other studies, which hold runs of it."""
+    upper = {"paper.actions", "paper.cli", "paper.commands", "paper.progress"}
+    for path in PAPER.rglob("*.py"):
+        modules = {module for _, module in _imports(path)}
+        if path.stem not in ("__main__", "actions", "cli", "progress"):
+            assert not modules & upper, path
+            assert not any(module.startswith("structattn.cli") for module in modules), path
+        if path.parent != PAPER:
+            assert all(module.startswith("paper.chronos.") for module in modules if module.startswith("paper")), path
 
 
 def test_the_check_sees_a_climb(tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def _compose(draws: np.random.Generator) -> Any:
 @functools.cache
 def _bank() -> tuple[Any, ...]:
     """The kernels that compositions take from, as scikit-learn has them."""
-    kernels = checks.require("sklearn.gaussian_process.kernels", "chronos")
+    kernels = checks.require("sklearn.gaussian_process.kernels", "paper")
     return (
         *(kernels.ExpSineSquared(periodicity=period / STEPS) for period in PERIODS),
         *(kernels.DotProduct(sigma_0=start) for start in (0.0, 1.0, 10.0)),

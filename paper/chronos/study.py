@@ -148,12 +148,12 @@ def measure_chronos(
         command: the command line, for the record.
 
     Raises:
-        ImportError: without Chronos or gluonts, naming the extra that brings them.
+        ImportError: without Chronos, gluonts or scikit-learn, naming the extra that brings them.
         RunFolderError: `folder` holds another study, a file cannot be written, or a loss became NaN or infinite.
         TypeError, ValueError: something does not fit together.
     """
     for module in ("chronos", "gluonts.ev.metrics", "sklearn.gaussian_process"):
-        checks.require(module, "chronos")
+        checks.require(module, "paper")
     for config in study.runs[: len(study.attentions)]:  # One that does not fit is refused now.
         config.build_model()
     data = _data_sets(study)

@@ -16,10 +16,10 @@ from paper.chronos.run import ChronosRunConfig, chronos_training  # noqa: E402
 from paper.chronos.study import ChronosResults, ChronosStudy, measure_chronos  # noqa: E402
 from paper.chronos.task import ChronosDataConfig  # noqa: E402
 from paper.chronos.verdict import chronos_verdict, flops_to_reach  # noqa: E402
+from paper.cli import main  # noqa: E402
 from paper.planning import plan  # noqa: E402
 from paper.running import run_trial  # noqa: E402
 from paper.study import Trial  # noqa: E402
-from structattn.cli import main  # noqa: E402
 from structattn.integrations.chronos import load_chronos  # noqa: E402
 from structattn.training import RunFolderError, TrainConfig  # noqa: E402
 from tasks.series_files import frame, write  # noqa: E402
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_study(tmp_path):
 
 
 def test_a_study_runs_it_too(tmp_path):
-    """As a trial among those of `structattn study forecast`."""
+    """As a trial among those of `python -m paper forecast`."""
     run = dataclasses.replace(SMALL, train=chronos_training(4, batch_size=4))
     trial = Trial(run, {"part": "Chronos", "structure": "standard", "size": "reduced"})
     (planned,) = plan([trial])

@@ -1,6 +1,7 @@
 """Trials run one by one, by workers, by a cluster's launcher; killed, they go on; failed, the others run."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from paper import running
+from paper.catalogue import STUDIES
+from paper.cli import main
+from paper.commands import QUESTIONS
 from paper.planning import duration, plan
 from paper.running import run_trials
 from paper.study import Trial
-from structattn.cli import main
 from structattn.studies.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
 from structattn.training import TrainConfig
@@ -148,23 +151,78 @@ def test_plan():
 
 class TestCommand:
     def test_dry_run(self, tmp_path, capsys):
-        assert main(["study", "width", "--dry-run", "--seeds", "1", "--out", str(tmp_path / "none")]) == 0
+        assert main(["width", "--dry-run", "--seeds", "1", "--out", str(tmp_path / "none")]) == 0
         printed = capsys.readouterr().out
         assert "9 runs, 1 at a time" in printed
         assert not (tmp_path / "none").exists()
 
     def test_run(self, tmp_path, capsys, monkeypatch):
-        from paper.catalogue import STUDIES
-
         trials = [
             Trial(trial.config, {"structure": trial.labels["structure"], "width": 8, "head_rank": 4, "input_dim": 2})
             for trial in TRIALS
         ]
         monkeypatch.setattr(type(STUDIES["width"]), "trials", lambda *_: trials)
-        assert main(["study", "width", "--out", str(tmp_path)]) == 0
+        assert main(["width", "--out", str(tmp_path)]) == 0
         assert "standard:1 0." in capsys.readouterr().out
         assert (tmp_path / "report.html").exists()
         assert (tmp_path / "width" / "README.md").exists()
+        command = json.loads((tmp_path / "width" / "finding.json").read_text())["command"]
+        assert command == ["python", "-m", "paper", "width", "--out", str(tmp_path)]
+
+    def test_a_failed_run_ends_with_status_1(self, tmp_path, capsys, monkeypatch):
+        labels = {"structure": "standard:3", "width": 8, "head_rank": 4, "input_dim": 2}
+        trials = [Trial(tiny("standard:3").config, labels)]
+        monkeypatch.setattr(type(STUDIES["width"]), "trials", lambda *_: trials)
+        assert main(["width", "--out", str(tmp_path)]) == 1
+        assert "paper: structure standard:3, width 8" in capsys.readouterr().err
+
+    def test_debug_shows_where_an_error_came_from(self, tmp_path, capsys):
+        assert main(["width", "--seeds", "0", "--debug", "--out", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("Traceback")
+        assert error.endswith("paper: seeds must be a positive integer, got 0\n")
+
+    def test_every_study_is_a_subcommand(self):
+        assert list(QUESTIONS) == list(STUDIES)
+
+    @pytest.mark.parametrize("name", STUDIES)
+    def test_the_subcommand_names_its_study(self, name, monkeypatch):
+        asked = []
+        monkeypatch.setattr("paper.actions.perform", lambda command, line: asked.append(command.name) or 0)
+        assert main([name]) == 0
+        assert asked == [name]
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "Missing subcommand"),
+            (["width", "--preset", "smal"], "--preset"),
+            (["width", "--sedes", "1"], "--seeds"),
+            (["chronos"], "--out"),
+        ],
+    )
+    def test_typos_are_answered(self, arguments, said, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code != 0
+        assert said in capsys.readouterr().err
+
+    def test_help_is_quick(self):
+        """Help imports neither torch nor transformers."""
+        program = "import sys; from paper.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        program += "print('torch' in sys.modules, 'transformers' in sys.modules)"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        run = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+        )
+        assert run.stdout.splitlines()[-1] == "False False"
+        assert all(name in run.stdout for name in [*STUDIES, "chronos"])
+
+    def test_in_a_checkout(self):
+        command = [sys.executable, "-m", "paper", "widht"]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+        assert run.returncode == 1
+        assert run.stderr.endswith("got 'widht'; did you mean 'width'?\n")
 
     @pytest.mark.parametrize(
         ("options", "said"),
@@ -178,6 +236,8 @@ class TestCommand:
         ],
     )
     def test_bad_input(self, tmp_path, capsys, options, said):
-        assert main(["study", *options, "--out", str(tmp_path / "out")]) == 1
-        assert said in capsys.readouterr().err
+        assert main([*options, "--out", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
 from structattn import checks
+from structattn.cli import shell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,16 +22,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"structattn {__version__}\n")
         return 0
-    tyro = checks.require("tyro", "train")
+    if arguments[:1] in (["study"], ["chronos"]):
+        return _point_to_paper(arguments)
+    try:
+        checks.require("tyro", "train")
+    except ImportError as error:
+        return shell.fail("structattn", error)
     from structattn.cli.commands import Command
 
-    command = tyro.cli(
+    command = shell.parse(
         Command,
-        prog="structattn",
-        description="Choose the structure of softmax attention: compare, train and use models (arXiv 2509.07963).",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        "structattn",
+        "Choose the structure of softmax attention: compare, train and use models (arXiv 2509.07963).",
+        arguments,
     )
-    from structattn.cli import actions
 
-    return actions.perform(command, arguments)
+    def perform() -> int:
+        from structattn.cli import actions
+
+        return actions.perform(command, ["structattn", *arguments])
+
+    return shell.run(perform, "structattn", debug=getattr(command, "what", command).debug)
+
+
+def _point_to_paper(arguments: Sequence[str]) -> int:
+    """Say in one line which command runs what was a part of this one; return the exit status 1."""
+    name, *rest = arguments
+    words = rest if name == "study" else arguments
+    command = shlex.join(["python", "-m", "paper", *words])
+    sys.stderr.write(f"structattn: {name} is no longer a part of this command; in a checkout, run `{command}`\n")
+    return 1

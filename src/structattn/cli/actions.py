@@ -1,20 +1,17 @@
-"""What each command does, from the libraries below; errors that are the user's end in one line."""
+"""What each command does, from the libraries below."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
-from structattn import checks, versions
+from structattn import versions
 from structattn.cli import commands
 from structattn.cli.progress import Bars
 from structattn.cli.writing import write_on
@@ -27,10 +24,9 @@ from structattn.studies.run import ModelSizes, load_run, task_name
 from structattn.studies.terminal import print_results, print_table
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig
 from structattn.tasks.ett import default_season
-from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, TrainingError, preset
+from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, preset
 from structattn.training.evaluation import evaluate
 
-_ERRORS = (ValueError, TypeError, ImportError, OSError, TrainingError)
 _Options = commands.Language | commands.Regression | commands.Forecast
 _FORECAST_OPTIONS = ("horizon", "target", "time", "columns", "fill", "window_norm")
 _BUDGETS = ("steps", "tokens", "flops", "minutes")
@@ -47,25 +43,13 @@ _REGRESSION_TRAINING: dict[str, Any] = {
 }
 
 
-def perform(command: commands.Command, arguments: Sequence[str]) -> int:
-    """Do what the command says; the exit status."""
-    debug = (command.what if isinstance(command, commands.Compare | commands.Train) else command).debug
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    disable_progress_bar()  # Hugging Face's own, for the one file of a small model
-    try:
-        return _dispatch(command, ["structattn", *arguments])
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
-        return 130
-    except _ERRORS as error:
-        if debug:
-            traceback.print_exc()
-        line = " ".join(str(error).split()) or type(error).__name__
-        sys.stderr.write(f"structattn: {line}\n")
-        return 1
+def perform(command: commands.Command, line: Sequence[str]) -> int:
+    """Do what the command says; the exit status.
 
-
-def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
+    Args:
+        command: what was typed, parsed.
+        line: the words that were typed, the program's name first, for the record.
+    """
     match command:
         case commands.Compare() | commands.Train():
             return _compare(command.what, line)
@@ -75,10 +59,6 @@ def _dispatch(command: commands.Command, line: Sequence[str]) -> int:
             return _generate(command)
         case commands.Retrofit():
             return _retrofit(command, line)
-        case commands.Study():
-            return _study(command, line)
-        case commands.Chronos():
-            return _chronos(command, line)
         case commands.MupCheck():
             return _mup_check(command)
         case commands.Info():
@@ -231,96 +211,6 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
     console.print(retrofit_verdict(results), markup=False)
     draw_retrofit([results], command.out)
     console.print(f"figure: {command.out / 'retrofit.png'}", soft_wrap=True)
-    return 0
-
-
-def _study(command: commands.Study, line: Sequence[str]) -> int:
-    from paper.catalogue import study
-    from paper.planning import plan, plan_table
-    from paper.progress import TrialBar
-    from paper.report import collect, conclude
-    from paper.running import run_trials
-
-    chosen = study(command.name)
-    if command.data is not None and chosen.data is None:
-        raise ValueError(f"data: the study {chosen.name} draws its own, got --data {command.data}")
-    data = command.data or chosen.data or ""
-    checks.positive_int("jobs", command.jobs)
-    trials = chosen.trials(command.preset, data, checks.positive_int("seeds", command.seeds))
-    console = Console(highlight=False)
-    if command.dry_run:
-        print_table(plan_table(plan(trials, command.jobs), command.jobs), console)
-        return 0
-    for config in {type(trial.config): trial.config for trial in trials}.values():
-        config.build_task(1)  # Data that cannot be read, an extra that is missing: before the first run.
-    folder = command.out / chosen.name
-    with TrialBar(console, len(trials)) as bar:
-        outcomes = run_trials(
-            trials,
-            folder,
-            runs=command.out / "runs",
-            jobs=command.jobs,
-            launcher=command.launcher,
-            partition=command.partition,
-            gpus=command.gpus,
-            follow=bar.follow,
-        )
-    finding = conclude(chosen, outcomes, command.preset, folder, line)
-    console.print(finding.statement, markup=False)
-    console.print(f"{finding.agreement} The paper: {chosen.reported}", markup=False)
-    console.print(f"report: {collect(command.out)}", soft_wrap=True)
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        sys.stderr.write(f"structattn: {outcome.name}: {outcome.error}\n")
-    return 1 if failed else 0
-
-
-def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
-    from paper.chronos.data import RealSeries
-    from paper.chronos.figure import chronos_markdown, chronos_table, draw_chronos
-    from paper.chronos.run import REDUCED, ChronosRunConfig, chronos_training
-    from paper.chronos.study import ChronosStudy, measure_chronos
-    from paper.chronos.task import ChronosDataConfig
-    from structattn.studies import files
-
-    run = ChronosRunConfig(
-        size=REDUCED if command.size == "reduced" else command.size,
-        context_length=command.context_length,
-        prediction_length=command.horizon,
-        n_tokens=command.n_tokens,
-        data=ChronosDataConfig(
-            command.compositions,
-            length=max(ChronosDataConfig.length, command.context_length + command.horizon),
-            min_past=min(ChronosDataConfig.min_past, command.context_length),
-            evaluation_series=command.evaluation_series,
-        ),
-        train=chronos_training(
-            command.steps,
-            batch_size=command.batch_size,
-            learning_rate=command.learning_rate,
-            precision=command.precision,
-        ),
-    )
-    series = None
-    if command.series is not None:
-        season = default_season(command.series) if command.season is None else command.season
-        series = RealSeries(command.series, command.time, command.columns, command.fill, season)
-    study = ChronosStudy(command.attentions, run, seeds=command.seeds, series=series, samples=command.samples)
-    console = Console(highlight=False)
-    with Bars(console, seeds=False) as bars:
-        results = measure_chronos(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
-    print_table(chronos_table(results), console)
-    if results.verdict:
-        console.print(results.verdict, markup=False)
-    for name, (judged, left_out) in results.judged.items():
-        if left_out:
-            console.print(
-                f"{name}: {judged} series judged; {left_out} left out, with a future not wholly observed or a past "
-                "that repeats itself exactly"
-            )
-    files.write_text(command.out / "table.md", chronos_markdown(results) + "\n")
-    draw_chronos(results, command.out)
-    console.print(f"figure: {command.out / 'loss-flops.png'}", soft_wrap=True)
     return 0
 
 

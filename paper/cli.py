@@ -1,0 +1,40 @@
+"""The command line `python -m paper`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from structattn import checks
+from structattn.cli import shell
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status, 0 where all went well.
+
+    Errors end as those of the command `structattn` do. A study whose runs failed in part ends with status 1, after the
+    other runs are done.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        checks.require("tyro", "paper")
+        from paper.commands import QUESTIONS, Command
+
+        # One line with the nearest name, where tyro would print a page.
+        if arguments and not arguments[0].startswith("-"):
+            checks.one_of("study", arguments[0], [*QUESTIONS, "chronos"])
+    except (ImportError, ValueError) as error:
+        return shell.fail("paper", error)
+    command = shell.parse(
+        Command,
+        "python -m paper",
+        "Run the studies of the paper (arXiv 2509.07963) again: models, figures, and what was found.",
+        arguments,
+    )
+
+    def perform() -> int:
+        from paper import actions
+
+        return actions.perform(command, ["python", "-m", "paper", *arguments])
+
+    return shell.run(perform, "paper", debug=command.debug)

@@ -1,0 +1,144 @@
+"""Every subcommand of `python -m paper` with its options and help. Imports nothing heavy, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+QUESTIONS = {
+    "bottleneck": "Figure 2: how large must a head of standard attention be to compare inputs of d dimensions?",
+    "width": "Figure 3a: at which width does each structure solve in-context regression?",
+    "compute": "Figure 3b: which structure has the lowest error of in-context regression at equal compute?",
+    "scaling": "Figure 4: which structure predicts text best at equal compute, over widths?",
+    "mup": "Figure 5: does the best learning rate stay put over widths, with and without muP?",
+    "ranks": "Section 5: how should the ranks of a language model be split over levels?",
+    "forecast": "Figure 15: does the gain of levels grow with the length of a series? Does Chronos need less compute?",
+}
+"""The question of each study."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Run a figure of the paper again: many models, the figure, and what was found beside what the paper reports."""
+
+    name: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    """Name of the study, which the subcommand gives."""
+
+    preset: Literal["small", "paper"] = "small"
+    """Sizes: small for two cores and an hour, paper for the paper's own, on GPUs."""
+
+    out: Path = Path("runs/studies")
+    """Folder of all studies; each has its own in it, and report.html collects them."""
+
+    data: str | None = None
+    """Text of language studies, as for compare language (by default stdlib); series of forecast, as for compare
+    forecast (by default ETTh1)."""
+
+    seeds: int = 2
+    """Repeats of every run."""
+
+    jobs: int = 1
+    """Runs at a time: processes on this machine, or jobs of a cluster."""
+
+    launcher: Literal["local", "slurm"] = "local"
+    """Where runs go: this machine, or a Slurm cluster through submitit."""
+
+    partition: str | None = None
+    """Partition of the cluster."""
+
+    gpus: int = 1
+    """GPUs of each job of the cluster."""
+
+    dry_run: bool = False
+    """Print the runs with their parameters, FLOPs and estimated time here, and run none."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Chronos:
+    """Train Chronos, the forecaster, from scratch on synthetic series, one model per attention, with equal tokens."""
+
+    out: Path
+    """Folder for results, figure and checkpoints; made where it is missing."""
+
+    attentions: tuple[str, ...] = ("standard", "mlr:16|16", "mlr:8|8|8|8")
+    """Self-attention to compare: standard, mlr, or mlr with ranks that sum to the head width, mlr:16,8,8."""
+
+    size: Literal["reduced", "tiny", "mini", "small"] = "reduced"
+    """Sizes of the model: as published, or reduced (width 64, 2 layers, 2 heads of 32) for a CPU."""
+
+    context_length: int = 256
+    """Values that a forecast is made from; 512 as published."""
+
+    horizon: int = 32
+    """Values to forecast; 64 as published."""
+
+    n_tokens: int = 1024
+    """Bins of the tokenizer and special ids; 4096 as published."""
+
+    steps: int = 800
+    """Optimiser steps of each model."""
+
+    batch_size: int = 16
+    """Series per step."""
+
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Type of the matrix products; auto: bfloat16 where the device has instructions for it."""
+
+    compositions: int = 512
+    """Compositions of kernels in the training set, 8 series of each."""
+
+    evaluation_series: int = 256
+    """Held-out synthetic series, each of a composition of its own."""
+
+    samples: int = 20
+    """Sample paths of a forecast."""
+
+    seeds: int = 1
+    """Runs of each attention."""
+
+    series: str | None = None
+    """A real series to forecast without training on it: ETTh1, ETTh2, ETTm1, ETTm2, or a CSV file."""
+
+    time: str = "date"
+    """Its column of times."""
+
+    columns: tuple[str, ...] = ()
+    """Its columns to forecast; all but the times by default."""
+
+    fill: Literal["forward", "linear", "drop"] | None = None
+    """Where its values or rows are missing: repeat the last, interpolate, or leave out; refused by default."""
+
+    season: int | None = None
+    """Steps of its season; a day of ETT's files, 24 of others."""
+
+    overwrite: bool = False
+    """Delete what another study left in the folder."""
+
+    debug: bool = False
+    """Show where an error came from."""
+
+
+def _subcommand(name: str) -> Any:
+    return tyro.conf.subcommand(name, default=Study(name), description=QUESTIONS[name])
+
+
+Command = (
+    Annotated[Study, _subcommand("bottleneck")]
+    | Annotated[Study, _subcommand("width")]
+    | Annotated[Study, _subcommand("compute")]
+    | Annotated[Study, _subcommand("scaling")]
+    | Annotated[Study, _subcommand("mup")]
+    | Annotated[Study, _subcommand("ranks")]
+    | Annotated[Study, _subcommand("forecast")]
+    | Annotated[Chronos, tyro.conf.subcommand("chronos")]
+)
+"""Any command."""
