@@ -1,7 +1,9 @@
 """Train a small Chronos with MLR attention on synthetic series, and judge its forecasts beside the last value.
 
-python examples/chronos_train.py                           a model of width 64, a few minutes on a CPU
-python examples/chronos_train.py --attention standard      the same with standard attention
+Run it in a checkout, which has the synthetic series:
+
+python -m examples.chronos_train                           a model of width 64, a few minutes on a CPU
+python -m examples.chronos_train --attention standard      the same with standard attention
 """
 
 from __future__ import annotations
