@@ -18,13 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         checks.require("tyro", "paper")
-        from paper.commands import QUESTIONS, Command
-
-        # One line with the nearest name, where tyro would print a page.
-        if arguments and not arguments[0].startswith("-"):
-            checks.one_of("study", arguments[0], [*QUESTIONS, "chronos"])
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         return shell.fail("paper", error)
+    from paper.commands import Command
+
     command = shell.parse(
         Command,
         "python -m paper",

@@ -365,3 +365,30 @@ def test_help_is_quick_and_version_is_known():
     assert "compare" in run.stdout
     run = subprocess.run([sys.executable, "-m", "structattn", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("structattn ")
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["comprae"], ["structattn: no command 'comprae'; did you mean 'compare'?", "known are compare, train"]),
+        (["compare", "langauge"], ["structattn compare: no command 'langauge'; did you mean 'language'?", "known are"]),
+        (["train", "weather", "--data", "x"], ["structattn train: no command 'weather'", "known are language"]),
+    ],
+)
+def test_a_misspelt_command_is_answered_in_three_lines(capsys, words, lines):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    written = capsys.readouterr().err.splitlines()
+    assert len(written) == 3
+    assert all(line.startswith(start) for line, start in zip(written, lines, strict=False))
+    assert written[2].endswith("--help")
+
+
+def test_generate_prints_its_text_alone(compared):
+    """No library adds a notice, on either stream."""
+    command = [sys.executable, "-m", "structattn", "generate", "--run", str(compared), "--prompt", "It was"]
+    run = subprocess.run([*command, "--length", "40"], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    assert run.stdout.startswith("It was")
+    assert len(run.stdout.removesuffix("\n")) == len("It was") + 40

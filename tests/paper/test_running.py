@@ -221,13 +221,13 @@ class TestCommand:
     def test_in_a_checkout(self):
         command = [sys.executable, "-m", "paper", "widht"]
         run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-        assert run.returncode == 1
-        assert run.stderr.endswith("got 'widht'; did you mean 'width'?\n")
+        assert run.returncode == 2
+        assert run.stderr.startswith("python -m paper: no command 'widht'; did you mean 'width'?\n")
+        assert run.stderr.count("\n") == 3
 
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (["widht"], "did you mean 'width'"),
             (["width", "--seeds", "0"], "seeds must be a positive integer, got 0"),
             (["width", "--jobs", "0"], "jobs must be a positive integer, got 0"),
             (["width", "--data", "novels"], "the study width draws its own, got --data novels"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 
 def parse(command: Any, program: str, description: str, arguments: Sequence[str]) -> Any:
@@ -19,10 +20,11 @@ def parse(command: Any, program: str, description: str, arguments: Sequence[str]
         arguments: the words after the name.
 
     Raises:
-        SystemExit: the arguments ask for help, or cannot be read.
+        SystemExit: the arguments ask for help, or cannot be read. A misspelt command is answered in three lines.
     """
     import tyro
 
+    _check_words(command, program, arguments)
     return tyro.cli(
         command,
         prog=program,
@@ -30,6 +32,32 @@ def parse(command: Any, program: str, description: str, arguments: Sequence[str]
         args=list(arguments),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
+    """Exit with status 2 where a word is no subcommand: tyro would go on to every option of the nearest ones."""
+    known = _subcommands(command)
+    if not known or not words or words[0].startswith("-"):
+        return
+    if words[0] not in known:
+        near = difflib.get_close_matches(words[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        sys.stderr.write(
+            f"{program}: no command {words[0]!r}{hint}\nknown are {', '.join(known)}\nsee {program} --help\n"
+        )
+        raise SystemExit(2)
+    for field in get_type_hints(known[words[0]], include_extras=True).values():
+        _check_words(field, f"{program} {words[0]}", words[1:])
+
+
+def _subcommands(command: Any) -> dict[str, type]:
+    """Return the dataclasses of a union by the names of their subcommands; none for a type that is no such union."""
+    named = {}
+    for option in get_args(command):
+        for note in getattr(option, "__metadata__", ()):
+            if isinstance(getattr(note, "name", None), str):
+                named[note.name] = get_args(option)[0]
+    return named
 
 
 def run(perform: Callable[[], int], program: str, *, debug: bool) -> int:
