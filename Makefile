@@ -36,7 +36,7 @@ suite: $(VENV)/installed
 test: lint suite
 
 test-newest:
-	$(MAKE) suite VENV=.venv-newest LOCK=
+	$(MAKE) suite LOCK= VENV=$(if $(filter .venv,$(VENV)),.venv-newest,$(VENV))
 
 test-oldest: build/oldest.txt
 	$(MAKE) suite VENV=.venv-oldest LOCK=build/oldest.txt
