@@ -16,7 +16,7 @@ RANKS = (8, 8, 8, 8)
 
 
 def widths(name: str) -> np.ndarray:
-    """Dimensions of the dot product of each visible pair, NaN above the diagonal and beyond a window."""
+    """Return the dimensions that each visible pair multiplies; NaN above the diagonal and beyond a window."""
     at = torch.arange(LENGTH)
     i, j = at[:, None], at[None, :]
     if name == "mlr":
@@ -31,7 +31,7 @@ def widths(name: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Three panels, one colour scale."""
+    """Draw three panels with one colour scale."""
     titles = {
         "standard": f"standard: {sum(RANKS)} for every pair",
         "window": f"sliding window: {sum(RANKS)} near, nothing far",

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from itertools import takewhile
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +37,7 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(**sizes, **SPECIAL, initializer_range=0.2)).eval()
 
 
-# --- what a page needs: names that its reader has already, files in the folder where it runs ---------------------------
+# --- what a page needs: names that its reader has already, files in the folder where it runs --------------------------
 
 
 def nothing():
@@ -102,6 +103,10 @@ PYTHON = {
 """For each page with Python: what makes the names and files that it needs, and what checks the names it leaves."""
 
 
+ALONE = ("README.md", "docs/structures.md")
+"""Pages whose snippets are each complete; on the others they follow one another."""
+
+
 def test_every_page_with_python_is_run():
     assert [page for page in PAGES if snippets_of(page)] == sorted(PYTHON, key=PAGES.index)
 
@@ -111,10 +116,13 @@ def test_python_of_the_page(page, tmp_path, monkeypatch, capsys):
     if page == "docs/chronos.md":
         pytest.importorskip("chronos")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STRUCTATTN_CACHE", str(tmp_path / "cache"))
+    if page == "docs/tutorial.md":  # It caches a text. Other pages find the compiled kernel where it lies.
+        monkeypatch.setenv("STRUCTATTN_CACHE", str(tmp_path / "cache"))
     make, check = PYTHON[page]
     names = make()
     for number, snippet in enumerate(snippets_of(page), start=1):
+        if page in ALONE:
+            names = {}
         exec(compile(snippet, f"{page}, snippet {number}", "exec"), names)
         _said_is_printed(snippet, capsys.readouterr().out)
     check(names)
@@ -220,6 +228,35 @@ def test_a_renamed_option_is_seen(monkeypatch):
         _structattn(["compare", "language", "--attention-kinds", "mlr", "--out", "x"], monkeypatch)
     with pytest.raises(SystemExit):
         _paper(["widths"], monkeypatch)
+
+
+def test_options_in_sentences_exist(capsys):
+    """Options in backticks are ones that some command of the pages has."""
+    pytest.importorskip("tyro")
+    from paper.cli import main as paper
+    from structattn.cli import main as structattn
+
+    known = {"--nproc-per-node"}  # torchrun's
+    commands = {tuple(takewhile(lambda word: word[0] != "-", shlex.split(text)[1:])) for text in _run_by("structattn")}
+    studies = {
+        tuple(takewhile(lambda word: word[0] != "-", shlex.split(text)[3:])) for text in _run_by("python -m paper")
+    }
+    for main, words in [(structattn, words) for words in commands] + [(paper, words) for words in studies]:
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL)
+        said = {option for code in re.findall(r"`([^`]+)`", prose) for option in re.findall(r"--[a-z][a-z-]*", code)}
+        assert {option for option in said if not _in_a_benchmark(option)} <= known, page
+
+
+def _run_by(program):
+    return [command for page in PAGES for command in commands_of(page) if command.startswith(program + " ")]
+
+
+def _in_a_benchmark(option):
+    return any(f'"{option}"' in path.read_text(encoding="utf-8") for path in ROOT.glob("benchmarks/*.py"))
 
 
 def test_every_block_has_a_language():
