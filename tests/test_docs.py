@@ -285,3 +285,11 @@ def test_sentences_of_the_readme_are_short():
 
 def test_the_readme_shows_all_three_ways_in():
     assert len(blocks_of("README.md", "python")) == 3
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page):
+    """Pages of the site have theirs checked when it is built."""
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link.split("#")[0]).is_file()] == []
