@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 from structattn import versions
 from structattn.cli import main
 from structattn.training import loop
+from structattn.training.update import Updater
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
 TINY = ["--layers", "1", "--dim", "16", "--heads", "2", "--batch-size", "4"]
@@ -87,13 +88,13 @@ def test_another_config_is_refused_unless_overwritten(text, tmp_path, capsys):
 
 
 def test_nan_loss_is_reported_and_the_others_go_on(text, tmp_path, capsys, monkeypatch):
-    gradient = loop._Run._gradient
+    gradient = Updater.gradient
 
-    def spoilt(run, step):
-        loss = gradient(run, step)
-        return loss * float("nan") if run.structure == "mlr" and step == 2 else loss
+    def spoilt(updater, task, step):
+        loss = gradient(updater, task, step)
+        return loss * float("nan") if updater.model.config.attention == "mlr" and step == 2 else loss
 
-    monkeypatch.setattr(loop._Run, "_gradient", spoilt)
+    monkeypatch.setattr(Updater, "gradient", spoilt)
     out = tmp_path / "out"
     assert _compare(text, out) == 1
     error = capsys.readouterr().err

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from structattn.studies.run import RunConfig
+from structattn.training import MetricsRow, StepReport
 from structattn.training import Progress as Follower
-from structattn.training import Row, StepReport
 
 _UNITS = 1000
 _METRICS = ("nats_per_character", "nats_per_token", "last_error", "mse")
@@ -69,12 +69,12 @@ class _Bar(Follower):
         news = f"loss {report.loss:.3f}{self.validation}  {report.tokens_per_second:,.0f} tokens/s"
         self.display.update(self.task, completed=int(_UNITS * report.fraction), news=news)
 
-    def on_evaluation(self, row: Row) -> None:
+    def on_evaluation(self, row: MetricsRow) -> None:
         """The newest validation metric stays beside the loss."""
         metric = next(row[name] for name in _METRICS if name in row)
         self.validation = f"  validation {metric:.3f}"
 
-    def on_end(self, row: Row) -> None:
+    def on_end(self, row: MetricsRow) -> None:
         """Full, also where the run was done before."""
         self.on_evaluation(row)
         news = f"done{self.validation}  {row['tokens_per_second']:,.0f} tokens/s"

@@ -1,12 +1,15 @@
-"""Training: one call that trains a model on a task under a budget, muP, checkpoints that survive being killed."""
+"""Train a model on a task under a budget: muP, metrics, checkpoints, exact resumption after a kill."""
 
 from __future__ import annotations
+
+import warnings
+from typing import Any
 
 from structattn.training.budget import MakeTask
 from structattn.training.config import TrainConfig
 from structattn.training.errors import NonFiniteLossError, RunFolderError, TrainingError
 from structattn.training.loop import TrainResult, train
-from structattn.training.metrics import WALL_CLOCK, MetricsFile, Row
+from structattn.training.metrics import WALL_CLOCK, MetricsFile, MetricsRow
 from structattn.training.presets import FORECAST_PRESETS, PRESETS, Preset, preset
 from structattn.training.progress import Progress, StepReport
 
@@ -16,10 +19,10 @@ __all__ = [
     "WALL_CLOCK",
     "MakeTask",
     "MetricsFile",
+    "MetricsRow",
     "NonFiniteLossError",
     "Preset",
     "Progress",
-    "Row",
     "RunFolderError",
     "StepReport",
     "TrainConfig",
@@ -28,3 +31,10 @@ __all__ = [
     "preset",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Row":
+        warnings.warn("structattn.training.Row is now structattn.training.MetricsRow", DeprecationWarning, stacklevel=2)
+        return MetricsRow
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,18 +1,22 @@
-"""From a budget to a number of steps, so that the learning rate and the curriculum know where they end."""
+"""Turn a budget into a number of steps, which the learning rate and the curriculum need in advance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from structattn.tasks import Task
 from structattn.training.config import TrainConfig
 
-MakeTask = Callable[[int], Task]
-"""The task of a run of so many steps, such as `lambda steps: build_task(config, total_steps=steps)`."""
+if TYPE_CHECKING:
+    from structattn.models import StructuredModel
 
-_MOST_EVALUATIONS = 20
-_EVALUATION_SHARE = 0.04
+MakeTask = Callable[[int], Task]
+"""Makes the task from the run's number of steps: `lambda steps: build_task(config, total_steps=steps)`."""
+
+_MAX_EVALUATIONS = 20
+_MAX_EVALUATION_SHARE = 0.04
 
 
 def plan_steps(
@@ -21,13 +25,13 @@ def plan_steps(
     training_flops: Callable[[int], int],
     seconds_per_step: Callable[[Task], float],
 ) -> int:
-    """Steps that `config`'s budget allows, the last of them within it; an estimate where it counts minutes.
+    """Return the number of steps that fit in the budget; an estimate if it counts minutes.
 
     Args:
         config: the budget.
-        make_task: the task, whose sequences may be shorter in the first steps of a run.
+        make_task: makes the task, whose first steps may have shorter sequences.
         training_flops: FLOPs of one training sequence of a given length.
-        seconds_per_step: measures a step of a task; called where the budget counts minutes.
+        seconds_per_step: times a step of a task; called only if the budget counts minutes.
 
     Raises:
         ValueError: the budget does not allow a single step.
@@ -44,30 +48,38 @@ def plan_steps(
 
 
 def evaluation_interval(config: TrainConfig, total_steps: int, evaluation_cost: float) -> int:
-    """Steps between evaluations: as the config says, or at most 20 of them and at most 4% of the run's compute.
+    """Return the steps between evaluations: as configured, or so that they are few and cheap.
+
+    By default there are at most 20 evaluations, and at least one; together they cost at most 4% of the run's compute.
 
     Args:
-        config: the interval, if it is fixed.
+        config: may set the interval.
         total_steps: steps of the run.
-        evaluation_cost: FLOPs of an evaluation over those of a training step, above 0.
+        evaluation_cost: FLOPs of an evaluation divided by those of a training step, above 0.
     """
     if config.evaluation_interval is not None:
         return config.evaluation_interval
-    affordable = int(_EVALUATION_SHARE * total_steps / evaluation_cost)
-    return math.ceil(total_steps / min(max(affordable, 1), _MOST_EVALUATIONS))
+    affordable = int(_MAX_EVALUATION_SHARE * total_steps / evaluation_cost)
+    return math.ceil(total_steps / min(max(affordable, 1), _MAX_EVALUATIONS))
+
+
+def evaluation_cost(task: Task, batch_size: int, model: StructuredModel) -> float:
+    """Return the FLOPs of an evaluation divided by those of a training step of full length."""
+    cost = model.flops(task.context_length)
+    return task.evaluation_size * cost.forward / (batch_size * cost.training)
 
 
 def _steps_within(name: str, budget: float, batch_size: int, make_task: MakeTask, cost: Callable[[int], int]) -> int:
-    """The most steps whose sequences cost at most `budget` in all.
+    """Return the largest number of steps that costs at most `budget`.
 
-    Begins with what full-length sequences would allow, and adds what a curriculum of shorter ones leaves over:
-    a run of more steps spends at most a full-length step on each of them.
+    Starts from the number for full-length sequences. A curriculum of shorter ones leaves some budget over; each
+    further step costs at most a full-length one, so as many are added as the rest pays for.
     """
     step_cost = batch_size * cost(make_task(1).context_length)
     steps = int(budget // step_cost)
     if steps < 1:
         raise ValueError(
-            f"{name} must be at least {step_cost:.3g}, what one step of this model takes; got {budget:.3g}"
+            f"{name} must be at least {step_cost:.3g}, the cost of one step of this model, got {budget:.3g}"
         )
     while True:
         task = make_task(steps)
@@ -78,7 +90,7 @@ def _steps_within(name: str, budget: float, batch_size: int, make_task: MakeTask
 
 
 def total_cost(task: Task, cost: Callable[[int], int], first: int, last: int) -> int:
-    """Cost of one sequence of every step from `first` to `last`; lengths never shrink as a run goes on."""
+    """Return the cost of one sequence of each step from `first` to `last`; lengths must never shrink."""
     length = task.sequence_length(first)
     if length == task.sequence_length(last):
         return (last - first + 1) * cost(length)

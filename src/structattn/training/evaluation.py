@@ -1,4 +1,4 @@
-"""Metrics of a model on a task's held-out set."""
+"""Evaluate a model on a task's held-out set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def predict(model: torch.nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """What the model says about a batch, matrix products in `precision`."""
+    """Return the model's output for a batch, with matrix products in `precision`."""
     inputs = batch["inputs"]
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=uses_bfloat16(precision, inputs.device)):
         predictions: Tensor = model(inputs).logits
@@ -24,7 +24,7 @@ def predict(model: torch.nn.Module, batch: Batch, precision: Precision) -> Tenso
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device."""
+    """Return the batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -37,21 +37,21 @@ def evaluate(
     precision: Precision = "float32",
     rank: int = 0,
     world_size: int = 1,
-    add_up: Callable[[Tensor], Tensor] = lambda total: total,
+    sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
 ) -> dict[str, float | list[float]]:
-    """The task's metrics over its whole held-out set.
+    """Return the task's metrics over its whole held-out set.
 
     Args:
-        model: on any device; its mode (training or not) is left as it was.
-        task: the held-out set and the metrics.
+        model: on any device; its training mode is restored afterwards.
+        task: gives the held-out set and the metrics.
         batch_size: rows of a forward pass.
-        precision: type of the matrix products.
-        rank: the part of the set that this process computes.
+        precision: dtype of matrix products.
+        rank: rank of this process, which evaluates its part of the set.
         world_size: number of processes.
-        add_up: sums a tensor over processes.
+        sum_over_processes: adds up a tensor over processes.
 
     Returns:
-        Numbers by the names in `task.units`.
+        Metrics by their names in `task.units`.
     """
     was_training = model.training
     model.eval()
@@ -61,4 +61,4 @@ def evaluate(
         for name, total in task.totals(predict(model, moved, precision), moved).items():
             totals[name] = totals[name] + total if name in totals else total
     model.train(was_training)
-    return task.metrics({name: add_up(total) for name, total in totals.items()})
+    return task.metrics({name: sum_over_processes(total) for name, total in totals.items()})

@@ -1,17 +1,14 @@
-"""The training loop: one call that begins a run, or goes on with it wherever it was stopped.
+"""Train a model until its budget is spent; a stopped run continues from its newest checkpoint.
 
-A step's data are a pure function of (seed, step), so a checkpoint holds no state of an iterator: model, optimiser,
-counters, random numbers and the length of metrics.jsonl are all there is. Killed at any moment and called again in
-the same way, a run writes the metrics it would have written, to the bit, except for the clock's columns.
+The data of a step are a pure function of (seed, step), so a checkpoint needs no iterator state: it holds model,
+optimiser, counters, random states and the length of metrics.jsonl. A run killed at any moment and started again by
+the same call writes the same metrics to the bit, except the columns in `WALL_CLOCK`.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from structattn.tasks import Batch, Task
-from structattn.training.budget import MakeTask, evaluation_interval, plan_steps
+from structattn.training.budget import MakeTask, evaluation_cost, evaluation_interval, plan_steps
 from structattn.training.checkpoint import State, restore_checkpoint, save_checkpoint
 from structattn.training.clock import Clock
 from structattn.training.config import TrainConfig
-from structattn.training.errors import NonFiniteLossError, RunFolderError
-from structattn.training.evaluation import evaluate, move, predict
-from structattn.training.metrics import MetricsFile, Row
-from structattn.training.mup import parameter_groups
+from structattn.training.errors import NonFiniteLossError
+from structattn.training.evaluation import evaluate
+from structattn.training.identity import check_same_run, describe_run
+from structattn.training.metrics import MetricsFile, MetricsRow
+from structattn.training.processes import broadcast_number, gather_random_states, make_accelerator, set_random_state
 from structattn.training.progress import Progress, StepReport
 from structattn.training.schedule import rate_factor
+from structattn.training.update import Updater
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,12 +35,11 @@ if TYPE_CHECKING:
     from structattn.models import StructuredModel
 
 _REPORT_INTERVAL = 10
-_TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run has to say."""
+    """Counters and metrics of a finished run."""
 
     steps: int
     """Steps done."""
@@ -54,13 +51,13 @@ class TrainResult:
     """Training FLOPs, forward and backward."""
 
     seconds: float
-    """Seconds of training, evaluations and checkpoints not counted, all sessions of the run together."""
+    """Seconds of training over all calls, without evaluations and checkpoints."""
 
-    metrics: list[Row]
-    """Every evaluation, the last one at the end of the run."""
+    metrics: list[MetricsRow]
+    """Every evaluation; the last one is at the end of the run."""
 
     damaged_checkpoints: tuple[Path, ...] = ()
-    """Files that were damaged and skipped when this call resumed the run."""
+    """Damaged files that this call skipped when it resumed the run."""
 
 
 def train(
@@ -72,18 +69,18 @@ def train(
     structure: str | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train `model` in place until the budget is spent, from the newest checkpoint in `folder` if there is one.
+    """Train `model` in place until the budget is spent; resume from the newest checkpoint in `folder`.
 
     Writes `metrics.jsonl` and `checkpoints/` into `folder`. Runs in one process, or in every process that `torchrun`
-    started, which then share each batch.
+    started; these share each batch.
 
     Args:
-        model: a fresh model; equal calls need equally initialised ones.
-        make_task: data, loss and metrics of a run of so many steps.
-        config: budget, optimiser and so on.
-        folder: of this run alone; made where it is missing.
-        structure: name of the model for messages; by default its attention.
-        progress: is told how the run goes, on the main process.
+        model: a fresh model. A call that resumes a run needs the same initial weights.
+        make_task: makes data, loss and metrics from the run's number of steps.
+        config: budget, optimiser and other settings.
+        folder: holds this run alone; made if missing.
+        structure: name of the model in messages; by default its attention.
+        progress: callbacks, called on the main process.
 
     Returns:
         The counters and all evaluations.
@@ -94,22 +91,22 @@ def train(
         NonFiniteLossError: the loss is NaN or infinite.
         RunFolderError: a file cannot be written, or a file of the run is missing.
     """
-    accelerator = _accelerator(config, folder)
+    accelerator = make_accelerator(config, folder)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
             run = _Run(accelerator, model, config, folder, structure or str(model.config.attention), progress)
-            run.begin(make_task)
+            run.prepare(make_task)
             return run.finish()
     finally:
-        # The process group stays, for the next run.
+        # The process group stays open: the next run of this process uses it.
         for tracker in accelerator.trackers:
             tracker.finish()
 
 
 @dataclass
 class _Counters:
-    """Where a run stands: all that changes from step to step beside the tensors."""
+    """Numbers that grow from step to step."""
 
     step: int = 0
     tokens: int = 0
@@ -118,7 +115,7 @@ class _Counters:
 
 
 class _Run:
-    """One run in one process."""
+    """A run as seen by one of its processes."""
 
     def __init__(
         self,
@@ -130,31 +127,20 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         self.accelerator, self.config, self.folder, self.structure = accelerator, config, folder, structure
-        self.device = accelerator.device
-        self.model = model.to(self.device).train()
+        self.model = model.to(accelerator.device).train()
+        self.updater = Updater(accelerator, self.model, config)
         self.progress = progress if progress is not None and accelerator.is_main_process else Progress()
-        self.processes = accelerator.num_processes
-        self.parts = self.processes * config.micro_batches
-        if config.batch_size % self.parts:
-            raise ValueError(
-                f"batch_size must be a multiple of {self.processes} processes times {config.micro_batches} "
-                f"micro-batches, got {config.batch_size}"
-            )
-        groups = parameter_groups(model, config)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        optimizer = torch.optim.AdamW(groups, betas=config.betas, fused=self.device.type in ("cpu", "cuda"))
-        compiled = torch.compile(model) if config.compile else model
-        self.wrapped, self.optimizer = accelerator.prepare(compiled, optimizer)
         self.counters = _Counters()
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.losses: list[float] = []
-        """Of the steps since the last evaluation."""
+        """Losses of the steps since the last evaluation."""
         self.pending: list[Tensor] = []
-        """Losses that were not read from the device yet."""
-        self._costs: dict[int, int] = {}
+        """Losses that are still on the device."""
+        self.training_flops = functools.cache(lambda length: self.model.flops(length).training)
+        """FLOPs of one training sequence by its length."""
 
-    def begin(self, make_task: MakeTask) -> None:
-        """From the newest checkpoint, or from the start."""
+    def prepare(self, make_task: MakeTask) -> None:
+        """Restore the newest checkpoint, or plan a new run."""
         torch.manual_seed(self.config.seed + self.accelerator.process_index)
         restored = restore_checkpoint(self.folder / "checkpoints")
         if restored.state is None:
@@ -166,13 +152,14 @@ class _Run:
             self.metrics.truncate(restored.state["metrics_size"] if restored.state else 0)
         self.accelerator.wait_for_everyone()
         self.task = make_task(self.total_steps)
-        if self.task.evaluation_size < self.processes:
+        if self.task.evaluation_size < self.accelerator.num_processes:
             raise ValueError(f"an evaluation needs a row for each process, got {self.task.evaluation_size} rows")
-        self.interval = evaluation_interval(self.config, self.total_steps, self._evaluation_cost())
+        cost = evaluation_cost(self.task, self.config.batch_size, self.model)
+        self.interval = evaluation_interval(self.config, self.total_steps, cost)
         self.clock = Clock(self.counters.seconds, self.counters.tokens)
 
     def finish(self) -> TrainResult:
-        """Run to the end of the budget."""
+        """Train to the end of the budget."""
         self.progress.on_start(self.counters.step, self.total_steps, self.damaged)
         spent = self._spent()
         while spent < 1.0:
@@ -192,44 +179,23 @@ class _Run:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self, spent: float) -> None:
-        """One step of the optimiser, at the rate of a run that has spent this share of its budget."""
+        """Do one optimiser step, at the learning rate for the share `spent` of the budget."""
         config, counters = self.config, self.counters
         if config.minutes is None:
             spent += 0.5 / self.total_steps  # The middle of the step, so that no step has rate zero.
         factor = rate_factor(spent, warmup=config.warmup, schedule=config.schedule, final=config.final_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self.pending.append(self._gradient(counters.step))
-        if config.clip:
-            self.accelerator.clip_grad_norm_(self.parameters, config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.pending.append(self.updater.step(self.task, counters.step, factor))
         length = self.task.sequence_length(counters.step)
         counters.step += 1
         counters.tokens += config.batch_size * length
-        counters.flops += config.batch_size * self._training_flops(length)
-
-    def _gradient(self, step: int) -> Tensor:
-        """Add the gradient of this process's share of the batch; returns the share's mean loss, on the device."""
-        micro_batches = self.config.micro_batches
-        total = torch.zeros((), device=self.device)
-        for micro_batch in range(micro_batches):
-            part = self.accelerator.process_index * micro_batches + micro_batch
-            batch = self.task.batch(step, self.config.batch_size, rank=part, world_size=self.parts)
-            # Processes exchange gradients once, with the last micro-batch.
-            last = micro_batch == micro_batches - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self._loss(self.wrapped, self.task, batch) / micro_batches
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
-
-    def _loss(self, model: torch.nn.Module, task: Task, batch: Batch) -> Tensor:
-        moved = move(batch, self.device)
-        return task.loss(predict(model, moved, self.config.precision), moved)
+        counters.flops += config.batch_size * self.training_flops(length)
 
     def _report(self, spent: float) -> None:
-        """Read the losses since the last report, which waits for the device, and stop if one is not finite."""
+        """Read the pending losses and report progress; waits for the device.
+
+        Raises:
+            NonFiniteLossError: a loss is not finite.
+        """
         counters = self.counters
         losses = self.accelerator.reduce(torch.stack(self.pending), reduction="mean").tolist()
         self.pending.clear()
@@ -252,60 +218,35 @@ class _Run:
     # --- the budget ---------------------------------------------------------------------------------------------------
 
     def _plan(self, make_task: MakeTask) -> int:
-        return int(self._agree(plan_steps(self.config, make_task, self._training_flops, self._seconds_per_step)))
+        """Return the number of steps; equal in every process."""
+        steps = plan_steps(self.config, make_task, self.training_flops, self.updater.seconds_per_step)
+        return int(broadcast_number(self.accelerator, steps))
 
     def _spent(self) -> float:
-        """Share of the budget that is spent; the same number in every process."""
+        """Return the share of the budget that is spent; equal in every process, although their clocks differ."""
         if self.config.minutes is None:
             return self.counters.step / self.total_steps
-        return self._agree(self.clock.read() / (60 * self.config.minutes))
-
-    def _agree(self, number: float) -> float:
-        """The main process's `number`: clocks differ, decisions must not."""
-        from accelerate.utils import broadcast
-
-        return float(broadcast(torch.tensor(number, dtype=torch.float64, device=self.device)).item())
-
-    def _seconds_per_step(self, task: Task) -> float:
-        """Time of a forward and backward pass on this process's share of a batch; the model is left as it was."""
-        batch = task.batch(0, self.config.batch_size, world_size=self.parts)
-        times = []
-        for _ in range(_TIMED_STEPS):
-            start = time.perf_counter()
-            self._loss(self.model, task, batch).backward()
-            self.model.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            times.append(time.perf_counter() - start)
-        return min(times) * self.config.micro_batches
-
-    def _training_flops(self, length: int) -> int:
-        """FLOPs of one training sequence of `length` tokens."""
-        if length not in self._costs:
-            self._costs[length] = self.model.flops(length).training
-        return self._costs[length]
-
-    def _evaluation_cost(self) -> float:
-        """FLOPs of an evaluation over those of a training step."""
-        length = self.task.context_length
-        evaluation = self.task.evaluation_size * self.model.flops(length).forward
-        return evaluation / (self.config.batch_size * self._training_flops(length))
+        return broadcast_number(self.accelerator, self.clock.read() / (60 * self.config.minutes))
 
     # --- evaluation and checkpoints -----------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        """One more row of metrics."""
+        """Evaluate the model and append a row of metrics.
+
+        Raises:
+            NonFiniteLossError: a metric is not finite.
+        """
         counters = self.counters
         metrics = evaluate(
             self.model,
             self.task,
-            self.config.batch_size // self.parts,
+            self.config.batch_size // self.updater.micro_batches,
             precision=self.config.precision,
             rank=self.accelerator.process_index,
-            world_size=self.processes,
-            add_up=self.accelerator.reduce,
+            world_size=self.accelerator.num_processes,
+            sum_over_processes=self.accelerator.reduce,
         )
-        row: Row = {
+        row: MetricsRow = {
             "step": counters.step,
             "tokens": counters.tokens,
             "flops": counters.flops,
@@ -325,81 +266,25 @@ class _Run:
         self.progress.on_evaluation(row)
 
     def _save(self) -> None:
-        """A checkpoint of everything the rest of the run depends on; made right after an evaluation."""
-        from accelerate.utils import gather_object
-
-        random_states = gather_object([_random_state(self.device)])
+        """Write a checkpoint; call it right after an evaluation, when no loss is pending."""
+        random_states = gather_random_states(self.accelerator)
         if not self.accelerator.is_main_process:
             return
         state: State = {
-            "run": self._description(),
+            "run": describe_run(self.config, self.model, self.accelerator.num_processes),
             "total_steps": self.total_steps,
             "counters": asdict(self.counters),
             "metrics_size": self.metrics.size,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.updater.optimizer.state_dict(),
             "random": random_states,
         }
         self.progress.on_checkpoint(save_checkpoint(self.folder / "checkpoints", self.counters.step, state))
 
     def _restore(self, state: State) -> None:
-        saved, mine = state["run"], self._description()
-        for name in sorted(saved.keys() | mine.keys()):
-            if saved.get(name) != mine.get(name):
-                raise ValueError(
-                    f"{self.folder} holds a run with {name} = {saved.get(name)}, which cannot go on with "
-                    f"{name} = {mine.get(name)}; choose another folder"
-                )
+        check_same_run(state["run"], describe_run(self.config, self.model, self.accelerator.num_processes), self.folder)
         self.total_steps = state["total_steps"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.updater.optimizer.load_state_dict(state["optimizer"])
         self.counters = _Counters(**state["counters"])
-        _set_random_state(state["random"][self.accelerator.process_index], self.device)
-
-    def _description(self) -> dict[str, str]:
-        """What must be equal for a run to go on, as text that an error can show."""
-        described = {name: repr(value) for name, value in asdict(self.config).items()}
-        sizes = self.model.config.to_diff_dict()
-        described |= {f"model.{name}": repr(sizes[name]) for name in sizes if name != "transformers_version"}
-        return described | {"processes": repr(self.processes)}
-
-
-def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    from accelerate import Accelerator
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(folder, f"the folder cannot be made: {error.strerror}") from error
-    # Without an accelerator it must be told so, or the processes of torchrun do not find one another.
-    cpu = config.cpu or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, log_with=list(config.trackers) or None, project_dir=folder)
-    if accelerator.num_processes > 1:
-        _leave_at_exit()
-    if config.trackers:
-        accelerator.init_trackers("structattn")
-    return accelerator
-
-
-@functools.cache
-def _leave_at_exit() -> None:
-    """At the end of the process, part from the others: threads of the group that still run then can abort it."""
-
-    def leave() -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    atexit.register(leave)
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+        set_random_state(self.accelerator, state["random"])

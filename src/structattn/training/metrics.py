@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per evaluation, kept in step with the checkpoints."""
+"""metrics.jsonl: one line per evaluation, cut back to the checkpoint when a run resumes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from structattn.training.errors import RunFolderError
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 """One evaluation: numbers, or lists of numbers, by name."""
 
 WALL_CLOCK = ("seconds", "tokens_per_second")
-"""Columns that differ between two runs of one config; all others are equal to the bit on one machine."""
+"""Columns that differ between runs of one config; all others are equal to the bit on one machine."""
 
 
 class MetricsFile:
-    """Lines of JSON, appended and flushed to the disk one at a time.
+    """A file of JSON lines, each flushed to the disk when it is appended.
 
-    A checkpoint stores `size`; a run that goes on from it calls `truncate` and so drops the lines of steps that it is
-    about to repeat, and a line that was cut in the middle.
+    A checkpoint stores `size`. A run that resumes from it calls `truncate`, which drops incomplete lines and those of
+    steps that the run will repeat.
 
     Args:
-        path: the file; made with the first line.
+        path: the file; the first `append` makes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,14 +32,14 @@ class MetricsFile:
 
     @property
     def size(self) -> int:
-        """Bytes written."""
+        """Return the size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one line.
+        """Append one line.
 
         Raises:
-            ValueError: a number is not finite, which JSON has no word for.
+            ValueError: a number is not finite, which JSON cannot express.
             RunFolderError: the file cannot be written.
         """
         line = json.dumps(dict(row), allow_nan=False) + "\n"
@@ -56,7 +56,7 @@ class MetricsFile:
         """Cut the file to its first `size` bytes.
 
         Raises:
-            RunFolderError: it is shorter than that, or cannot be written.
+            RunFolderError: the file is shorter than that, or cannot be written.
         """
         if self.size < size:
             raise RunFolderError(self.path, f"expected at least the {size} bytes of the checkpoint, got {self.size}")
@@ -66,8 +66,8 @@ class MetricsFile:
             except OSError as error:
                 raise RunFolderError(self.path, f"the metrics cannot be written: {error.strerror}") from error
 
-    def rows(self) -> list[Row]:
-        """All lines, oldest first."""
+    def rows(self) -> list[MetricsRow]:
+        """Read all lines, oldest first."""
         if not self.path.exists():
             return []
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]

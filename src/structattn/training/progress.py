@@ -1,50 +1,50 @@
-"""What a run tells while it goes: the command line draws it, the library prints nothing."""
+"""Callbacks of a training run. The library prints nothing; the command line draws progress bars with these."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from structattn.training.metrics import Row
+from structattn.training.metrics import MetricsRow
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a run stands, some ten times per evaluation or more."""
+    """State of a run after some steps."""
 
     step: int
     """Steps done."""
 
     total_steps: int
-    """Steps of the whole run; an estimate where the budget is minutes."""
+    """Steps of the whole run; an estimate if the budget is in minutes."""
 
     fraction: float
     """Share of the budget that is spent, in [0, 1]."""
 
     loss: float
-    """Mean training loss of the steps since the report before."""
+    """Mean training loss of the steps since the previous report."""
 
     tokens_per_second: float
-    """Tokens trained on per second of training since the run began or was resumed."""
+    """Training speed since the run was started or resumed."""
 
     seconds_left: float
-    """Estimate of the training time left, without evaluations."""
+    """Estimated training time left, without evaluations."""
 
 
 class Progress:
-    """Called by `train` on the main process; override what is of interest."""
+    """Callbacks that `train` calls on the main process; override those you need."""
 
     def on_start(self, step: int, total_steps: int, damaged: tuple[Path, ...]) -> None:
-        """The run begins after `step` steps (0, or those of a checkpoint); `damaged` checkpoints were skipped."""
+        """Called before the first step: `step` steps were done before; `damaged` checkpoints were skipped."""
 
     def on_step(self, report: StepReport) -> None:
-        """Some steps were done."""
+        """Called every ten steps, and before each evaluation."""
 
-    def on_evaluation(self, row: Row) -> None:
-        """An evaluation was written to the metrics."""
+    def on_evaluation(self, row: MetricsRow) -> None:
+        """Called after an evaluation was appended to metrics.jsonl."""
 
     def on_checkpoint(self, path: Path) -> None:
-        """A checkpoint was written."""
+        """Called after a checkpoint was written."""
 
-    def on_end(self, row: Row) -> None:
-        """The run is done; `row` is the last evaluation."""
+    def on_end(self, row: MetricsRow) -> None:
+        """Called at the end of the run, with its last evaluation."""

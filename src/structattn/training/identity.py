@@ -1,0 +1,35 @@
+"""What identifies a run: a checkpoint is continued only by a call that describes the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from structattn.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from structattn.models import StructuredModel
+
+
+def describe_run(config: TrainConfig, model: StructuredModel, processes: int) -> dict[str, str]:
+    """Return training settings, model settings and process count, each as text."""
+    described = {name: repr(value) for name, value in asdict(config).items()}
+    settings = model.config.to_diff_dict()
+    described |= {f"model.{name}": repr(settings[name]) for name in settings if name != "transformers_version"}
+    return described | {"processes": repr(processes)}
+
+
+def check_same_run(saved: Mapping[str, str], current: Mapping[str, str], folder: Path) -> None:
+    """Check that two descriptions are equal.
+
+    Raises:
+        ValueError: they differ; names the first setting that does, and its two values.
+    """
+    for name in sorted(saved.keys() | current.keys()):
+        if saved.get(name) != current.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} = {saved.get(name)}, which cannot go on with "
+                f"{name} = {current.get(name)}; choose another folder"
+            )
