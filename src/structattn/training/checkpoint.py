@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: a run killed at any moment finds the last one it finished writing.
+"""Checkpoints: a run killed at any moment finds the last one that was written completely.
 
-A checkpoint is one file, `step-00001000.ckpt`: a line that names the format, a line with the SHA-256 of the rest,
-and the rest, which `torch.save` wrote. It is written under another name, flushed to the disk and renamed, so
-that a file of that name is complete unless the disk itself damaged it; the checksum tells. The last two are kept.
+A checkpoint is one file, `step-00001000.ckpt`. Its first line names the format, the second is the SHA-256 of the rest,
+and the rest is the output of `torch.save`. It is written under another name, flushed to the disk and renamed, so
+a file of that name is complete unless the disk damaged it, which the checksum shows. The last two are kept.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ _FORMAT = b"structattn checkpoint 1"
 _KEPT = 2
 
 State = dict[str, Any]
-"""Tensors, numbers, strings, and lists and dicts of them: what `torch.load(weights_only=True)` reads."""
+"""Tensors, numbers and strings, in lists and dicts; `torch.load(weights_only=True)` reads it."""
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint file is cut short or altered, or is no checkpoint."""
+    """A checkpoint file is truncated or altered, or not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """The newest checkpoint that could be read, and those that could not."""
+    """The newest readable checkpoint of a folder, and the damaged ones after it."""
 
     state: State | None
-    """What was saved; None where the folder holds no readable checkpoint."""
+    """The saved state; None if the folder holds no readable checkpoint."""
 
     path: Path | None
-    """The file it came from."""
+    """File of the state."""
 
     damaged: tuple[Path, ...]
-    """Newer files that are damaged, newest first."""
+    """Newer, damaged files, newest first."""
 
 
 def save_checkpoint(folder: Path, step: int, state: State) -> Path:
-    """Write the checkpoint of `step` and remove all but the last two.
+    """Write a checkpoint and remove all but the last two.
 
     Args:
-        folder: made where it is missing.
-        step: steps done; it names the file.
-        state: what to save.
+        folder: made if missing.
+        step: steps done; part of the file name.
+        state: the state to save.
 
     Returns:
         The file.
 
     Raises:
-        RunFolderError: it cannot be written, for instance because the disk is full. Earlier ones are intact.
+        RunFolderError: it cannot be written, for example on a full disk. Earlier checkpoints stay intact.
     """
-    # Serialised in memory first: a file that fails in the midst of torch.save does not always say why.
+    # Serialise in memory first: torch.save does not always say why writing to a file failed.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, step: int, state: State) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _flush_names(folder)
+        _flush_folder(folder)
         for old in _checkpoints(folder)[_KEPT:]:
             old.unlink()
     except OSError as error:
@@ -85,11 +85,11 @@ def save_checkpoint(folder: Path, step: int, state: State) -> Path:
 
 
 def load_checkpoint(path: Path) -> State:
-    """The state in one checkpoint file, tensors on the CPU.
+    """Read one checkpoint file; tensors are on the CPU.
 
     Raises:
-        DamagedCheckpointError: the file is cut short or altered, or is no checkpoint; names it.
-        RunFolderError: it cannot be read.
+        DamagedCheckpointError: the file is truncated or altered, or not a checkpoint.
+        RunFolderError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -98,7 +98,7 @@ def load_checkpoint(path: Path) -> State:
     kind, _, rest = content.partition(b"\n")
     digest, _, payload = rest.partition(b"\n")
     if kind != _FORMAT:
-        raise DamagedCheckpointError(f"{path}: not a checkpoint of this format, or its beginning is damaged")
+        raise DamagedCheckpointError(f"{path}: not a checkpoint of this format, or its first line is damaged")
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise DamagedCheckpointError(f"{path}: damaged, the checksum differs")
     state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -106,10 +106,10 @@ def load_checkpoint(path: Path) -> State:
 
 
 def restore_checkpoint(folder: Path) -> Restored:
-    """The newest checkpoint of `folder` that is whole; damaged ones are logged by name and skipped.
+    """Read the newest intact checkpoint of `folder`; skip damaged ones with a warning.
 
     Raises:
-        RunFolderError: a file cannot be read for want of permission.
+        RunFolderError: a file cannot be read.
     """
     damaged: list[Path] = []
     for path in _checkpoints(folder):
@@ -122,14 +122,14 @@ def restore_checkpoint(folder: Path) -> Restored:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint files, newest first; other files are not ours."""
+    """Return the checkpoint files, newest first; ignore other files."""
     steps = {path: path.stem.removeprefix("step-") for path in folder.glob("step-*.ckpt")}
-    ours = [path for path, step in steps.items() if step.isdecimal()]
-    return sorted(ours, key=lambda path: int(steps[path]), reverse=True)
+    checkpoints = [path for path, step in steps.items() if step.isdecimal()]
+    return sorted(checkpoints, key=lambda path: int(steps[path]), reverse=True)
 
 
-def _flush_names(folder: Path) -> None:
-    """Have the disk hold the new name too: a rename is in the folder, not in the file."""
+def _flush_folder(folder: Path) -> None:
+    """Flush the folder's entries: a rename changes the folder, not the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

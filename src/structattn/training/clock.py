@@ -1,4 +1,4 @@
-"""The clock of a run: seconds of training, and the speed that follows from them."""
+"""Measure the training time of a run, and its speed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Counts seconds from where a run was left; stopped while the run evaluates and writes.
+    """A stopwatch for training time, stopped during evaluations and checkpoints.
 
     Args:
-        seconds: seconds of the run so far.
-        tokens: tokens of the run so far.
+        seconds: training time before this call resumed the run.
+        tokens: tokens trained on before.
     """
 
     def __init__(self, seconds: float, tokens: int) -> None:
@@ -21,18 +21,18 @@ class Clock:
         self._started = time.perf_counter()
 
     def read(self) -> float:
-        """Seconds of the run so far."""
+        """Return the training time of the run so far, in seconds."""
         now = time.perf_counter()
         self._seconds, self._started = self._seconds + now - self._started, now
         return self._seconds
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """Stop the clock inside the `with` block."""
         self.read()
         yield
         self._started = time.perf_counter()
 
     def speed(self, tokens: int) -> float:
-        """Tokens per second since the clock was made, `tokens` being those of the run so far."""
+        """Return tokens per second since the clock was made; `tokens` counts the whole run."""
         return (tokens - self._first_tokens) / max(self._seconds - self._first_seconds, 1e-9)

@@ -10,15 +10,15 @@ from structattn.training.precision import Precision
 from structattn.training.schedule import Schedule
 
 BUDGETS = ("steps", "tokens", "flops", "minutes")
-"""Names of the budgets; a run has exactly one."""
+"""Fields of `TrainConfig` that set a budget; exactly one is given."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How one model is trained. Exactly one budget (steps, tokens, flops or minutes) is set.
+    """Settings of a training run. Exactly one budget (steps, tokens, flops or minutes) is set.
 
     Raises:
-        TypeError, ValueError: a field is not of the kind or not in the range it states.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     steps: int | None = None
@@ -28,68 +28,68 @@ class TrainConfig:
     """Budget: tokens trained on."""
 
     flops: float | None = None
-    """Budget: training FLOPs, forward and backward; equal for every structure, the axis of the paper."""
+    """Budget: training FLOPs, forward and backward. The paper compares structures at equal FLOPs."""
 
     minutes: float | None = None
-    """Budget: minutes of training, evaluation not counted. Such a run is not reproducible to the bit."""
+    """Budget: minutes of training, without evaluations. Such a run is not reproducible to the bit."""
 
     batch_size: int = 16
     """Sequences per step, over all processes and micro-batches."""
 
     micro_batches: int = 1
-    """Parts that a process computes its share of a batch in (gradient accumulation), to save memory."""
+    """Gradient accumulation: parts into which a process splits its rows of a batch, to save memory."""
 
     learning_rate: float = 2e-3
-    """Peak rate of AdamW: of every tensor, or with muP of those whose rate does not depend on the width."""
+    """Peak rate of AdamW. With muP, matrices whose fan-in grows with the width have another: see `mup`."""
 
     schedule: Schedule = "cosine"
-    """After the warm-up: `constant`, or `cosine` down to `final_rate`."""
+    """Rate after the warm-up: `constant`, or `cosine` down to `final_rate`."""
 
     warmup: float = 0.05
-    """Share of the budget over which the rate climbs from zero to its peak."""
+    """Share of the budget during which the rate rises linearly from zero to its peak."""
 
     final_rate: float = 0.0
-    """Rate at the end of the cosine, as a share of the peak."""
+    """Rate at the end of the cosine, divided by the peak rate."""
 
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; embeddings and norms have none."""
 
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's two averages."""
+    """Decay rates of AdamW's moment estimates."""
 
     clip: float = 1.0
-    """Largest norm of the whole gradient; 0 leaves it as it is."""
+    """Maximum norm of the whole gradient; 0 turns clipping off."""
 
     mup: bool = True
-    """Whether matrices whose fan-in grows with the width train at rate `base_dim / fan_in` of `learning_rate`."""
+    """Scale the rate of matrices whose fan-in grows with the width: `learning_rate · base_dim / fan_in`."""
 
     base_dim: int = 256
     """Width at which muP's rates equal the standard ones."""
 
     precision: Precision = "auto"
-    """Type of the matrix products: `float32`, `bfloat16`, or `auto`, bfloat16 where the device has instructions for
-    it. Weights, optimiser state and loss are float32."""
+    """Dtype of matrix products: `float32`, `bfloat16`, or `auto`: bfloat16 if the device has instructions for it.
+    Weights, optimiser state and loss are float32."""
 
     compile: bool = False
-    """Whether to compile the model with `torch.compile`."""
+    """Compile the model with `torch.compile`."""
 
     evaluation_interval: int | None = None
-    """Steps between evaluations, each with a checkpoint; by default at most 20, costing at most 4% of the run."""
+    """Steps between evaluations, each followed by a checkpoint. By default there are at most 20 evaluations, which
+    cost at most 4% of the run."""
 
     seed: int = 0
-    """Names the random numbers of dropout; the task and the model's start have their own."""
+    """Seed of dropout; the task and the initial weights have their own."""
 
     cpu: bool = False
-    """Whether to stay on the CPU where there is an accelerator."""
+    """Train on the CPU even if there is an accelerator."""
 
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where to send metrics, besides metrics.jsonl."""
+    """Services that receive the metrics, besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
-            came = " and ".join(given) or "none"
-            raise ValueError(f"exactly one of {', '.join(BUDGETS)} must be set, got {came}")
+            raise ValueError(f"exactly one of {', '.join(BUDGETS)} must be set, got {' and '.join(given) or 'none'}")
         for name in ("steps", "tokens", "evaluation_interval"):
             if getattr(self, name) is not None:
                 checks.positive_int(name, getattr(self, name))
@@ -120,5 +120,5 @@ class TrainConfig:
 
     @property
     def budget(self) -> str:
-        """Name of the budget that is set."""
+        """Return the name of the budget that is set."""
         return next(name for name in BUDGETS if getattr(self, name) is not None)

@@ -1,9 +1,9 @@
 """The coordinate check: do activations keep their size as the width grows, as muP promises?
 
-Models of growing width take a few steps on one batch. Under muP neither the size of what a matrix `W` puts out after
-them, `W x`, nor the part of it that training brought, `(W - W_start) x`, depends on the width; where a rate or a start
-is wrong, one of the two grows or shrinks as a power of the width. The check fits these powers (Yang et al., *Tensor
-Programs V*, 2022, appendix D).
+Models of several widths take a few steps on one batch. Under muP the size of a matrix's output `W x` after these steps
+does not depend on the width, nor does the size of its change `(W - W_initial) x`. If a learning rate or an initial
+deviation is wrong, one of the two is a power of the width. The check fits these powers (Yang et al., *Tensor Programs
+V*, 2022, appendix D).
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 _VOCABULARY = 96
 _BATCH, _PATTERN, _LENGTH = 2, 8, 64
-_NOTHING = 1e-12
+_SMALLEST_SIZE = 1e-12
 
 Curves = dict[str, tuple[float, ...]]
-"""A number for each width, by the name of a layer."""
+"""One number per width, by the name of a matrix."""
 
 
 @dataclass(frozen=True)
 class CoordinateCheck:
-    """Sizes of activations against width, and the verdict.
+    """Sizes of matrix outputs by width, and whether they depend on it.
 
     Attributes:
         structure: the attention structure.
-        mup: whether rates were muP's.
+        mup: True if learning rates followed muP.
         widths: model widths, ascending.
         sizes: root mean square of each matrix's output after the last step.
-        changes: root mean square of the difference between that and what it made of the same input at the start.
-        tolerance: largest exponent, up or down, that passes.
+        changes: root mean square of the output's change: minus that of the initial matrix for the same input.
+        tolerance: largest absolute exponent that passes.
     """
 
     structure: str
@@ -59,7 +59,7 @@ class CoordinateCheck:
 
     @functools.cached_property
     def slopes(self) -> dict[str, float]:
-        """Fitted exponent of each size and each change as a power of the width."""
+        """Fit each size and each change as a power of the width; return the exponents."""
         fitted = {f"size of {name}": self._slope(values) for name, values in self.sizes.items()}
         return fitted | {f"change of {name}": self._slope(values) for name, values in self.changes.items()}
 
@@ -68,18 +68,18 @@ class CoordinateCheck:
 
     @property
     def failures(self) -> list[str]:
-        """What depends on the width, worst first."""
+        """Return the sizes and changes that depend on the width, worst first."""
         failed = [name for name, slope in self.slopes.items() if not abs(slope) <= self.tolerance]
         return sorted(failed, key=lambda name: -abs(self.slopes[name]))
 
     @property
     def passed(self) -> bool:
-        """Whether nothing depends on the width."""
+        """True if no size or change depends on the width."""
         return not self.failures
 
     @property
     def verdict(self) -> str:
-        """One line: pass or fail, and the worst of it."""
+        """Return one line: pass or fail, and the largest exponent."""
         parametrisation = "muP" if self.mup else "standard parametrisation"
         worst = max(self.slopes, key=lambda name: abs(self.slopes[name]))
         outcome = "pass" if self.passed else f"fail ({len(self.failures)} of {len(self.slopes)} beyond)"
@@ -89,19 +89,19 @@ class CoordinateCheck:
         )
 
     def plot(self) -> Figure:
-        """Size and change against width, a line for each matrix, axes logarithmic; dashed where it fails.
+        """Plot size and change against width, both logarithmic, one line per matrix; dashed if it fails.
 
         Raises:
-            ImportError: without matplotlib, naming the extra that brings it.
+            ImportError: matplotlib is missing; names the extra that installs it.
         """
         pyplot = checks.require("matplotlib.pyplot", "plot")
         figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.5), sharex=True, layout="constrained")
         colours = pyplot.get_cmap("viridis")(np.linspace(0, 0.95, len(self.sizes)))
-        for axes, what, curves in zip(panels, ("size", "change"), (self.sizes, self.changes), strict=True):
+        for axes, quantity, curves in zip(panels, ("size", "change"), (self.sizes, self.changes), strict=True):
             for colour, (name, values) in zip(colours, curves.items(), strict=True):
-                style = "--" if f"{what} of {name}" in self.failures else "-"
+                style = "--" if f"{quantity} of {name}" in self.failures else "-"
                 axes.plot(self.widths, values, style, marker="o", markersize=3, color=colour, label=name)
-            axes.set(xscale="log", yscale="log", xlabel="width", ylabel=f"{what} of the output (root mean square)")
+            axes.set(xscale="log", yscale="log", xlabel="width", ylabel=f"{quantity} of the output (root mean square)")
             axes.set_xticks(self.widths, [str(width) for width in self.widths])
             axes.minorticks_off()
         panels[1].legend(fontsize="x-small", title="matrix, block", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -121,23 +121,23 @@ def check_coordinates(
     tolerance: float = 0.25,
     seeds: int = 2,
 ) -> CoordinateCheck:
-    """Train a language model of each width for a few steps on one batch and measure every matrix's output.
+    """Train a small language model of each width and fit how its activations grow.
 
-    A wrong power shows as an exponent of one half or one; what is left of a right one is the smallest widths' noise.
+    A wrong scaling rule shows as an exponent of 0.5 or 1; correct ones leave only noise, mostly of small widths.
 
     Args:
-        structure: spelling of the attention.
+        structure: attention structure, as in a model's config.
         widths: at least two, ascending; multiples of `head_dim`.
-        head_dim: width of a head, the same at every width.
-        layers: blocks.
-        steps: steps, after which to measure.
+        head_dim: width of a head, the same in all models.
+        layers: number of blocks.
+        steps: training steps before the measurement, all on one batch.
         learning_rate: peak rate at the smallest width.
-        mup: whether rates are muP's or one for all.
-        tolerance: largest exponent that passes.
+        mup: scale learning rates by muP; otherwise all are equal.
+        tolerance: largest absolute exponent that passes.
         seeds: initialisations to average over.
 
     Raises:
-        ValueError: fewer than two widths, or one that is no multiple of `head_dim`.
+        ValueError: fewer than two widths, or one that is not a multiple of `head_dim`.
     """
     if len(widths) < 2 or sorted(set(widths)) != list(widths):
         raise ValueError(f"widths must be at least two, ascending, got {tuple(widths)}")
@@ -150,9 +150,9 @@ def check_coordinates(
     ]
     sizes, changes = {}, {}
     for name in measured[0][0]:
-        numbers = np.array([[one[name] for one in row] for row in measured])  # (widths, seeds, 2)
-        # The geometric mean over initialisations, since a power is fitted; what is exactly zero has no logarithm.
-        averages = np.exp(np.log(np.maximum(numbers, _NOTHING)).mean(axis=1))
+        numbers = np.array([[outputs[name] for outputs in by_seed] for by_seed in measured])  # (widths, seeds, 2)
+        # The geometric mean over seeds, because a power is fitted. Zero has no logarithm, hence the floor.
+        averages = np.exp(np.log(np.maximum(numbers, _SMALLEST_SIZE)).mean(axis=1))
         sizes[name], changes[name] = (tuple(column) for column in averages.T.tolist())
     return CoordinateCheck(structure, mup, tuple(widths), sizes, changes, tolerance)
 
@@ -160,15 +160,15 @@ def check_coordinates(
 def _measure(
     structure: str, width: int, head_dim: int, layers: int, config: TrainConfig, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Size and change of every matrix's output after the last step."""
+    """Train one model; return size and change of every matrix's output."""
     from structattn.models import LanguageModel, LanguageModelConfig
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sizes = {"layers": layers, "dim": width, "heads": width // head_dim, "context_length": _LENGTH}
         model = LanguageModel(LanguageModelConfig(**sizes, attention=structure, vocab_size=_VOCABULARY))
-        start = copy.deepcopy(model)
-        # The same batch at every width: a pattern that repeats, so that there is something to learn.
+        initial = copy.deepcopy(model)
+        # The same batch at every width: a repeated pattern, which a model can learn.
         pattern = torch.randint(_VOCABULARY, (_BATCH, _PATTERN), generator=torch.Generator().manual_seed(seed))
         tokens = pattern.repeat(1, _LENGTH // _PATTERN)
         optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas)
@@ -176,53 +176,53 @@ def _measure(
             optimizer.zero_grad()
             model(tokens, labels=tokens).loss.backward()
             optimizer.step()
-        return _compare(model, start, tokens)
+        return _compare(model, initial, tokens)
 
 
 @torch.no_grad()
-def _compare(model: LanguageModel, start: LanguageModel, tokens: Tensor) -> dict[str, tuple[float, float]]:
-    """Size of every matrix's output, and of its difference from what `start` makes of the same input."""
-    found: dict[str, tuple[float, float]] = {}
-    at_start = dict(start.named_modules())
+def _compare(model: LanguageModel, initial: LanguageModel, tokens: Tensor) -> dict[str, tuple[float, float]]:
+    """Return the size of every matrix's output, and of its change from `initial`'s output for the same input."""
+    measured: dict[str, tuple[float, float]] = {}
+    initial_modules = dict(initial.named_modules())
 
-    def measure(name: str, output: Tensor, before: Tensor) -> None:
-        found[name] = (_size(output), _size(output - before))
+    def record(name: str, output: Tensor, before: Tensor) -> None:
+        measured[name] = (_rms(output), _rms(output - before))
 
-    def watch(name: str, path: str) -> Any:
-        return lambda module, inputs, output: measure(name, output, at_start[path](*inputs))
+    def output_hook(name: str, path: str) -> Any:
+        return lambda module, inputs, output: record(name, output, initial_modules[path](*inputs))
 
-    def watch_features(name: str, path: str, matrix: Structure) -> Any:
-        # Attention takes from a structured matrix what suits the call, but its two feature maps are always there.
-        # Norms make their scale free, so they are compared at size one.
+    def feature_hook(name: str, path: str, matrix: Structure) -> Any:
+        # Attention contracts a structured matrix in the order that suits the call, so its two feature maps are
+        # measured instead. The norms after them make their scale irrelevant: they are compared at size one.
         def hook(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            before = cast("Structure", at_start[path])
-            measure(f"left {name}", _unit(matrix.left(*inputs)), _unit(before.left(*inputs)))
-            measure(f"right {name}", _unit(matrix.right(*inputs)), _unit(before.right(*inputs)))
+            before = cast("Structure", initial_modules[path])
+            record(f"left {name}", _normalised(matrix.left(*inputs)), _normalised(before.left(*inputs)))
+            record(f"right {name}", _normalised(matrix.right(*inputs)), _normalised(before.right(*inputs)))
 
         return hook
 
     with contextlib.ExitStack() as hooks:
         for path, module in model.named_modules():
-            name = _short(path)
+            name = _short_name(path)
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                hooks.callback(module.register_forward_hook(watch(name, path)).remove)
+                hooks.callback(module.register_forward_hook(output_hook(name, path)).remove)
             elif isinstance(module, Structure):
                 attention = model.get_submodule(path.rpartition(".")[0])
-                hooks.callback(attention.register_forward_pre_hook(watch_features(name, path, module)).remove)
+                hooks.callback(attention.register_forward_pre_hook(feature_hook(name, path, module)).remove)
         model(tokens)
-    return found
+    return measured
 
 
-def _short(path: str) -> str:
-    """`q_proj 1` for `backbone.blocks.0.attention.q_proj`."""
+def _short_name(path: str) -> str:
+    """Return `q_proj 1` for `backbone.blocks.0.attention.q_proj`."""
     parts = path.split(".")
     numbers = [int(part) + 1 for part in parts if part.isdigit()]
     return " ".join([parts[-1], *map(str, numbers)])
 
 
-def _unit(output: Tensor) -> Tensor:
-    return output / _size(output)
+def _normalised(output: Tensor) -> Tensor:
+    return output / _rms(output)
 
 
-def _size(output: Tensor) -> float:
+def _rms(output: Tensor) -> float:
     return output.square().mean().sqrt().item()

@@ -1,4 +1,4 @@
-"""What can stop a run, each with a message of one line that a command can show as it is."""
+"""Errors that stop a run. Each message is one line, for a command to print."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on; whatever it had written before is intact."""
+    """A run cannot continue; what it has written so far is intact."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The training loss became NaN or infinite.
+    """The training loss or a metric is NaN or infinite.
 
     Attributes:
-        step: training step, counted from 0, whose loss is not finite.
-        structure: name of the attention structure in training.
-        loss: the value.
+        step: training step, counted from 0.
+        structure: name of the attention structure.
+        loss: the value that is not finite.
     """
 
     def __init__(self, step: int, structure: str, loss: float) -> None:
@@ -24,7 +24,7 @@ class NonFiniteLossError(TrainingError):
 
 
 class RunFolderError(TrainingError):
-    """A file of the run cannot be written or read: no space, no permission, not what the run left there."""
+    """A file of the run cannot be written or read, or is not what the run wrote."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -1,4 +1,4 @@
-"""The type that matrix products are computed in."""
+"""The dtype of matrix products."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""float32; bfloat16 by autocast, weights and optimiser state staying float32; or whichever suits the device."""
+"""`float32`; `bfloat16` by autocast, with weights and optimiser state in float32; or `auto`, by the device."""
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether `precision` means bfloat16 on `device`: `auto` does where its processor has instructions for it."""
+    """True if `precision` means bfloat16 on `device`; `auto` does if the device has instructions for it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cpu":

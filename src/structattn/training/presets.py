@@ -1,4 +1,4 @@
-"""The sizes models come in: rows of one table."""
+"""Tables of model sizes, with batch size, learning rate and budget."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from structattn import checks
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a backbone; the head rank is `dim / heads`."""
+    """Sizes of a backbone and how to train it; the head rank is `dim / heads`."""
 
     layers: int
-    """Blocks, each of attention and MLP."""
+    """Number of blocks, each with attention and MLP."""
 
     dim: int
     """Model width."""
@@ -22,7 +22,7 @@ class Preset:
     """Attention heads."""
 
     context_length: int
-    """Tokens of a training window, and of the learned position table."""
+    """Tokens of a training window, and rows of the learned position table."""
 
     batch_size: int
     """Sequences per step."""
@@ -31,18 +31,18 @@ class Preset:
     """Peak rate of AdamW."""
 
     flops: float
-    """Training FLOPs of a run, unless another budget is given."""
+    """Default budget: training FLOPs."""
 
     evaluation_tokens: int = 131_072
     """Tokens of the held-out set."""
 
     def sizes(self) -> dict[str, int]:
-        """The fields by name: keyword arguments of a model's config."""
+        """Return the keyword arguments of a model's config."""
         return {name: getattr(self, name) for name in ("layers", "dim", "heads", "context_length")}
 
 
-# The rows named "paper" are the language models of arXiv 2509.07963, section 5: head rank 64 at every width. Their
-# budgets are 20 tokens per parameter (Hoffmann et al., 2022), for accelerators; `demo` is for two cores and minutes.
+# "paper-*" are the language models of arXiv 2509.07963, section 5, with head rank 64. Their budgets are 20 tokens per
+# parameter (Hoffmann et al., 2022) and want an accelerator. `demo` takes minutes on two cores.
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         layers=4,
@@ -65,18 +65,18 @@ PRESETS: dict[str, Preset] = {
         layers=6, dim=768, heads=12, context_length=1024, batch_size=32, learning_rate=2e-3, flops=2.2e17
     ),
 }
-"""Every preset by its name."""
+"""Presets of language models by name."""
 
 
-# Encoders of time steps for forecasting: `paper` has the sizes of arXiv 2509.07963, `small` is for two cores.
-# More compute overfits: two years of hours hold few windows that do not overlap.
+# `paper` has the sizes of arXiv 2509.07963; `small` is for two cores. A larger budget overfits: two years of hourly
+# values hold few windows that do not overlap.
 FORECAST_PRESETS: dict[str, Preset] = {
     "small": Preset(layers=2, dim=64, heads=4, context_length=512, batch_size=32, learning_rate=2e-3, flops=5e12),
     "paper": Preset(layers=2, dim=512, heads=8, context_length=512, batch_size=32, learning_rate=1e-3, flops=3e14),
 }
-"""Every preset for forecasting by its name."""
+"""Presets of forecasting models by name."""
 
 
 def preset(name: str, table: Mapping[str, Preset] = PRESETS) -> Preset:
-    """The row of that name; ValueError with the nearest name otherwise."""
+    """Return the preset of that name; ValueError naming the nearest name if there is none."""
     return table[checks.one_of("preset", name, table)]

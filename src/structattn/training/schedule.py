@@ -1,4 +1,4 @@
-"""The learning rate as a function of how much of the budget is spent, whatever the budget counts."""
+"""The learning rate as a function of the share of the budget that is spent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from typing import Literal
 
 Schedule = Literal["constant", "cosine"]
-"""What follows the warm-up."""
+"""Shape of the learning rate after the warm-up."""
 
 
 def rate_factor(progress: float, *, warmup: float, schedule: Schedule, final: float = 0.0) -> float:
-    """Factor on the peak learning rate.
+    """Return the factor on the peak learning rate.
 
-    With `p` the progress, `w` the warm-up's share and `u = (p - w) / (1 - w)`::
+    With progress `p`, warm-up share `w` and `u = (p - w) / (1 - w)`::
 
         p < w                p / w
         constant             1
@@ -20,8 +20,8 @@ def rate_factor(progress: float, *, warmup: float, schedule: Schedule, final: fl
 
     Args:
         progress: share of the budget that is spent, in [0, 1]; above 1 counts as 1.
-        warmup: share of the budget that warms up linearly, in [0, 1).
-        schedule: what follows it.
+        warmup: share of the budget for the linear warm-up, in [0, 1).
+        schedule: shape after the warm-up.
         final: factor at the end of the cosine, in [0, 1].
     """
     if progress < warmup:
