@@ -1,8 +1,7 @@
-"""Runs that are killed with SIGKILL at chosen moments and begun again: `python killing.py FOLDER`.
+"""Kill runs with SIGKILL at chosen moments and resume them: `python -m tests.training.killing FOLDER`.
 
-How every attempt ended goes into `FOLDER/statuses.json`.
-
-One process imports everything and forks a child for every attempt, since importing takes longer than the runs.
+Writes the exit status of every attempt to `FOLDER/statuses.json`. One process imports everything and forks a child for
+every attempt, since importing takes longer than the runs.
 """
 
 import functools
@@ -16,10 +15,10 @@ import traceback
 from pathlib import Path
 
 import torch
+from tests.training.tiny import run_with_dropout
 
 from structattn.training import loop
 from structattn.training.metrics import MetricsFile
-from training.tiny import run_with_dropout
 
 run = functools.partial(run_with_dropout, steps=24)
 long_run = functools.partial(run_with_dropout, steps=240)
@@ -30,7 +29,7 @@ def die():
 
 
 def dying(function, calls):
-    """`function`, which kills the process instead of its call of that number."""
+    """Return `function`, except that its call number `calls` kills the process."""
     left = [calls]
 
     def wrapped(*args, **kwargs):
@@ -43,7 +42,7 @@ def dying(function, calls):
 
 
 class HalfWritten:
-    """A file that takes half of what it is given to write, and then the process dies."""
+    """A file whose first large write stores half and kills the process."""
 
     def __init__(self, file):
         self.file = file
@@ -119,7 +118,7 @@ MOMENTS = (
 
 
 def fork(folder, sabotage=None, run=run):
-    """Run in `folder` in a child; its process id."""
+    """Run in `folder` in a child; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -134,12 +133,12 @@ def fork(folder, sabotage=None, run=run):
 
 
 def status(child):
-    """How the child ended: minus the signal, or the exit code."""
+    """Wait for the child; return its exit code, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def killed_at_random(folder, duration, attempts=4):
-    """Kill a long run again and again after a random time, then let it finish."""
+    """Kill a long run repeatedly after random times, then let it finish."""
     delays, statuses = random.Random(0), []
     for _ in range(attempts):
         child = fork(folder, run=long_run)

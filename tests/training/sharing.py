@@ -1,14 +1,15 @@
-"""What each of two processes under `torchrun` does: runs that share batches, one of them stopped and begun again."""
+"""Runs that two processes share under `torchrun`; one is stopped and resumed."""
 
 import sys
 from pathlib import Path
 
+from tests.training.tiny import make_task, run
+
 from structattn.tasks import RegressionTask
-from training.tiny import make_task, run
 
 
 class Interrupting(RegressionTask):
-    """Raises in every process when asked for the batch of step 7, as if all had been killed."""
+    """Raises in every process at the batch of step 7, as if all had been killed."""
 
     def batch(self, step, *args, **kwargs):
         if step == 7:

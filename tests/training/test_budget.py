@@ -1,8 +1,8 @@
 import pytest
+from tests.training.tiny import make_config, make_task
 
 from structattn.tasks import RegressionConfig
 from structattn.training.budget import evaluation_interval, plan_steps
-from training.tiny import make_config, make_task
 
 
 def cost(length):
@@ -18,7 +18,7 @@ def plan(make_task=make_task, **budget):
 
 
 def total(steps, cost, task=make_task):
-    """Cost of a run, step by step."""
+    """Add up the cost of a run step by step."""
     made = task(steps)
     return 4 * sum(cost(made.sequence_length(step)) for step in range(steps))
 
@@ -56,7 +56,9 @@ def test_minutes_are_estimated():
 
 @pytest.mark.parametrize("budget", [{"tokens": 95}, {"flops": 100.0}])
 def test_a_budget_below_one_step(budget):
-    with pytest.raises(ValueError, match=f"{next(iter(budget))} must be at least .* what one step of this model takes"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(budget))} must be at least .*, the cost of one step of this model, got"
+    ):
         plan(**budget)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, two kept, damage seen and named."""
+"""Checkpoints are complete or absent, two are kept, damage is detected and named."""
 
 import errno
 import logging

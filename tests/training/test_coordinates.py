@@ -47,11 +47,11 @@ def test_structured_factors_that_are_not_scaled_fail(monkeypatch):
     right = mup.rate_multiplier
 
     def of_the_whole_matrix(what, base):
-        """As if a factor's fan-in were constant."""
+        """Scale factors as if their fan-in did not depend on the width."""
         return base / 8 if what.part is Part.HIDDEN and what.fan_in < 64 else right(what, base)
 
     monkeypatch.setattr(mup, "rate_multiplier", of_the_whole_matrix)
-    # The fan-ins of BTT's factors grow as the root of the width: so does what goes wrong.
+    # The fan-ins of BTT's factors grow as the square root of the width, so the error does too.
     failures = check("btt").failures
     assert {"change of left structure 2", "change of right structure 2"} <= set(failures), failures
 
@@ -75,7 +75,7 @@ def test_a_start_of_fixed_deviation_fails(monkeypatch):
             tensor.div_(tensor.std()).mul_(0.02)
 
     monkeypatch.setattr("structattn.models.pretrained.initialise_", fixed)
-    result = check(learning_rate=1e-4)  # What little is learnt does not hide the start.
+    result = check(learning_rate=1e-4)  # A low rate: training must not hide the initial values.
     assert {"size of expand 1", "size of q_proj 1"} <= set(result.failures)
 
 

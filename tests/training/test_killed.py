@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL, wherever it is, goes on to the metrics it would have had, to the bit."""
+"""A run killed with SIGKILL at any moment resumes to the same metrics, to the bit."""
 
 import json
 import os
@@ -8,22 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.training.killing import MOMENTS
 
 from structattn.training import WALL_CLOCK, MetricsFile
-from training.killing import MOMENTS
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of the runs, and how their processes ended."""
+    """Return the folder of the runs, and the exit statuses of their processes."""
     folder = tmp_path_factory.mktemp("killed")
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "training" / "killing.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.training.killing", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "statuses.json").read_text())
 

@@ -1,6 +1,7 @@
 import pytest
 
-from structattn.training import MetricsFile, RunFolderError
+from structattn import training
+from structattn.training import MetricsFile, MetricsRow, RunFolderError
 
 
 def test_lines_come_back(tmp_path):
@@ -41,3 +42,8 @@ def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="metrics cannot be written: "):
         MetricsFile(tmp_path / "file" / "metrics.jsonl").append({"step": 1})
+
+
+def test_the_old_name_of_a_row_still_works():
+    with pytest.warns(DeprecationWarning, match="Row is now structattn.training.MetricsRow"):
+        assert training.Row is MetricsRow

@@ -7,7 +7,7 @@ from structattn.training.mup import parameter_groups
 
 
 def rates(model, **fields):
-    """Peak rate and decay of every tensor by name."""
+    """Return peak rate and decay of every tensor by name."""
     config = TrainConfig(**{"steps": 1, "learning_rate": 1e-3, "base_dim": 64} | fields)
     groups = parameter_groups(model, config)
     return {name: (group["peak"], group["weight_decay"]) for group in groups for name in group["names"]}
