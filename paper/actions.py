@@ -1,4 +1,4 @@
-"""What each command of `python -m paper` does."""
+"""Actions of the commands of `python -m paper`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from paper.planning import plan, plan_table
 from paper.progress import TrialBar
 from paper.report import collect, conclude
 from paper.running import run_trials
+from paper.workers import WorkerConfig
 from structattn import checks
 from structattn.cli.progress import Bars
 from structattn.studies import files
@@ -26,11 +27,11 @@ from structattn.tasks.ett import default_season
 
 
 def perform(command: commands.Command, line: Sequence[str]) -> int:
-    """Do what the command says; the exit status.
+    """Perform the command; return the exit status.
 
     Args:
-        command: what was typed, parsed.
-        line: the words that were typed, the program's name first, for the record.
+        command: the parsed command.
+        line: the command line, program first; stored with the results.
     """
     match command:
         case commands.Study():
@@ -44,25 +45,22 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
     if command.data is not None and chosen.data is None:
         raise ValueError(f"data: the study {chosen.name} draws its own, got --data {command.data}")
     data = command.data or chosen.data or ""
-    checks.positive_int("jobs", command.jobs)
+    workers = WorkerConfig(command.jobs, command.launcher, command.partition, command.gpus)
     trials = chosen.trials(command.preset, data, checks.positive_int("seeds", command.seeds))
     console = Console(highlight=False)
     if command.dry_run:
         print_table(plan_table(plan(trials, command.jobs), command.jobs), console)
         return 0
     for config in {type(trial.config): trial.config for trial in trials}.values():
-        config.build_task(1)  # Data that cannot be read, an extra that is missing: before the first run.
+        config.build_task(1)  # Fails before the first run if data or an extra is missing.
     folder = command.out / chosen.name
     with TrialBar(console, len(trials)) as bar:
         outcomes = run_trials(
             trials,
             folder,
             runs=command.out / "runs",
-            jobs=command.jobs,
-            launcher=command.launcher,
-            partition=command.partition,
-            gpus=command.gpus,
-            follow=bar.follow,
+            workers=workers,
+            on_outcome=bar.on_outcome,
         )
     finding = conclude(chosen, outcomes, command.preset, folder, line)
     console.print(finding.statement, markup=False)

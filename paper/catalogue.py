@@ -1,10 +1,12 @@
-"""Every study by its name."""
+"""All studies by name."""
 
 from __future__ import annotations
 
 from paper.forecast import Forecast
-from paper.language import Mup, Ranks, Scaling
+from paper.learning_rates import Mup
+from paper.ranks import Ranks
 from paper.regression import Bottleneck, Compute, Width
+from paper.scaling import Scaling
 from paper.study import Study
 from structattn import checks
 
@@ -14,5 +16,5 @@ STUDIES: dict[str, Study] = {
 
 
 def study(name: str) -> Study:
-    """The study of that name; ValueError with the nearest name otherwise."""
+    """Return the study of that name; ValueError naming the nearest name if there is none."""
     return STUDIES[checks.one_of("study", name, STUDIES)]

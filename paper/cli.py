@@ -10,10 +10,10 @@ from structattn.cli import shell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status, 0 where all went well.
+    """Run the command line; return the exit status, 0 on success.
 
-    Errors end as those of the command `structattn` do. A study whose runs failed in part ends with status 1, after the
-    other runs are done.
+    Errors are reported as by the command `structattn`. A study with failed runs ends with status 1, after its other
+    runs are done.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shell.parse(
         Command,
         "python -m paper",
-        "Run the studies of the paper (arXiv 2509.07963) again: models, figures, and what was found.",
+        "Reproduce the studies of the paper (arXiv 2509.07963): models, figures and findings.",
         arguments,
     )
 

@@ -1,4 +1,4 @@
-"""Every subcommand of `python -m paper` with its options and help. Imports nothing heavy, so that `--help` is quick."""
+"""Subcommands of `python -m paper`, their options and help. Imports nothing heavy, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Study:
-    """Run a figure of the paper again: many models, the figure, and what was found beside what the paper reports."""
+    """Reproduce a figure of the paper: train the models, draw the figure, compare the finding with the paper's."""
 
     name: tyro.conf.Suppress[tyro.conf.Fixed[str]]
-    """Name of the study, which the subcommand gives."""
+    """Name of the study, set by the subcommand."""
 
     preset: Literal["small", "paper"] = "small"
-    """Sizes: small for two cores and an hour, paper for the paper's own, on GPUs."""
+    """Sizes: small for two cores and an hour, or paper for those of the paper, on GPUs."""
 
     out: Path = Path("runs/studies")
-    """Folder of all studies; each has its own in it, and report.html collects them."""
+    """Folder of all studies: each writes into a folder of its own, and report.html collects them."""
 
     data: str | None = None
     """Text of language studies, as for compare language (by default stdlib); series of forecast, as for compare
     forecast (by default ETTh1)."""
 
     seeds: int = 2
-    """Repeats of every run."""
+    """Seeds of every run."""
 
     jobs: int = 1
-    """Runs at a time: processes on this machine, or jobs of a cluster."""
+    """Runs at a time: processes of this machine, or jobs of a cluster."""
 
     launcher: Literal["local", "slurm"] = "local"
-    """Where runs go: this machine, or a Slurm cluster through submitit."""
+    """Where to run: on this machine, or on a Slurm cluster through submitit."""
 
     partition: str | None = None
     """Partition of the cluster."""
@@ -53,7 +53,7 @@ class Study:
     """GPUs of each job of the cluster."""
 
     dry_run: bool = False
-    """Print the runs with their parameters, FLOPs and estimated time here, and run none."""
+    """Print the runs with parameters, FLOPs and estimated time on this machine; run none."""
 
     debug: bool = False
     """Show where an error came from."""

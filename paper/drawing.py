@@ -1,10 +1,11 @@
-"""What the figures of studies are made of."""
+"""Plots that several studies share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from paper.evidence import with_label
 from paper.study import Outcome, metric
 from structattn.studies.estimate import Estimate
 from structattn.studies.style import QUIET, new_figure, pens, styled
@@ -13,45 +14,44 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FROM_SHARE = 0.05
+# Evaluations before this share of the training FLOPs are left out: their losses lie far above the rest.
+_FIRST_SHARE = 0.05
 
 Line = Sequence[tuple[float, Estimate]]
+"""Points of a line: x, and the estimate of y."""
 
 
-def estimate_lines(
+def plot_estimates(
     lines: Mapping[str, Line],
     *,
     xlabel: str,
     ylabel: str,
     log_x: bool = False,
-    mark: float | None = None,
+    vertical_line: float | None = None,
 ) -> Figure:
-    """Lines of means, with bars of one standard error over seeds.
+    """Plot lines of means, with error bars of one standard error over seeds.
 
     Args:
-        lines: for each name its points, in ascending order.
-        xlabel: of the axis.
-        ylabel: of the axis.
-        log_x: logarithmic, with a tick at each point.
-        mark: where to draw a vertical line.
+        lines: points of each line by its name, in ascending order.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+        log_x: logarithmic x axis, with a tick at each point.
+        vertical_line: x of a dotted vertical line.
     """
     with styled():
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()
-        draw_lines(axes, lines)
+        draw_estimates(axes, lines)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if log_x:
-            points = sorted({x for line in lines.values() for x, _ in line})
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(points, [f"{x:g}" for x in points])
-            axes.minorticks_off()
-        if mark is not None:
-            axes.axvline(mark, color=QUIET, linewidth=0.8, linestyle=":")
+            set_log2_ticks(axes, sorted({x for line in lines.values() for x, _ in line}))
+        if vertical_line is not None:
+            axes.axvline(vertical_line, color=QUIET, linewidth=0.8, linestyle=":")
     return figure
 
 
-def draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
-    """The lines of `estimate_lines` in given axes."""
+def draw_estimates(axes: Axes, lines: Mapping[str, Line]) -> None:
+    """Draw the lines of `plot_estimates` into given axes."""
     for name, pen in pens(list(lines)).items():
         points = lines[name]
         x, y = [each[0] for each in points], [each[1].mean for each in points]
@@ -62,27 +62,39 @@ def draw_lines(axes: Axes, lines: Mapping[str, Line]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def curves(outcomes: Sequence[Outcome], by: str, *, ylabel: str) -> Figure:
-    """Every evaluation against training FLOPs: a colour for each value of a label, a line for each trial."""
+def set_log2_ticks(axes: Axes, points: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with ticks at the given points alone."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(points, [f"{x:g}" for x in points])
+    axes.minorticks_off()
+
+
+def plot_curves(outcomes: Sequence[Outcome], *, ylabel: str) -> Figure:
+    """Plot every evaluation against training FLOPs: one line per trial, one colour per structure."""
     with styled():
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()
-        draw_curves(axes, outcomes, by)
+        draw_curves(axes, outcomes)
         axes.set(xlabel="training FLOPs", ylabel=ylabel)
         axes.set_xscale("log")
         axes.tick_params(axis="x", which="minor", labelsize=6.5)
     return figure
 
 
-def draw_curves(axes: Axes, outcomes: Sequence[Outcome], by: str) -> None:
-    """The lines of `curves` in given axes, without the first evaluations, which lie far above."""
-    names = list(dict.fromkeys(str(outcome.labels[by]) for outcome in outcomes))
-    for name, pen in pens(names).items():
-        label: Any = name
-        for outcome in outcomes:
-            if str(outcome.labels[by]) == name and outcome.rows:
-                rows = [row for row in outcome.rows if row["flops"] >= _FROM_SHARE * outcome.flops]
-                flops, metrics = [row["flops"] for row in rows], [metric(row) for row in rows]
-                axes.plot(flops, metrics, color=pen.colour, linestyle=pen.dash, linewidth=1.2, label=label)
-                label = None
+def draw_curves(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+    """Draw the lines of `plot_curves` into given axes."""
+    structures = list(dict.fromkeys(str(outcome.labels["structure"]) for outcome in outcomes))
+    for structure, pen in pens(structures).items():
+        ended = [outcome for outcome in with_label(outcomes, structure=structure) if outcome.rows]
+        for index, outcome in enumerate(ended):
+            rows = [row for row in outcome.rows if row["flops"] >= _FIRST_SHARE * outcome.flops]
+            label = structure if index == 0 else None  # one entry of the legend per structure
+            axes.plot(
+                [row["flops"] for row in rows],
+                [metric(row) for row in rows],
+                color=pen.colour,
+                linestyle=pen.dash,
+                linewidth=1.2,
+                label=label,
+            )
     axes.legend(frameon=False, fontsize=8)

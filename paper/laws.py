@@ -1,4 +1,4 @@
-"""Power laws through losses at several budgets, with bands."""
+"""Fit power laws to losses at several budgets, with confidence bands."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """`loss = scale · compute^-exponent`, fitted by least squares of logarithms, with bootstrap draws.
+    """`loss = scale · compute^-exponent`, fitted by least squares of logarithms, with bootstrap fits.
 
     Attributes:
-        scale: the loss at compute 1.
-        exponent: how fast it falls.
-        draws: `(n, 2)`, log scale and exponent refitted to points drawn with replacement.
+        scale: loss at compute 1.
+        exponent: exponent of the fall.
+        draws: `(n, 2)`, logarithm of the scale and exponent of the bootstrap fits.
     """
 
     scale: float
@@ -26,10 +26,10 @@ class PowerLaw:
 
     @classmethod
     def fit(cls, compute: Sequence[float], loss: Sequence[float], *, draws: int = 1000, seed: int = 0) -> PowerLaw:
-        """The law through points, two different budgets at least.
+        """Fit the law to points of at least two different budgets.
 
         Raises:
-            ValueError: fewer budgets, or a number that has no logarithm.
+            ValueError: there are fewer budgets, or a number is not above 0.
         """
         x, y = np.asarray(compute, dtype=float), np.asarray(loss, dtype=float)
         if len(set(compute)) < 2:
@@ -37,33 +37,34 @@ class PowerLaw:
         if not ((x > 0) & (y > 0)).all():
             raise ValueError("compute and loss must be above 0")
         x, y = np.log(x), np.log(y)
-        intercept, slope = _line(x, y)
+        intercept, slope = _fit_line(x, y)
         generator = np.random.default_rng(seed)
-        found: list[tuple[float, float]] = []
-        while len(found) < draws:
+        fits: list[tuple[float, float]] = []
+        while len(fits) < draws:
             chosen = generator.integers(len(x), size=len(x))
-            if len(set(x[chosen])) > 1:  # one budget alone has no slope
-                found.append(_line(x[chosen], y[chosen]))
-        return cls(math.exp(intercept), -slope, np.array(found) * (1.0, -1.0))
+            if len(set(x[chosen])) > 1:  # a single budget has no slope
+                fits.append(_fit_line(x[chosen], y[chosen]))
+        return cls(math.exp(intercept), -slope, np.array(fits) * (1.0, -1.0))
 
     def __call__(self, compute: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The loss at some compute."""
+        """Return the loss at some compute."""
         return np.asarray(self.scale * compute**-self.exponent)
 
     def band(self, compute: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The middle 95% of the draws at some compute."""
+        """Return the bounds of the middle 95% of bootstrap losses at some compute."""
         log = self.draws[:, :1] - self.draws[:, 1:] * np.log(compute)[None]
         low, high = np.quantile(np.exp(log), [0.025, 0.975], axis=0)
         return low, high
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The middle 95% of the exponents."""
+        """Return the bounds of the middle 95% of bootstrap exponents."""
         low, high = np.quantile(self.draws[:, 1], [0.025, 0.975])
         return float(low), float(high)
 
 
-def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+def _fit_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """Return intercept and slope of the least-squares line."""
     centred = x - x.mean()
     slope = float((centred * y).sum() / (centred**2).sum())
     return float(y.mean() - slope * x.mean()), slope

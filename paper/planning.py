@@ -1,9 +1,10 @@
-"""What a study would take, before it runs."""
+"""Estimate parameters, steps, FLOPs and time of a study before it runs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 from rich.table import Table
 
 from paper.chronos.run import ChronosRunConfig
-from paper.running import threads_of
 from paper.study import Trial
+from paper.workers import threads_per_job
 from structattn.models import StructuredModel
 from structattn.studies.run import RunConfig
 from structattn.studies.table import magnitude
@@ -27,46 +28,55 @@ _Config = RunConfig | ChronosRunConfig
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one trial would take on this machine."""
+class Cost:
+    """Cost of one trial on this machine."""
 
-    trial: Trial
     parameters: int
     steps: int
     flops: float
+    """Training FLOPs."""
     seconds: float
+    """Estimated time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial and its cost."""
+
+    trial: Trial
+    cost: Cost
 
 
 def plan(trials: Sequence[Trial], jobs: int = 1) -> list[Plan]:
-    """Every trial with its parameters, steps, FLOPs and time; models that differ only in seed or rate are timed once.
+    """Estimate the cost of every trial; trials that differ only in seed or learning rate are timed once.
 
     Args:
-        trials: what would run.
-        jobs: how many at a time, each with its share of the machine's cores.
+        trials: the trials.
+        jobs: trials at a time, which share the machine's cores.
 
     Raises:
-        TypeError, ValueError: a trial that could not run.
+        TypeError, ValueError: a trial could not run.
     """
-    known: dict[str, tuple[int, int, float, float]] = {}
+    known: dict[str, Cost] = {}
     plans = []
     for trial in trials:
-        key = str(_kind(trial.config))
+        key = str(without_seed_and_rate(trial.config))
         if key not in known:
-            with _threads(threads_of(jobs)):
+            with _torch_threads(threads_per_job(jobs)):
                 known[key] = _cost(trial.config)
-        plans.append(Plan(trial, *known[key]))
+        plans.append(Plan(trial, known[key]))
     return plans
 
 
 def plan_table(plans: Sequence[Plan], jobs: int) -> Table:
-    """A row for each trial, and the sum."""
+    """Return a table with a row for each trial and a row of totals."""
     rows = []
     for each in plans:
         name = ", ".join(f"{key}={_short(value)}" for key, value in each.trial.all_labels.items())
-        numbers = (magnitude(each.parameters), str(each.steps), magnitude(each.flops), duration(each.seconds))
-        rows.append((name, *numbers))
-    total = sum(each.seconds for each in plans)
-    flops = magnitude(sum(each.flops for each in plans))
+        cost = each.cost
+        rows.append((name, magnitude(cost.parameters), str(cost.steps), magnitude(cost.flops), duration(cost.seconds)))
+    total = sum(each.cost.seconds for each in plans)
+    flops = magnitude(sum(each.cost.flops for each in plans))
     rows.append((f"{len(plans)} runs, {jobs} at a time", "", "", flops, f"about {duration(total / jobs)}"))
     shown = terminal_table(("run", "parameters", "steps", "training FLOPs", "time here"), rows)
     shown.rows[-2].end_section = True
@@ -78,7 +88,7 @@ def _short(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `3.4 h` or `18 days`."""
+    """Return `42 s`, `12 min`, `3.4 h` or `18 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -87,7 +97,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _torch_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -96,31 +106,31 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _kind(config: _Config) -> _Config:
-    """The config without what does not change its cost."""
+def without_seed_and_rate(config: _Config) -> _Config:
+    """Return the config with fixed values of the settings that do not change its cost."""
     train = dataclasses.replace(config.train, seed=0, learning_rate=1.0, mup=False)
     return dataclasses.replace(config, seed=0, train=train)
 
 
-def _cost(config: _Config) -> tuple[int, int, float, float]:
-    model = config.build_model()
-    parameters = model.num_parameters()
-    steps = plan_steps(
-        config.train,
-        config.build_task,
-        lambda length: model.flops(length).training,
-        lambda task: config.train.batch_size * _seconds_per_row(model, task, config, 1),
-    )
+def _cost(config: _Config) -> Cost:
+    model, batch_size = config.build_model(), config.train.batch_size
+    training_flops = functools.cache(lambda length: model.flops(length).training)
+
+    def seconds_per_step(task: Task) -> float:
+        return batch_size * _seconds_per_row(model, task, config, 1)
+
+    steps = plan_steps(config.train, config.build_task, training_flops, seconds_per_step)
     task = config.build_task(steps)
-    rows = steps * config.train.batch_size
-    flops = float(config.train.batch_size * total_cost(task, lambda length: model.flops(length).training, 0, steps - 1))
-    full = rows * model.flops(task.context_length).training  # a curriculum begins with shorter rows
-    seconds = rows * _seconds_per_row(model, task, config, steps) * flops / full
-    return parameters, steps, flops if config.train.flops is None else min(flops, config.train.flops), seconds
+    flops = float(batch_size * total_cost(task, training_flops, 0, steps - 1))
+    # A curriculum starts with shorter rows: time grows with FLOPs.
+    share = flops / (steps * batch_size * training_flops(task.context_length))
+    seconds = steps * batch_size * _seconds_per_row(model, task, config, steps) * share
+    budget = float("inf") if config.train.flops is None else config.train.flops
+    return Cost(model.num_parameters(), steps, min(flops, budget), seconds)
 
 
 def _seconds_per_row(model: StructuredModel, task: Task, config: _Config, steps: int) -> float:
-    """Forward and backward of one full-length sequence in a small batch, the better of two after a warm-up."""
+    """Time forward and backward per full-length row of a small batch: the faster of two calls after a warm-up."""
     rows = min(_TIMED_ROWS, config.train.batch_size)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device)

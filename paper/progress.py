@@ -1,4 +1,4 @@
-"""Progress bar of a study, in the terminal."""
+"""Progress bar of a study in the terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from paper.study import Outcome
 
 
 class TrialBar:
-    """One bar over the trials of a study, with a line for each that ended; used as a context.
+    """Progress bar over the trials of a study, with a line for each that ended. Use it as a context.
 
     Args:
-        console: where to draw.
-        count: how many trials there are.
+        console: console to draw on.
+        count: number of trials.
     """
 
     def __init__(self, console: Console, count: int) -> None:
@@ -34,8 +34,8 @@ class TrialBar:
     def __exit__(self, *_: object) -> None:
         self.display.stop()
 
-    def follow(self, outcome: Outcome, ended: int, count: int) -> None:
-        """A trial ended."""
+    def on_outcome(self, outcome: Outcome, ended: int, count: int) -> None:
+        """Print the outcome and advance the bar."""
         result = f"[red]{escape(outcome.error)}[/]" if outcome.error else f"{outcome.loss:.4f}"
         self.display.console.print(f"{escape(outcome.name)}: {result}", highlight=False)
         self.display.update(self.task, completed=ended)

@@ -1,4 +1,4 @@
-"""What a study leaves behind: figure, table, finding, and one page that collects the studies of a folder."""
+"""Write a study's figure, tables and page, and one report over all studies of a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from structattn.studies.table import grouped, magnitude
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
     """Write figure (PNG, SVG), tables, `finding.json`, `environment.json` and `README.md` into a study's folder.
 
-    `results.csv` has a row for each run, `curves.csv` one for each of its evaluations.
+    `results.csv` has one row per run, `curves.csv` one per evaluation.
 
     Raises:
         RunFolderError: a file cannot be written.
@@ -34,8 +34,8 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
     with styled():
         for kind in ("png", "svg"):
             figure.savefig(folder / f"{study.name}.{kind}", dpi=160)
-    files.write_csv(folder / "results.csv", [outcome.tidy() for outcome in outcomes])
-    files.write_csv(folder / "curves.csv", [point for outcome in outcomes for point in outcome.curve()])
+    files.write_csv(folder / "results.csv", [outcome.table_row() for outcome in outcomes])
+    files.write_csv(folder / "curves.csv", [point for outcome in outcomes for point in outcome.curve_rows()])
     failed = [f"{each.name}: {each.error}" for each in outcomes if each.error]
     found = {
         "study": study.name,
@@ -51,7 +51,7 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
 
 
 def collect(folder: Path) -> Path:
-    """`report.html` over every study that lies in a folder's subfolders."""
+    """Write `report.html` over every study in the subfolders of `folder`; return its path."""
     jinja2 = checks.require("jinja2", "train")
     loader = jinja2.FileSystemLoader([Path(__file__).parent / "templates", TEMPLATES])
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -88,7 +88,7 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
     lines = [
         f"# {study.title}",
         "",
-        f"{_capital(study.figure)} of [arXiv 2509.07963](https://arxiv.org/abs/2509.07963), at scale `{scale}`.",
+        f"{study.figure.capitalize()} of [arXiv 2509.07963](https://arxiv.org/abs/2509.07963), at scale `{scale}`.",
         study.question,
         "",
         f"**Found.** {finding.statement}",
@@ -103,7 +103,7 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
         shlex.join(command),
         "```",
         "",
-        f"{study.scales[scale]} {_what_ran(outcomes)}",
+        f"{study.scales[scale]} {_describe_runs(outcomes)}",
         "Every run is a row of [results.csv](results.csv), every evaluation one of [curves.csv](curves.csv); versions "
         "and machine: [environment.json](environment.json).",
     ]
@@ -112,8 +112,8 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
     return "\n".join([*lines, ""])
 
 
-def _what_ran(outcomes: Sequence[Outcome]) -> str:
-    """How many runs, how large, and how long they took."""
+def _describe_runs(outcomes: Sequence[Outcome]) -> str:
+    """Say how many runs there were, their sizes, and how long they took."""
     ended = [outcome for outcome in outcomes if outcome.rows]
     if not ended:
         return "No run ended."
@@ -128,10 +128,6 @@ def _what_ran(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _span(values: Sequence[Any], form: Callable[[Any], str] = magnitude) -> str:
-    low, high = form(min(values)), form(max(values))
+def _span(values: Sequence[Any], text: Callable[[Any], str] = magnitude) -> str:
+    low, high = text(min(values)), text(max(values))
     return low if low == high else f"{low} to {high}"
-
-
-def _capital(words: str) -> str:
-    return words[0].upper() + words[1:]

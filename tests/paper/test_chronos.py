@@ -180,6 +180,6 @@ def test_a_study_runs_it_too(tmp_path):
     (planned,) = plan([trial])
     outcome = run_trial(trial, tmp_path)
     assert outcome.error is None
-    assert (planned.parameters, planned.steps, planned.flops) == (outcome.parameters, 4, outcome.flops)
+    assert (planned.cost.parameters, planned.cost.steps, planned.cost.flops) == (outcome.parameters, 4, outcome.flops)
     assert outcome.loss == outcome.rows[-1]["nats_per_token"]
     assert [row["step"] for row in outcome.rows] == [1, 2, 3, 4]

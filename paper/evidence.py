@@ -1,0 +1,77 @@
+"""Compare means over seeds, and put the comparison into words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from paper.study import Label, Outcome
+from structattn.studies.estimate import Estimate, pooled_margin
+
+
+def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...], Estimate]:
+    """Return the mean final loss over seeds for each combination of the named labels, in order of appearance."""
+    losses: dict[tuple[Label, ...], list[float]] = {}
+    for outcome in outcomes:
+        if outcome.rows:
+            losses.setdefault(tuple(outcome.labels[name] for name in names), []).append(outcome.loss)
+    return {key: Estimate.of(values) for key, values in losses.items()}
+
+
+def label_values(outcomes: Iterable[Outcome], name: str) -> list[Label]:
+    """Return the values of a label, in order of appearance."""
+    return list(dict.fromkeys(outcome.labels[name] for outcome in outcomes))
+
+
+def estimates_by(outcomes: Iterable[Outcome], name: str, **labels: Label) -> list[tuple[float, Estimate]]:
+    """Return `(value of the label, mean final loss)` where the other labels are as given, in ascending order."""
+    table = estimates(with_label(outcomes, **labels), name)
+    return sorted((float(value), each) for (value,), each in table.items())
+
+
+def with_label(outcomes: Iterable[Outcome], **labels: Label) -> list[Outcome]:
+    """Return the outcomes whose labels have the given values."""
+    return [each for each in outcomes if all(each.labels[name] == value for name, value in labels.items())]
+
+
+def is_lower(first: Estimate, second: Estimate, groups: Iterable[Estimate]) -> bool | None:
+    """True if `first` has the lower mean; None if the means differ by less than the 95% interval of the difference.
+
+    The deviation of a single run is pooled over `groups`.
+    """
+    gap = second.mean - first.mean
+    return None if abs(gap) <= pooled_margin(groups, first, second) else gap > 0
+
+
+def all_true(answers: Sequence[bool | None]) -> bool | None:
+    """False if any answer is False; None if one is None or there is no answer; True otherwise."""
+    if False in answers:
+        return False
+    return None if None in answers or not answers else True
+
+
+def sentence(words: str) -> str:
+    """Return the words with a capital letter and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def describe_resolution(groups: Iterable[Estimate]) -> str:
+    """Say how far apart two means of these groups must be to differ."""
+    groups = list(groups)
+    margin = pooled_margin(groups, groups[0], groups[0])
+    if math.isinf(margin):
+        return "With one seed no difference tells anything."
+    return f"(±: standard error over seeds; means less than {margin:.3f} apart tell nothing, at 95%.)"
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """Return `0.236 ± 0.004` (standard error over seeds), or the mean alone for one seed."""
+    if estimate.standard_error is None:
+        return f"{estimate.mean:.3f}"
+    return f"{estimate.mean:.3f} ± {estimate.standard_error:.3f}"
+
+
+def ranked(means: Mapping[str, Estimate]) -> str:
+    """List names and means, lowest mean first."""
+    ordered = sorted(means.items(), key=lambda pair: pair[1].mean)
+    return ", ".join(f"{name} {format_estimate(each)}" for name, each in ordered)

@@ -1,0 +1,116 @@
+"""The gain of levels in forecasting: how much lower the error is than that of standard attention."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paper.drawing import set_log2_ticks
+from paper.evidence import all_true
+from paper.study import Outcome
+from structattn.studies.estimate import Estimate, above_zero
+from structattn.studies.style import QUIET, pens
+from structattn.studies.verdict import REFERENCE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Gain of one run over standard attention with the same seed: `100 (1 - error / error_standard)`."""
+
+    structure: str
+    horizon: int
+    context: int
+    seed: int
+    percent: float
+
+
+def gains(outcomes: Sequence[Outcome]) -> list[Gain]:
+    """Return the gain of every run whose standard counterpart ended; both saw the same data in the same order."""
+    errors = {
+        (each.labels["structure"], each.labels["horizon"], each.labels["context"], each.labels["seed"]): each.loss
+        for each in outcomes
+        if each.rows
+    }
+    return [
+        Gain(str(structure), int(horizon), int(context), int(seed), 100 * (1 - error / standard))
+        for (structure, horizon, context, seed), error in errors.items()
+        if structure != REFERENCE and (standard := errors.get((REFERENCE, horizon, context, seed))) is not None
+    ]
+
+
+def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
+    """Draw gain against context: one line per structure, with 95% intervals over seeds."""
+    structures = list(dict.fromkeys(gain.structure for gain in gains))
+    contexts = sorted({gain.context for gain in gains})
+    axes.axhline(0, color=QUIET, linewidth=1)
+    for index, (structure, pen) in enumerate(pens(structures).items()):
+        points = [(context, _mean_gain(gains, structure, context)) for context in contexts]
+        known = [(context, each) for context, each in points if each is not None]
+        shift = 1 + 0.03 * (index - (len(structures) - 1) / 2)  # so that error bars do not hide one another
+        axes.errorbar(
+            [shift * context for context, _ in known],
+            [each.mean for _, each in known],
+            yerr=[each.margin or 0.0 for _, each in known],
+            fmt="o-",
+            color=pen.colour,
+            markersize=4,
+            capsize=3,
+            label=structure,
+        )
+    set_log2_ticks(axes, contexts)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
+    """Say how the gain changes with the context; return the sentence and whether it grows for every structure."""
+    parts, grows = [], []
+    for structure in dict.fromkeys(gain.structure for gain in gains):
+        slopes = _slopes(gains, structure)
+        longest = max(gain.context for gain in gains if gain.structure == structure)
+        at_longest = _mean_gain(gains, structure, longest)
+        if slopes and at_longest is not None:
+            slope = Estimate.of(slopes)
+            parts.append(
+                f"{structure} {_percent(at_longest)} at context {longest}, and {_percent(slope)} more with each "
+                "doubling"
+            )
+            grows.append(above_zero(slope))
+    if not parts:
+        return "Too few forecasts ended to compare contexts.", None
+    return (
+        f"Gain over {REFERENCE} in the target's error, mean over horizons with its 95% interval: {'; '.join(parts)}.",
+        all_true(grows),
+    )
+
+
+def _mean_gain(gains: Sequence[Gain], structure: str, context: int) -> Estimate | None:
+    """Average the gain over horizons, then estimate it over seeds; None if there is no run."""
+    by_seed: dict[int, list[float]] = {}
+    for gain in gains:
+        if (gain.structure, gain.context) == (structure, context):
+            by_seed.setdefault(gain.seed, []).append(gain.percent)
+    return Estimate.of([statistics.fmean(each) for each in by_seed.values()]) if by_seed else None
+
+
+def _slopes(gains: Sequence[Gain], structure: str) -> list[float]:
+    """Fit, for each seed, the percentage points of gain per doubling of the context (least squares)."""
+    slopes = []
+    for seed in sorted({each.seed for each in gains}):
+        points = [
+            (math.log2(gain.context), gain.percent)
+            for gain in gains
+            if (gain.structure, gain.seed) == (structure, seed)
+        ]
+        if len({x for x, _ in points}) > 1:
+            slopes.append(statistics.linear_regression(*zip(*points, strict=True)).slope)
+    return slopes
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.1f}%" + ("" if estimate.margin is None else f" ± {estimate.margin:.1f}")

@@ -1,0 +1,125 @@
+"""Loss against training compute, for models of several widths (figure 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from paper.drawing import draw_estimates
+from paper.evidence import (
+    all_true,
+    describe_resolution,
+    estimates,
+    estimates_by,
+    is_lower,
+    label_values,
+    ranked,
+    sentence,
+    with_label,
+)
+from paper.language import LOSS, TEXT, mlr_unscaled, preset_trial
+from paper.laws import PowerLaw
+from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
+from structattn.studies.estimate import Estimate
+from structattn.studies.style import new_figure, pens, styled
+from structattn.training import Preset, preset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_UNSCALED = mlr_unscaled()
+
+
+class Scaling(Study):
+    """Figure 4: loss against training compute."""
+
+    name = "scaling"
+    title = "Loss against training compute over widths"
+    question = "At equal compute, over a range of widths, which attention structure predicts text best?"
+    reported = (
+        "MLR attention has the lowest validation loss at equal compute at every width, below standard attention, "
+        "a sliding window, and a global plus a sliding-window part."
+    )
+    figure = "figure 4"
+    data = TEXT
+    scales: ClassVar[Mapping[Scale, str]] = {
+        "small": "Models of 4 layers and widths 64 to 128 on 256 characters of context, for 2e12 to 1e13 FLOPs.",
+        "paper": "Models of 6 layers and widths 256 to 768 on 1,024 characters of context, 20 tokens a parameter.",
+    }
+
+    def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
+        """Train every structure at every width, with a budget that grows with the parameters."""
+        if scale == "paper":
+            structures = ("standard", "mlr", _UNSCALED, "swa:128", "gswa:128|32")
+        else:
+            structures = ("standard", "mlr", _UNSCALED, "swa:64", "gswa:64|16")
+        trials = [
+            preset_trial(name, data, row, {"budget": row.flops}) for row in _presets(scale) for name in structures
+        ]
+        return with_seeds(trials, seeds)
+
+    def draw(self, outcomes: Sequence[Outcome]) -> Figure:
+        """Plot the final loss against compute, with each structure's power law and its band."""
+        with styled():
+            figure = new_figure(7.4, 3.6)
+            axes = figure.add_subplot()
+            names = [str(name) for name in label_values(outcomes, "structure")]
+            lines = {name: estimates_by(outcomes, "budget", structure=name) for name in names}
+            draw_estimates(axes, lines)
+            for name, pen in pens(names).items():
+                law = _fit_law(outcomes, name)
+                if law is not None:
+                    span = np.geomspace(lines[name][0][0], lines[name][-1][0], 40)
+                    axes.fill_between(span, *law.band(span), color=pen.colour, alpha=0.12, linewidth=0)
+            axes.set(xlabel="training FLOPs", ylabel=LOSS, xscale="log", yscale="log")
+            axes.yaxis.set_major_formatter("{x:.1f}")
+            axes.yaxis.set_minor_formatter("{x:.1f}")
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        return figure
+
+    def finding(self, outcomes: Sequence[Outcome]) -> Finding:
+        """Rank the structures at each budget, and state the exponents of their power laws."""
+        table = estimates(outcomes, "budget", "structure")
+        if not table:
+            return Finding("No trial ended.")
+        rankings, mlr_is_best = [], list[bool | None]()
+        for budget in sorted({float(budget) for budget, _ in table}):
+            losses = {str(name): each for (at, name), each in table.items() if at == budget}
+            rankings.append(f"at {budget:.2g} FLOPs {ranked(losses)}")
+            mlr_is_best += _mlr_is_best(losses)
+        statement = f"{sentence('; '.join(rankings))} {describe_resolution(table.values())}"
+        exponents = [
+            f"{name} {law.exponent:.3f} ({law.interval[0]:.3f} to {law.interval[1]:.3f})"
+            for name in label_values(outcomes, "structure")
+            if (law := _fit_law(outcomes, str(name))) is not None
+        ]
+        if exponents:
+            statement += f" Exponents of loss ~ compute^-a, with 95% bands: {', '.join(exponents)}."
+        return Finding(statement, all_true(mlr_is_best))
+
+
+def _presets(scale: Scale) -> list[Preset]:
+    """Return the models: one for each width, with its budget."""
+    if scale == "paper":
+        return [preset(f"paper-{dim}") for dim in (256, 384, 512, 768)]
+    demo = dataclasses.replace(preset("demo"), learning_rate=3e-3)
+    budgets = {64: 2e12, 96: 5e12, 128: 1e13}
+    return [dataclasses.replace(demo, dim=dim, heads=dim // 32, flops=flops) for dim, flops in budgets.items()]
+
+
+def _mlr_is_best(losses: Mapping[str, Estimate]) -> list[bool | None]:
+    """Compare MLR attention with every structure that is no form of it; None if it is missing."""
+    if "mlr" not in losses:
+        return [None]
+    others = [each for name, each in losses.items() if name not in ("mlr", _UNSCALED)]
+    return [is_lower(losses["mlr"], each, losses.values()) for each in others]
+
+
+def _fit_law(outcomes: Sequence[Outcome], structure: str) -> PowerLaw | None:
+    """Fit a structure's loss against compute; None if fewer than two budgets ended."""
+    ended = [each for each in with_label(outcomes, structure=structure) if each.rows]
+    budgets = [float(each.labels["budget"]) for each in ended]
+    return PowerLaw.fit(budgets, [each.loss for each in ended]) if len(set(budgets)) > 1 else None
