@@ -1,17 +1,15 @@
 """MLR attention against PyTorch's own attention on this machine: `python -m benchmarks.attention`.
 
-Each case is timed in rounds that go through all variants in turn, so that a drift of the machine meets them alike, and
-only once its result agrees with the definition in float64. Samples go to JSON; `benchmarks.report` renders it.
+Rounds time all variants of a case in turn, so a drift of the machine affects them alike. A variant is timed only if its
+result agrees with the definition in float64. Samples go to JSON, which `benchmarks.report` renders.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import machine, report
+from benchmarks.attention_cases import add_samples, check, parse_options, reference, selected, summary
+from benchmarks.output import write_json
+from benchmarks.timing import Call, sample
 from structattn import Hierarchy, mlr_attention
 from structattn.ops.decode import mlr_decode
 
@@ -34,7 +35,7 @@ CHECKED_QUERIES = 64
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: one row of the table."""
+    """A row of the table: an operation on tensors of one size."""
 
     operation: str  # "forward", "forward + backward" or "decode"
     dtype: str
@@ -69,17 +70,16 @@ SWEEP = [
     }.items()
     for length in lengths
 ]
-Call = Callable[[], Any]
 
 
 def hierarchy(variant: str, length: int) -> Hierarchy:
-    """The levels of a variant; the eager form is that of P32."""
+    """Return the levels of a variant; the eager form has those of P32."""
     ranks = RANKS.get(variant, RANKS["P32"])
     return Hierarchy.dyadic(ranks, length) if len(ranks) > 1 else Hierarchy.flat(*ranks)
 
 
 def tensors(case: Case) -> tuple[Tensor, ...]:
-    """Query, key, value and the gradient that reaches the output."""
+    """Return query, key, value and the gradient of the output."""
     generator = torch.Generator().manual_seed(0)
     queries = 1 if case.operation == "decode" else case.length
     shapes = [(queries, RANK), (case.length, RANK), (case.length, case.value_width), (queries, case.value_width)]
@@ -87,7 +87,7 @@ def tensors(case: Case) -> tuple[Tensor, ...]:
 
 
 def build(case: Case, variant: str) -> Call:
-    """The call that is timed."""
+    """Return the call to time."""
     query, key, value, upstream = tensors(case)
     if case.operation == "decode":
         if variant == SDPA:
@@ -103,7 +103,7 @@ def build(case: Case, variant: str) -> Call:
 
 
 def attention(case: Case, variant: str) -> Callable[..., Tensor]:
-    """Causal attention of three tensors."""
+    """Return causal attention as a function of query, key and value."""
     if variant == SDPA:
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if variant == FLEX:
@@ -117,29 +117,30 @@ def attention(case: Case, variant: str) -> Callable[..., Tensor]:
     return lambda q, k, v: mlr_attention(q, k, v, levels, is_causal=True, backend=backend)
 
 
-def error(case: Case, variant: str) -> float:
-    """Largest error of the last queries' outputs, and of the gradients that flow from them, against float64."""
+def check_variant(case: Case, variant: str) -> dict[str, Any]:
+    """Check outputs of the last queries, and gradients from them, against float64; see `check`."""
     query, key, value, upstream = tensors(case)
     levels = hierarchy("flat" if variant in (SDPA, FLEX) else variant, case.length)
     last = slice(-min(CHECKED_QUERIES, query.shape[2]), None)
-    exact = [tensor.double().requires_grad_() for tensor in (query[:, :, last], key, value)]
-    offset = case.length - exact[0].shape[2]
-    wanted = mlr_attention(*exact, levels, is_causal=True, query_offset=offset, backend="reference")
-    if case.operation != "forward + backward":
-        actual = build(case, variant)()[:, :, last]
-        return float((actual - wanted).detach().abs().max())
-    upstream = upstream.index_fill(2, torch.arange(upstream.shape[2])[: last.start], 0.0)
-    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    out = attention(case, variant)(*leaves)
-    grads = torch.autograd.grad(out, leaves, upstream)
-    wanted_grads = torch.autograd.grad(wanted, exact, upstream[:, :, last].double())
-    pairs = [(out[:, :, last], wanted), (grads[0][:, :, last], wanted_grads[0])]
-    pairs += list(zip(grads[1:], wanted_grads[1:], strict=True))
-    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+    trained = case.operation == "forward + backward"
+
+    def expected(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [tensor.detach().to(dtype).requires_grad_(trained) for tensor in (query[:, :, last], key, value)]
+        return reference(levels, inputs, case.length, upstream[:, :, last].to(dtype) if trained else None)
+
+    if trained:
+        only_last = upstream.index_fill(2, torch.arange(upstream.shape[2])[: last.start], 0.0)
+        leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        out = attention(case, variant)(*leaves)
+        grads = torch.autograd.grad(out, leaves, only_last)
+        actual = [out[:, :, last], grads[0][:, :, last], *grads[1:]]
+    else:
+        actual = [build(case, variant)()[:, :, last]]
+    return check(actual, expected(torch.float64), expected(query.dtype))
 
 
 def flops(case: Case, variant: str) -> int:
-    """What the variant's visible pairs cost: backward takes scores again, and two products for each of forward's."""
+    """Return the FLOPs of visible pairs: backward recomputes scores, and has two products for each of forward's."""
     levels = hierarchy(variant, case.length) if variant in RANKS else Hierarchy.flat(RANK)
     queries = 1 if case.operation == "decode" else case.length
     pairs = levels.pair_counts(queries, case.length, is_causal=True, query_offset=case.length - queries)
@@ -149,50 +150,38 @@ def flops(case: Case, variant: str) -> int:
 
 
 def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
-    """Samples of every variant, in rounds; a variant that fails or errs has its reason instead."""
+    """Time every variant in turn; the row of one that fails or errs has the reason instead."""
     rows, calls = [], {}
-    limit = 1e-4 if case.dtype == "float32" else 5e-2
     for variant in case.variants:
         row: dict[str, Any] = {**asdict(case), "case": str(case), "variant": variant, "flops": flops(case, variant)}
         rows.append(row)
         try:
-            row["error"] = error(case, variant)
+            row |= check_variant(case, variant)
         except Exception as failure:  # the report says which variant cannot run here, and why
             row["reason"] = machine.reason(failure)
-            continue
-        if not row["error"] <= limit:
-            row["reason"] = f"wrong by {row['error']:.2g}"
+        if "reason" in row:
             continue
         calls[variant] = build(case, variant)
-        if case.operation != "forward":  # forward has just been run to be checked
+        if case.operation != "forward":  # the check has warmed up forward
             calls[variant]()
-        row["samples_ms"] = []
-    samples = {row["variant"]: row["samples_ms"] for row in rows if "samples_ms" in row}
-    start, rounds = time.perf_counter(), 0
-    while rounds < 3 or (time.perf_counter() - start < seconds and rounds < 200):
-        for variant, call in calls.items():
-            before = time.perf_counter()
-            call()
-            samples[variant].append((time.perf_counter() - before) * 1e3)
-        rounds += 1
-        if case.sweep and time.perf_counter() - start > 5 * seconds:
-            break
+    limit = 5 * seconds if case.sweep else math.inf
+    add_samples(rows, sample(calls, min_rounds=3, seconds=seconds, time_limit=limit))
     return rows
 
 
 def peak_memory(case: Case, variant: str) -> float:
-    """MB that one call takes beyond its inputs, in a process of its own."""
+    """Measure the MB that one call needs beyond its inputs, in a process of its own."""
     code = f"from benchmarks.attention import *; print_peak({case!r}, {variant!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=machine.ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def print_peak(case: Case, variant: str) -> None:
-    """The child of `peak_memory`."""
+    """Print the peak of one call; `peak_memory` runs this in a child."""
     warm = Case(case.operation, case.dtype, 256, variants=case.variants)
     build(warm, variant)()
     call = build(case, variant)
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark of the highest residence starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size, VmHWM
     before = _residence("VmHWM")
     call()
     print(_residence("VmHWM") - before)
@@ -204,32 +193,20 @@ def _residence(name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=machine.ROOT / "docs/results/attention-cpu.json")
-    parser.add_argument("--seconds", type=float, default=6.0, help="time for each case's rounds")
-    parser.add_argument("--longest", type=float, default=math.inf, help="leave out longer sequences")
-    parser.add_argument("--only", default="", help="cases whose name has this")
-    options = parser.parse_args()
+    options = parse_options(__doc__, out=machine.ROOT / "docs/results/attention-cpu.json", seconds=6.0)
     result: dict[str, Any] = {**machine.facts(), "roof": {name: machine.roof(dtype) for name, dtype in DTYPES.items()}}
     result["rows"] = []
-    for case in [*CASES, *SWEEP]:
-        if case.length > options.longest or options.only not in str(case):
-            continue
+    for case in selected([*CASES, *SWEEP], options):
         rows = measure(case, options.seconds)
         for row in rows:
             if case.sweep and "samples_ms" in row and row["variant"] != FLEX:
                 row["peak_mb"] = peak_memory(case, row["variant"])
         result["rows"] += rows
-        print(case, {row["variant"]: _summary(row) for row in rows}, flush=True)
+        print(case, summary(rows), flush=True)
     result["roof_after"] = {name: machine.roof(dtype) for name, dtype in DTYPES.items()}
-    result["load_average_after"] = machine.os.getloadavg()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1))
+    result["load_average_after"] = os.getloadavg()
+    write_json(result, options.out)
     report.render(options.out)
-
-
-def _summary(row: dict[str, Any]) -> str:
-    return f"{machine.median(row['samples_ms']):.2f} ms" if "samples_ms" in row else row["reason"]
 
 
 if __name__ == "__main__":

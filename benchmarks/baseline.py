@@ -1,16 +1,16 @@
-"""Whether "standard" is a fair baseline: `python -m benchmarks.baseline --data FOLDER --out baseline.json`.
+"""Compare standard attention here with nanoGPT: `python -m benchmarks.baseline --data FOLDER --out baseline.json`.
 
-Two models of one size read the same windows in the same order for the same number of steps: this package's model with
-standard attention, trained by its loop, and transformers' GPT-2 by the recipe of nanoGPT for characters (tied head,
-deviation 0.02 with residual outputs divided by sqrt(2 · layers), AdamW with betas 0.9 and 0.99 and weight decay 0.1 on
-matrices, 100 steps of warm-up, cosine to a tenth of the peak, gradients clipped at 1, no dropout;
-https://github.com/karpathy/nanoGPT, train.py and config/train_shakespeare_char.py). One held-out set judges both.
+This shows that "standard" is a fair baseline. Two models of one size read the same windows in the same order for the
+same number of steps: this package's model with standard attention and its training loop, and transformers' GPT-2 by the
+recipe of nanoGPT for characters. That recipe has a tied head, deviation 0.02 with residual outputs divided by
+sqrt(2 · layers), AdamW with betas 0.9 and 0.99, weight decay 0.1 on matrices, 100 steps of warm-up, cosine to a tenth
+of the peak, gradients clipped at 1, and no dropout (https://github.com/karpathy/nanoGPT, train.py and
+config/train_shakespeare_char.py). Both are judged on one held-out set.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -21,6 +21,7 @@ import torch
 from rich.progress import track
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.output import write_json
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.studies.environment import environment
 from structattn.tasks import LanguageConfig, LanguageTask
@@ -33,7 +34,7 @@ _FINAL_RATE = 0.1
 
 
 def train_ours(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any]:
-    """This package's model by its own loop; the folder of the run stays where `--keep` names one."""
+    """Train this package's model by its own loop; `--keep` saves it."""
     torch.manual_seed(options.seed)
     sizes = {"layers": options.layers, "dim": options.dim, "heads": options.heads, "positions": options.positions}
     model = LanguageModel(LanguageModelConfig(**sizes, context_length=task.context_length))
@@ -52,7 +53,7 @@ def train_ours(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any
 
 
 def train_peer(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any]:
-    """GPT-2 by nanoGPT's recipe on the same windows."""
+    """Train GPT-2 by nanoGPT's recipe on the same windows."""
     torch.manual_seed(options.seed)
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -129,11 +130,7 @@ def main() -> None:
     rows = [recipes[name](options, task) for name in options.models]
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "keep", "data")}
     settings |= {"data": task.corpus.name, "threads": torch.get_num_threads()}
-    text = json.dumps({"environment": environment(), "settings": settings, "models": rows}, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    write_json({"environment": environment(), "settings": settings, "models": rows}, options.out)
 
 
 if __name__ == "__main__":

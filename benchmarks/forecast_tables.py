@@ -1,6 +1,6 @@
-"""Tables of forecasting comparisons, attention beside the baselines: `python -m benchmarks.forecast_tables`.
+"""Write the page on forecasting from finished comparisons: `python -m benchmarks.forecast_tables`.
 
-Make the comparisons first, one folder for each horizon (160 steps of 16 windows, about 3 minutes of one core each)::
+Run the comparisons first, one folder per horizon (160 steps of 16 windows, about 3 minutes of one core each)::
 
     for horizon in 96 192 336; do
         structattn compare forecast --data ETTh1 --context 512 --horizon $horizon --steps 160 --batch-size 16 \\
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _lengths(folder: Path) -> tuple[int, int]:
-    """Context and horizon."""
+    """Return context and horizon."""
     task = files.read_json(folder / "config.json")["task"]
     return task["context_length"], task["horizon"]
 

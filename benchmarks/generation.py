@@ -1,19 +1,16 @@
 """Generation with the compressed key cache against standard attention: `python -m benchmarks.generation`.
 
 *Speed.* A model decodes token by token near the end of its context, where every block is almost full and the compressed
-cache largest: with MLR attention and its cache, and with standard attention (PyTorch's SDPA) on two caches, one that
-concatenates, as transformers' `DynamicCache` does, and this package's, which grows in place. Caches are filled with
-random numbers, which cost what real ones cost. Steps are interleaved.
+cache is largest. MLR attention uses its own cache. Standard attention (PyTorch's SDPA) uses two: one that concatenates,
+like transformers' `DynamicCache`, and this package's, which grows in place. Caches hold random numbers, which take the
+same time. The variants are timed in turn.
 
-*Memory.* A small model writes a long text; the bytes of its cache are noted as it goes.
+*Memory.* A small model writes a long text; the bytes of its cache are recorded on the way.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from benchmarks.output import describe_machine, table, write_json
+from benchmarks.timing import sample_warm
 from structattn.layers.timeline import Timeline
 from structattn.models import LanguageModel, LanguageModelConfig, ModelCache
 from structattn.studies.style import new_figure, styled
@@ -40,16 +39,17 @@ class Concatenating(Timeline):
         self.end += entries.shape[self.axis]
 
 
+BASELINE = "standard, DynamicCache"
 VARIANTS: dict[str, tuple[str, bool]] = {
-    "standard, DynamicCache": ("standard", True),
+    BASELINE: ("standard", True),
     "standard, cache in place": ("standard", False),
     f"{MLR}, compressed cache": (MLR, False),
 }
-"""Name, attention, whether the cache concatenates."""
+"""Attention by name, and True if its cache concatenates."""
 
 
 def build(attention: str, context: int) -> LanguageModel:
-    """A model of random weights, zero ones drawn too."""
+    """Return a model of random weights, also where they would start at zero."""
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**SIZES, context_length=context, attention=attention)).eval()
     for block in model.backbone.layers:
@@ -59,7 +59,7 @@ def build(attention: str, context: int) -> LanguageModel:
 
 
 def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> ModelCache:
-    """As after reading `length` tokens."""
+    """Return the cache as it is after `length` tokens."""
     cache = ModelCache(model)
     for store in cache.stores:
         if concatenates:
@@ -72,7 +72,7 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> Model
 
 
 def decoding(name: str, context: int, rounds: int) -> tuple[Callable[[], None], ModelCache]:
-    """One step of decoding, and its cache."""
+    """Return one step of decoding, and its cache."""
     attention, concatenates = VARIANTS[name]
     model = build(attention, context)
     cache = filled_cache(model, context - rounds - 1, concatenates)
@@ -85,39 +85,26 @@ def decoding(name: str, context: int, rounds: int) -> tuple[Callable[[], None], 
 
 
 def prefill(name: str) -> Callable[[], None]:
-    """Reading a prompt into an empty cache."""
+    """Return a function that reads a prompt into an empty cache."""
     attention, _ = VARIANTS[name]
     model, tokens = build(attention, PREFILL), torch.randint(96, (1, PREFILL))
     return lambda: model(tokens, use_cache=True, logits_to_keep=1) and None
 
 
-def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, in turn; the first of each is not timed."""
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            samples[name].append(time.perf_counter() - start)
-    return samples
-
-
 def measure_speed(contexts: list[int], rounds: int) -> dict[str, Any]:
-    """Decoding at each context, and prefill."""
+    """Time decoding at each context, and prefill."""
     decode = {}
     for context in contexts:
         made = {name: decoding(name, context, rounds) for name in VARIANTS}
-        samples = interleaved({name: step for name, (step, _) in made.items()}, rounds)
+        samples = sample_warm({name: step for name, (step, _) in made.items()}, rounds)
         sizes = {name: {"key bytes": cache.key_bytes, "bytes": cache.nbytes} for name, (_, cache) in made.items()}
         decode[context] = {"seconds": samples, "cache": sizes}
-    names = [name for name in VARIANTS if name != "standard, DynamicCache"]
-    return {"decode": decode, "prefill": interleaved({name: prefill(name) for name in names}, max(2, rounds // 10))}
+    names = [name for name in VARIANTS if name != BASELINE]
+    return {"decode": decode, "prefill": sample_warm({name: prefill(name) for name in names}, max(2, rounds // 10))}
 
 
 def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
-    """`[token, bytes of level 1 and values, bytes of all]` as a small model writes, for each attention."""
+    """Return `[token, bytes of level 1 and values, bytes of all]` for each attention, as a small model writes."""
     grown: dict[str, list[list[int]]] = {}
     for attention in ("standard", MLR):
         torch.manual_seed(0)
@@ -133,7 +120,7 @@ def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
 
 
 def draw_memory(grown: dict[str, list[list[int]]], path: Path) -> None:
-    """Bytes of the cache against tokens written."""
+    """Plot the bytes of the cache against the tokens written."""
     with styled():
         figure = new_figure(5.2, 3.2)
         axes = figure.add_subplot()
@@ -150,38 +137,32 @@ def draw_memory(grown: dict[str, list[list[int]]], path: Path) -> None:
 
 
 def page(document: dict[str, Any]) -> str:
-    """The Markdown page."""
-    facts, speed = document["machine"], document["speed"]
-    base, mlr = "standard, DynamicCache", f"{MLR}, compressed cache"
+    """Return the Markdown page."""
+    speed, mlr = document["speed"], f"{MLR}, compressed cache"
+    prefilled = {name: machine.median(times) for name, times in speed["prefill"].items()}
+    standard = prefilled["standard, cache in place"]
+    read = ", ".join(f"{name.split(',')[0]} {seconds:.2f} s" for name, seconds in prefilled.items())
+    first, last = document["memory"][MLR][0], document["memory"][MLR][-1]
     lines = [
         "# Generation with the compressed key cache",
         "",
-        f"{facts['cpu']}, {facts['threads']} threads pinned to {facts['pinning']}, {', '.join(facts['instructions'])}; "
-        f"torch {facts['torch']}, commit {facts['commit'][:12]}, {facts['time']}. Load average "
-        f"{facts['load_average_before'][0]:.1f} before.",
+        describe_machine(document["machine"]),
         "",
         f"Language model of {SIZES['layers']} layers, width {SIZES['dim']}, {SIZES['heads']} heads of 64, rotary, "
         "float32, one row, blocks that halve the context seven times and are almost full. Milliseconds per token "
-        f"written, medians of interleaved steps; in parentheses times the speed of `{base}`.",
+        f"written, medians of interleaved steps; in parentheses times the speed of `{BASELINE}`.",
         "",
-        "| tokens in the cache | " + " | ".join(VARIANTS) + " | key cache, MiB | keys and values, MiB |",
-        "|---" * (len(VARIANTS) + 3) + "|",
-    ]
-    for context, row in speed["decode"].items():
-        medians = {name: statistics.median(row["seconds"][name]) for name in VARIANTS}
-        cells = [f"{1e3 * median:.2f} ({medians[base] / median:.2f})" for median in medians.values()]
-        sizes = row["cache"]
-        for kind in ("key bytes", "bytes"):
-            whole, small = sizes[base][kind] / 2**20, sizes[mlr][kind] / 2**20
-            cells.append(f"{whole:.1f} → {small:.1f} ({whole / small:.2f})")
-        lines.append(f"| {context:,} | " + " | ".join(cells) + " |")
-    prefilled = {name: statistics.median(times) for name, times in speed["prefill"].items()}
-    standard = prefilled["standard, cache in place"]
-    read = ", ".join(f"{name.split(',')[0]} {seconds:.2f} s" for name, seconds in prefilled.items())
-    lines += ["", f"Reading a prompt of {PREFILL:,} tokens: {read} ({standard / prefilled[mlr]:.2f} times the speed)."]
-    lines += ["", "## Memory", "", "![cache against tokens](generation-cpu-memory.png)", ""]
-    first, last = document["memory"][MLR][0], document["memory"][MLR][-1]
-    lines += [
+        *table(
+            ["tokens in the cache", *VARIANTS, "key cache, MiB", "keys and values, MiB"],
+            [_speed_row(int(context), row) for context, row in speed["decode"].items()],
+        ),
+        "",
+        f"Reading a prompt of {PREFILL:,} tokens: {read} ({standard / prefilled[mlr]:.2f} times the speed).",
+        "",
+        "## Memory",
+        "",
+        "![cache against tokens](generation-cpu-memory.png)",
+        "",
         f"A model of one layer and one head of 64, blocks of 512 and less, writes {last[0]:,} tokens. Beyond level 1 "
         f"and the values its cache holds {(last[2] - last[1]) / 2**10:.0f} KiB at the end, "
         f"{(first[2] - first[1]) / 2**10:.0f} KiB at token {first[0]:,}.",
@@ -190,6 +171,16 @@ def page(document: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _speed_row(context: int, row: dict[str, Any]) -> list[str]:
+    """Return the cells of one context: time of every variant, and bytes of the caches."""
+    medians = {name: machine.median(row["seconds"][name]) for name in VARIANTS}
+    cells = [f"{1e3 * median:.2f} ({medians[BASELINE] / median:.2f})" for median in medians.values()]
+    for kind in ("key bytes", "bytes"):
+        whole, small = (row["cache"][name][kind] / 2**20 for name in (BASELINE, f"{MLR}, compressed cache"))
+        cells.append(f"{whole:.1f} → {small:.1f} ({whole / small:.2f})")
+    return [f"{context:,}", *cells]
 
 
 def main() -> None:
@@ -205,7 +196,7 @@ def main() -> None:
         speed = measure_speed(options.contexts, options.rounds)
         memory = measure_memory(options.tokens, max(1, options.tokens // 200))
     document = {"machine": facts, "sizes": SIZES, "speed": speed, "memory": memory}
-    (options.out / "generation-cpu.json").write_text(json.dumps(document, indent=1) + "\n")
+    write_json(document, options.out / "generation-cpu.json")
     draw_memory(memory, options.out / "generation-cpu-memory.png")
     text = page(document)
     (options.out / "generation-cpu.md").write_text(text)

@@ -1,14 +1,13 @@
-"""What the Triton kernels become for a card that is not at hand: `python -m benchmarks.gpu_compile`.
+"""Compile the Triton kernels for cards that are not at hand: `python -m benchmarks.gpu_compile`.
 
-Triton and its ptxas compile for a compute capability without any device. For every kernel and every choice of block
-sizes that tuning tries, this reads registers, spills and shared memory off the machine code. It measures no speed.
+Triton and its ptxas compile for a compute capability without a device. For every kernel and every choice of block sizes
+that tuning tries, this reads registers, spills and shared memory from the machine code. It measures no speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import subprocess
 import tempfile
@@ -25,6 +24,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import machine, report
+from benchmarks.output import write_json
 from structattn import Hierarchy
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import parse_ranks
@@ -46,25 +46,25 @@ class Compiled:
     rank: int
     levels: int
     blocks: str
-    """Queries by keys, warps, stages."""
+    """Block sizes, queries by keys, then warps and stages."""
     registers: int
-    """Per thread; 255 is the most there is."""
+    """Registers per thread, at most 255."""
     spilled: int
-    """Bytes of local memory per thread: what did not fit in registers."""
+    """Bytes of local memory per thread: values that did not fit in registers."""
     shared: int
-    """Bytes per block."""
+    """Bytes of shared memory per block."""
     products: str
-    """`wgmma` (Hopper's), `mma` (that of older cards) or `none`."""
+    """Instruction of matrix products: `wgmma` (Hopper), `mma` (older cards) or `none`."""
 
     @property
     def fits(self) -> bool:
-        """Whether a block gets as much shared memory."""
+        """True if a block may take so much shared memory."""
         return self.shared <= SHARED_LIMITS[self.capability]
 
 
 @contextlib.contextmanager
 def compiling(capability: int) -> Iterator[list[Compiled]]:
-    """Inside, launching a kernel compiles it for `capability`, appends what came out, and runs nothing."""
+    """Inside the `with` block, a launch compiles the kernel for `capability` and runs nothing."""
     made: list[Compiled] = []
     run, active = JITFunction.run, driver._active
 
@@ -101,7 +101,7 @@ def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16
 
 
 class _NoCard:
-    """A driver as Triton asks it when it compiles; every capability is a device of its own, with a cache of its own."""
+    """Driver without a card, for compilation; every capability is a device with its own cache."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -117,7 +117,7 @@ class _NoCard:
 
 
 class _Launches:
-    """Stands where Triton has a tuned kernel: `kernel[grid](...)`."""
+    """Replaces a tuned kernel: `kernel[grid](...)` calls `launch_one`."""
 
     def __init__(self, launch_one: Callable[..., None]) -> None:
         self.launch_one = launch_one
@@ -127,7 +127,7 @@ class _Launches:
 
 
 def _compile_row(kernel: Any, name: str, row: int, options: dict[str, Any]) -> None:
-    """Every choice of block sizes that tuning would time."""
+    """Compile every choice of block sizes that tuning would time."""
     for config in launch.configs(name, row):
         chosen = options | config.all_kwargs()
         kernel.run(**chosen, EVEN=launch.is_even(chosen, name))
@@ -172,7 +172,7 @@ def main() -> None:
     limits = {capability: SHARED_LIMITS[capability] for capability in options.capabilities}
     facts = {**machine.facts(), "triton": triton.__version__}
     result = {**facts, "limits": limits, "rows": [asdict(row) for row in rows]}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, options.out)
     report.render(options.out)
 
 

@@ -1,4 +1,4 @@
-"""What a measurement depends on: the machine, versions, the commit, where threads run, how fast products are."""
+"""The machine of a measurement: processor or card, versions, commit, threads, speed of matrix products."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.timing import seconds_of, seconds_on_card
+
 ROOT = Path(__file__).parent.parent
 
 
 def pin_threads(module: str) -> None:
-    """Start over with one thread bound to each core: unpinned, times snap to the scheduler's steps."""
+    """Restart the module with one thread pinned to each core; unpinned threads make times jump."""
     if "OMP_PLACES" in os.environ:
         return
     places = ",".join(f"{{{core}}}" for core in sorted(os.sched_getaffinity(0)))
@@ -27,7 +29,7 @@ def pin_threads(module: str) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Machine, versions, commit and pinning."""
+    """Return machine, versions, commit and pinning."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu(),
@@ -44,23 +46,18 @@ def facts() -> dict[str, Any]:
 
 
 def reason(failure: Exception) -> str:
-    """Why a variant cannot run, in one line."""
+    """Return the error in one line."""
     return ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
 
 
 def roof(dtype: torch.dtype, size: int = 1024, rounds: int = 15) -> float:
-    """FLOP/s of PyTorch's product of two square matrices, with all threads: the best of some rounds."""
+    """Return the best FLOP/s of PyTorch's product of two square matrices, with all threads."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(rounds))
 
 
 def card() -> dict[str, Any]:
-    """The CUDA card, and the versions that go with it."""
+    """Return the CUDA card and the versions of its software."""
     import triton
 
     properties = torch.cuda.get_device_properties(0)
@@ -73,24 +70,8 @@ def card() -> dict[str, Any]:
     }
 
 
-def time_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
-    """Milliseconds of one call, by the card's own clock where there is one."""
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return (time.perf_counter() - start) * 1e3
-    # 256 MB written in between push what the last call left out of the card's cache.
-    torch.empty(2**28, dtype=torch.int8, device=device).zero_()
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    before.record()
-    call()
-    after.record()
-    after.synchronize()
-    return float(before.elapsed_time(after))
-
-
 def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
-    """MB that one call takes beyond what is there already."""
+    """Measure the MB that one call needs beyond those in use."""
     if device == "cpu":
         return 0.0
     torch.cuda.synchronize()
@@ -102,9 +83,9 @@ def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
 
 
 def roof_on_card(dtype: torch.dtype, size: int = 8192, rounds: int = 20) -> float:
-    """FLOP/s of PyTorch's product of two square matrices of random numbers: the best of some rounds."""
+    """Return the best FLOP/s of PyTorch's product of two square matrices."""
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
-    return float(2 * size**3 / min(time_on_card(lambda: a @ b) / 1e3 for _ in range(rounds)))
+    return float(2 * size**3 / min(seconds_on_card(lambda: a @ b) for _ in range(rounds)))
 
 
 def median(samples: list[float]) -> float:

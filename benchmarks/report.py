@@ -1,13 +1,15 @@
-"""Renders a benchmark's JSON: a Markdown table and a plot beside it. `python -m benchmarks.report FILE.json`."""
+"""Render a benchmark's JSON as a Markdown table and a plot: `python -m benchmarks.report FILE.json`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.output import describe_machine, table
 
 _KERNELS = {
     "forward_kernel": "Forward",
@@ -16,22 +18,24 @@ _KERNELS = {
     "share_kernel": "Decode",
 }
 VARIANTS = ("P32", "8x8", "flat")
+_Row = dict[str, Any]
+"""A variant of a case in the JSON."""
 
 
 def render(path: Path) -> None:
-    """Writes `path` with the suffixes `.md` and `.svg`."""
+    """Write the table and the plot beside `path`, with the suffixes `.md` and `.svg`."""
     result = json.loads(path.read_text())
     if "limits" in result:
         path.with_suffix(".md").write_text(compiled_markdown(result))
         return
     if any(row["sweep"] for row in result["rows"]):
         plot(result, path.with_suffix(".svg"))
-    text = gpu_markdown if "card" in result else markdown
+    text = gpu_markdown if "card" in result else cpu_markdown
     path.with_suffix(".md").write_text(text(result, path))
 
 
 def compiled_markdown(result: dict[str, Any]) -> str:
-    """What kernels became: a row for each choice of block sizes, a column for each call and capability."""
+    """Return the page on compiled kernels: a row per choice of block sizes, a column per number of levels."""
     lines = [
         "# The GPU kernels as compiled",
         "",
@@ -57,12 +61,13 @@ def compiled_markdown(result: dict[str, Any]) -> str:
 def _compiled_table(rows: list[dict[str, Any]], rank: int, limit: int) -> list[str]:
     cells = {(row["blocks"], row["levels"]): row for row in rows if row["rank"] == rank}
     levels = sorted({level for _, level in cells})
-    lines = [f"| blocks | {' | '.join('1 level' if level == 1 else f'{level} levels' for level in levels)} |"]
-    lines.append("|---" * (len(levels) + 1) + "|")
-    for blocks in dict.fromkeys(blocks for blocks, _ in cells):
-        texts = [_compiled_cell(cells[blocks, level], limit) if (blocks, level) in cells else "" for level in levels]
-        lines.append(f"| {blocks} | {' | '.join(texts)} |")
-    return lines
+    header = ["blocks", *("1 level" if level == 1 else f"{level} levels" for level in levels)]
+
+    def row(blocks: str) -> list[str]:
+        found = [cells.get((blocks, level)) for level in levels]
+        return [blocks, *(_compiled_cell(cell, limit) if cell else "" for cell in found)]
+
+    return table(header, [row(blocks) for blocks in dict.fromkeys(blocks for blocks, _ in cells)])
 
 
 def _compiled_cell(row: dict[str, Any], limit: int) -> str:
@@ -72,7 +77,7 @@ def _compiled_cell(row: dict[str, Any], limit: int) -> str:
 
 
 def gpu_markdown(result: dict[str, Any], path: Path) -> str:
-    """The report of a CUDA card: for each operation and width, times, rates, shares of the roof and memory."""
+    """Return the page on a CUDA card: times, rates, shares of the roof and memory by operation and width."""
     lines = [
         "# MLR attention on a GPU",
         "",
@@ -88,16 +93,8 @@ def gpu_markdown(result: dict[str, Any], path: Path) -> str:
     groups = dict.fromkeys((row["operation"], row["rank"]) for row in result["rows"])
     for operation, rank in groups:
         rows = [row for row in result["rows"] if (row["operation"], row["rank"]) == (operation, rank)]
-        variants = list(dict.fromkeys(row["variant"] for row in rows))
-        lines += ["", f"## {operation.capitalize()}, r = dv = {rank}", "", f"| T | {' | '.join(variants)} |"]
-        lines.append("|---" * (len(variants) + 1) + "|")
-        for length in sorted({row["length"] for row in rows}):
-            cells = {row["variant"]: row for row in rows if row["length"] == length}
-            texts = [
-                _card_cell(cells[each], cells["SDPA flash"], result["roof"]) if each in cells else ""
-                for each in variants
-            ]
-            lines.append(f"| {length} | {' | '.join(texts)} |")
+        lines += ["", f"## {operation.capitalize()}, r = dv = {rank}", ""]
+        lines += _table_by_length(rows, lambda row, sdpa: _card_cell(row, sdpa, result["roof"]), "SDPA flash")
     if any(row["sweep"] for row in result["rows"]):
         lines += ["", f"![time and memory against T]({path.with_suffix('.svg').name})"]
     return "\n".join(lines) + "\n"
@@ -111,61 +108,67 @@ def _card_cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]
     return f"{_median(row):.3g}; {rate / 1e12:.3g}, {rate / roof[row['dtype']]:.0%}; {row['peak_mb']:.0f}{ratio}"
 
 
-def shown(row: dict[str, Any]) -> str:
-    """A row's median, or why there is none."""
-    return f"{_median(row):.3f} ms" if "samples_ms" in row else str(row["reason"])
-
-
-def markdown(result: dict[str, Any], path: Path) -> str:
-    """The report's text."""
+def cpu_markdown(result: dict[str, Any], path: Path) -> str:
+    """Return the page on a CPU: a row per case, then time and memory by length."""
     roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in result["roof"].items())
-    before, after = (result[f"load_average_{when}"][0] for when in ("before", "after"))
+    rows = [row for row in result["rows"] if not row["sweep"]]
+    body = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = {row["variant"]: row for row in rows if row["case"] == case}
+        times = [_cell(cells[variant], cells["SDPA"], result["roof"]) for variant in VARIANTS]
+        body.append([case, _time(cells["SDPA"]), *times])
     lines = [
         "# MLR attention on a CPU",
         "",
-        f"{result['cpu']}, {result['threads']} threads pinned to {result['pinning']}, "
-        f"{', '.join(result['instructions'])}; torch {result['torch']}, commit {result['commit'][:12]}, "
-        f"{result['time']}. Load average {before:.1f} before and {after:.1f} after (2 cores are busy at 2).",
+        describe_machine(result, load_after=result["load_average_after"][0]),
         "",
         "One batch row, 8 heads, `r = dv = 64` unless said, causal. P32 is ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks "
         "of 8, flat one level: what the kernel gives without MLR. Medians of rounds that go through the variants in "
         "turn; in parentheses SDPA's time over the variant's, and the share of the roof: FLOPs of visible pairs "
         f"over time, against a square matrix product in PyTorch ({roofs}). Decode waits for memory, not for products.",
         "",
-        "| case | SDPA ms | P32 | 8x8 | flat |",
-        "|---|---|---|---|---|",
+        *table(["case", "SDPA ms", *VARIANTS], body),
+        "",
+        f"![time and memory against T]({path.with_suffix('.svg').name})",
+        "",
+        *_sweep(result),
     ]
-    rows = [row for row in result["rows"] if not row["sweep"]]
-    for case in dict.fromkeys(row["case"] for row in rows):
-        cells = {row["variant"]: row for row in rows if row["case"] == case}
-        shown = [_cell(cells[variant], cells["SDPA"], result["roof"]) for variant in VARIANTS]
-        lines.append(f"| {case} | {_time(cells['SDPA'])} | {' | '.join(shown)} |")
-    lines += ["", f"![time and memory against T]({path.with_suffix('.svg').name})", "", *_sweep(result)]
     notes = path.with_name(path.stem + "-notes.md")
     return "\n".join(lines) + "\n" + (f"\n{notes.read_text()}" if notes.exists() else "")
 
 
 def _sweep(result: dict[str, Any]) -> list[str]:
+    """Return the lines on time and memory by length."""
     rows = [row for row in result["rows"] if row["sweep"]]
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    lines = ["Forward in float32, ms (MB beyond the inputs):", "", f"| T | {' | '.join(variants)} |"]
-    lines.append("|---" * (len(variants) + 1) + "|")
-    for length in sorted({row["length"] for row in rows}):
-        cells = {row["variant"]: row for row in rows if row["length"] == length}
-        shown = [_point(cells[variant]) if variant in cells else "" for variant in variants]
-        lines.append(f"| {length} | {' | '.join(shown)} |")
     rates = {
         row["length"]: row["flops"] / _median(row) / 1e6
         for row in rows
         if row["variant"] == "P32" and "samples_ms" in row
     }
-    lines += ["", "GFLOP/s of P32: " + ", ".join(f"{rate:.0f} at {length}" for length, rate in rates.items()) + "."]
     reasons = {f"{row['variant']}: {row['reason']}" for row in result["rows"] if "reason" in row}
-    return lines + [f"\nNot measured: {reason}" for reason in sorted(reasons)]
+    return [
+        "Forward in float32, ms (MB beyond the inputs):",
+        "",
+        *_table_by_length(rows, lambda row, _: _point(row), "SDPA"),
+        "",
+        "GFLOP/s of P32: " + ", ".join(f"{rate:.0f} at {length}" for length, rate in rates.items()) + ".",
+        *(f"\nNot measured: {reason}" for reason in sorted(reasons)),
+    ]
+
+
+def _table_by_length(rows: list[_Row], text: Callable[[_Row, _Row], str], baseline: str) -> list[str]:
+    """Return a table with a row per length and a column per variant; `text` gets a row and the baseline's."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    body = []
+    for length in sorted({row["length"] for row in rows}):
+        found = {row["variant"]: row for row in rows if row["length"] == length}
+        cells = [text(found[each], found.get(baseline, {})) if each in found else "" for each in variants]
+        body.append([str(length), *cells])
+    return table(["T", *variants], body)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Time and memory against T, both axes logarithmic."""
+    """Plot time and memory against T, all axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")

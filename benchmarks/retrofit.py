@@ -1,7 +1,7 @@
-"""The page on retrofitting from finished studies: `python -m benchmarks.retrofit runs/retrofit-*`.
+"""Write the page on retrofitting from finished studies: `python -m benchmarks.retrofit runs/retrofit-*`.
 
-Writes the figure that the README shows, the tables and what was found, as measured, into `docs/results/retrofit`. The
-studies are `structattn retrofit --model RUN --data NOVELS --ranks … --out FOLDER`; each table says its own command.
+Writes the README's figure, the tables and the findings into `docs/results/retrofit`, as measured. The studies are made
+by `structattn retrofit --model RUN --data NOVELS --ranks … --out FOLDER`; each table states its command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from structattn.studies.retrofit_figure import draw_retrofit, retrofit_markdown,
 
 
 def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = [
         "# Retrofitting: loss against key numbers",
         "",
@@ -47,12 +47,12 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
 
 
 def _pairs(folder: Path) -> str:
-    """What the order was measured on, where that is not the default."""
+    """Say which tokens the order was measured on, if not the default ones."""
     return ", measured over all tokens" if files.read_json(folder / "config.json")["pairs"] == "all" else ""
 
 
 def _without_folder(command: list[str]) -> list[str]:
-    """The command with its text by name alone, wherever it lay."""
+    """Return the command with the file name of its text, without the folder."""
     words = list(command)
     place = words.index("--data") + 1
     words[place] = Path(words[place]).name

@@ -1,7 +1,7 @@
-"""What the training loop costs beside the model: `python -m benchmarks.training_loop --out loop.json`.
+"""Overhead of the training loop: `python -m benchmarks.training_loop --out loop.json`.
 
-A short run of a preset is taken apart by wrapping the loop's own functions in timers. From the cost of a step and of
-an evaluation follows the share of a whole run, of the length that the preset has, that is not spent in the model.
+Timers wrap the loop's functions during a short run of a preset. The times of a step and of an evaluation give the share
+of a whole run, of the preset's length, that is not spent in the model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -19,22 +18,23 @@ from unittest import mock
 
 import torch
 
+from benchmarks.output import write_json
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.studies.environment import environment
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.training import Preset, TrainConfig, loop, preset
-from structattn.training.budget import evaluation_interval, plan_steps
+from structattn.training.budget import evaluation_cost, evaluation_interval, plan_steps
 
 
 class Timers:
-    """Seconds and calls of functions, by name."""
+    """Total seconds and calls of functions by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
 
     def timed(self, owner: Any, attribute: str, name: str) -> Any:
-        """A patch that adds the time of `owner.attribute` to `name`."""
+        """Return a patch that adds the time of calls of `owner.attribute` to `name`."""
         function = getattr(owner, attribute)
 
         @functools.wraps(function)
@@ -50,7 +50,7 @@ class Timers:
 
 
 def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens: int | None) -> dict[str, Any]:
-    """Milliseconds of the parts of a step and of an evaluation, and what follows for a run of the preset."""
+    """Measure the parts of a step and of an evaluation; extrapolate to a run of the preset."""
     row = preset(name)
     task = LanguageTask(LanguageConfig(data, row.context_length, evaluation_tokens or row.evaluation_tokens))
     torch.manual_seed(0)
@@ -98,11 +98,10 @@ def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens:
 def _whole_run(
     row: Preset, model: LanguageModel, task: LanguageTask, per_step: dict[str, float], per_evaluation: dict[str, float]
 ) -> dict[str, float]:
-    """Shares of a run with the preset's budget."""
+    """Return the shares of the parts in a run with the preset's budget."""
     config = TrainConfig(flops=row.flops, batch_size=row.batch_size)
     steps = plan_steps(config, lambda total: task, lambda length: model.flops(length).training, lambda task: 0.0)
-    length = task.context_length
-    cost = task.evaluation_size * model.flops(length).forward / (row.batch_size * model.flops(length).training)
+    cost = evaluation_cost(task, row.batch_size, model)
     evaluations = -(-steps // evaluation_interval(config, steps, cost))
     in_steps, in_evaluations = steps * sum(per_step.values()), evaluations * sum(per_evaluation.values())
     total = in_steps + in_evaluations
@@ -130,11 +129,7 @@ def main() -> None:
         measure(options.preset, attention, options.data, options.steps, options.evaluation_tokens)
         for attention in options.attentions
     ]
-    text = json.dumps({"environment": environment(), "cases": cases}, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    write_json({"environment": environment(), "cases": cases}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """A training step with MLR attention against one with standard attention: `python -m benchmarks.training_step`.
 
-Standard attention runs through PyTorch's own kernel. Steps of all structures are timed in turn, forward, backward and
-AdamW, on the same batch; samples go to JSON and a table to Markdown.
+Standard attention runs through PyTorch's own kernel. A step is forward, backward and AdamW on one batch; the structures
+are timed in turn. Samples go to JSON and a table to Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import machine
+from benchmarks.output import describe_machine, table, write_json
+from benchmarks.timing import sample_warm
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.studies.table import markdown_row
 
 STRUCTURES = ("standard", "mlr:32|8|6|4|4|4|4|2", "mlr:8x8")
 SIZES = {"layers": 4, "dim": 256, "heads": 4, "context_length": 1024, "positions": "rotary"}
@@ -27,7 +25,7 @@ BATCH = 2
 
 
 def step(structure: str, precision: str) -> Callable[[], None]:
-    """One step of a fresh model of that structure."""
+    """Return one step of a fresh model of that structure."""
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**SIZES, attention=structure))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -44,40 +42,32 @@ def step(structure: str, precision: str) -> Callable[[], None]:
 
 
 def measure(precision: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every timed step by structure; the first step of each is not timed."""
-    steps = {structure: step(structure, precision) for structure in STRUCTURES}
-    samples: dict[str, list[float]] = {structure: [] for structure in STRUCTURES}
-    for each in steps.values():
-        each()
-    for _ in range(rounds):
-        for structure, each in steps.items():
-            start = time.perf_counter()
-            each()
-            samples[structure].append(time.perf_counter() - start)
-    return samples
+    """Return the seconds of every timed step by structure."""
+    return sample_warm({structure: step(structure, precision) for structure in STRUCTURES}, rounds)
 
 
-def table(samples: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> str:
-    """The Markdown page."""
+def page(samples: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> str:
+    """Return the Markdown page."""
+    rows = []
+    for precision, by_structure in samples.items():
+        medians = {name: machine.median(times) for name, times in by_structure.items()}
+        times = [f"{1e3 * median:.0f} ms ({medians['standard'] / median:.2f})" for median in medians.values()]
+        rows.append([precision, *times])
     lines = [
         "# A training step on a CPU",
         "",
-        f"{facts['cpu']}, {facts['threads']} threads pinned to {facts['pinning']}, {', '.join(facts['instructions'])}; "
-        f"torch {facts['torch']}, commit {facts['commit'][:12]}, {facts['time']}. Load average "
-        f"{facts['load_average_before'][0]:.1f} before.",
+        describe_machine(facts),
         "",
         f"Language model of {SIZES['layers']} layers, width {SIZES['dim']}, {SIZES['heads']} heads of 64, "
         f"T = {SIZES['context_length']}, batch {BATCH}: forward, backward and AdamW. Medians of interleaved steps; in "
         "parentheses the time of standard attention (PyTorch's SDPA) over the structure's.",
         "",
-        markdown_row(["precision", *(f"`{name}`" for name in STRUCTURES)]),
-        "|---" * (len(STRUCTURES) + 1) + "|",
+        *table(["precision", *(f"`{name}`" for name in STRUCTURES)], rows),
+        "",
+        "Made by `python -m benchmarks.training_step`.",
+        "",
     ]
-    for precision, by_structure in samples.items():
-        medians = {name: statistics.median(times) for name, times in by_structure.items()}
-        cells = [f"{1e3 * median:.0f} ms ({medians['standard'] / median:.2f})" for median in medians.values()]
-        lines.append(f"| {precision} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Made by `python -m benchmarks.training_step`.", ""])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -89,10 +79,10 @@ def main() -> None:
     facts = machine.facts()
     samples = {precision: measure(precision, options.rounds) for precision in ("float32", "bfloat16")}
     document = {"machine": facts, "sizes": SIZES, "batch": BATCH, "seconds": samples}
-    (options.out / "training-step-cpu.json").write_text(json.dumps(document, indent=1) + "\n")
-    page = table(samples, facts)
-    (options.out / "training-step-cpu.md").write_text(page)
-    print(page)
+    write_json(document, options.out / "training-step-cpu.json")
+    text = page(samples, facts)
+    (options.out / "training-step-cpu.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

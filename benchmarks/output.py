@@ -1,0 +1,40 @@
+"""Pages and files that benchmarks write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_json(document: Mapping[str, Any], path: Path | None) -> None:
+    """Write the document to `path`, or print it if there is none."""
+    text = json.dumps(document, indent=1) + "\n"
+    if path is None:
+        print(text, end="")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [_row(header), "|---" * len(header) + "|", *map(_row, rows)]
+
+
+def describe_machine(facts: Mapping[str, Any], load_after: float | None = None) -> str:
+    """Return processor, threads, versions and load average of `machine.facts` in words."""
+    load = f"{facts['load_average_before'][0]:.1f} before"
+    if load_after is not None:
+        load += f" and {load_after:.1f} after (2 cores are busy at 2)"
+    return (
+        f"{facts['cpu']}, {facts['threads']} threads pinned to {facts['pinning']}, "
+        f"{', '.join(facts['instructions'])}; torch {facts['torch']}, commit {facts['commit'][:12]}, "
+        f"{facts['time']}. Load average {load}."
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A bar would end the cell; commas separate ranks just as well.
+    return f"| {' | '.join(cell.replace('|', ',') for cell in cells)} |"
