@@ -1,6 +1,6 @@
-"""Train a small Chronos with MLR attention on synthetic series, and judge its forecasts beside the last value.
+"""Train a small Chronos with MLR attention on synthetic series, and compare its forecasts with the last value.
 
-Run it in a checkout, which has the synthetic series:
+Run it in a checkout, because the synthetic series are in `paper`:
 
 python -m examples.chronos_train                           a model of width 64, a few minutes on a CPU
 python -m examples.chronos_train --attention standard      the same with standard attention

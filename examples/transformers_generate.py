@@ -1,7 +1,7 @@
-"""Put MLR attention into a model of transformers, generate with the compressed cache, compare it with a standard one.
+"""Give a model of transformers MLR attention; generate with the compressed cache and with a standard one.
 
 python examples/transformers_generate.py                          a tiny Llama with random weights
-python examples/transformers_generate.py --model path/to/model    a model of yours, from its folder
+python examples/transformers_generate.py --model path/to/model    your model, from its folder
 """
 
 from __future__ import annotations

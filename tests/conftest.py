@@ -1,4 +1,4 @@
-"""Settings for every test: poisoned memory, fixed seeds, one warm-up for compilers."""
+"""Settings of every test: poisoned memory and a fixed seed."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill what `torch.empty` returns with NaN, so that an output nobody wrote is seen."""
+    """Fill the memory of `torch.empty` with NaN, so that an unwritten output shows."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
