@@ -12,18 +12,18 @@ import structattn
 
 ROOT = Path(structattn.__file__).parent
 
-# Each floor with the floors it may import from, besides itself. `versions`, `checks` and `cache` are the ground.
+# Each floor with the floors it may import from, besides itself. `versions`, `checks` and `disk` are the ground.
 FLOORS = {
     "versions": set(),
     "checks": {"versions"},
-    "cache": set(),
+    "disk": set(),
     "structures": {"checks"},
-    "ops": {"versions", "checks", "cache"},
+    "ops": {"versions", "checks", "disk"},
     "flops": {"checks", "structures", "ops"},
     "layers": {"checks", "structures", "ops", "flops"},
     "models": {"checks", "structures", "ops", "flops", "layers"},
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
-    "tasks": {"checks", "cache"},
+    "tasks": {"checks", "disk"},
     "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
     "studies": {
         "checks",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from structattn.cache import cache_folder
+from structattn.disk import cache_folder
 from structattn.tasks import corpus as corpus_module
 from structattn.tasks.characters import decode
 from structattn.tasks.corpus import load_corpus

@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from structattn.cache import cache_folder
+from structattn.disk import cache_folder
 from structattn.tasks.characters import NEWLINE, encode
 from structattn.tasks.sources import Source, open_source
 

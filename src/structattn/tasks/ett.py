@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from structattn.cache import cache_folder
+from structattn.disk import cache_folder
 
 HOME = "https://github.com/zhouhaoyi/ETDataset"
 _FILES = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"

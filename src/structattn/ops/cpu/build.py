@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from structattn.cache import cache_folder
+from structattn.disk import cache_folder
 
 _SOURCES = Path(__file__).parent / "csrc"
 # Contracting a·b + c into one rounding is what makes the products fast; the other two free comparisons and exp2

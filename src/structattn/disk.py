@@ -1,4 +1,4 @@
-"""Where the package keeps what it can make again: compiled kernels, token files."""
+"""The folder on the disk for what the package can make again: compiled kernels, token files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$STRUCTATTN_CACHE`; where it is not set `structattn` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
+    """Return `$STRUCTATTN_CACHE`, else `$XDG_CACHE_HOME/structattn`, else `~/.cache/structattn`."""
     named = os.environ.get("STRUCTATTN_CACHE")
     if named:
         return Path(named).expanduser()
