@@ -18,8 +18,8 @@ from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
-from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.standard import standard_attention
 from structattn.structures import MLR, LowRank, Structure
 from structattn.structures.base import Operation
 
@@ -217,7 +217,7 @@ class BilinearAttention(Attention):
     ) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         heads = max(key.shape[1], value.shape[1])
-        return dense_attention(
+        return standard_attention(
             query,
             _widen(key, heads),
             _widen(value, heads),

@@ -11,8 +11,8 @@ from structattn.flops import Flops
 from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
 from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.choices import HeadScale, head_scale
-from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.standard import standard_attention
 from structattn.ops.window import window_attention
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         return far + near
 
     def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, place: _Place) -> Tensor:
-        return dense_attention(
+        return standard_attention(
             query,
             key,
             value,

@@ -10,8 +10,8 @@ from structattn import flops
 from structattn.flops import Flops
 from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
 from structattn.layers.choices import HeadScale, head_scale
-from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.standard import standard_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,7 +53,7 @@ class StandardAttention(ProjectedAttention):
         query_offset: int = 0,
     ) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
-        return dense_attention(
+        return standard_attention(
             query,
             key,
             value,

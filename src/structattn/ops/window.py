@@ -14,7 +14,7 @@ from torch import Tensor
 
 from structattn import checks
 from structattn.ops.arguments import check_key_bound, check_key_bounds, check_query_offset, check_tensors
-from structattn.ops.dense import dense_attention
+from structattn.ops.standard import standard_attention
 
 
 def window_attention(
@@ -66,20 +66,20 @@ def window_attention(
     checks.boolean("is_causal", is_causal)
     check_key_bounds(start, end, key_length)
     if query_length == 0:  # There is no block to cut.
-        return dense_attention(query, key, value, key_start=start, key_end=end, query_offset=query_offset)
+        return standard_attention(query, key, value, key_start=start, key_end=end, query_offset=query_offset)
 
     window = min(window, max(key_length, query_length))
     options = _Options(window, is_causal, scale, dropout_p)
     whole = query_offset == 0 and query_length == key_length and start is None and end is None
     if whole and query_length <= window:
-        return dense_attention(query, key, value, is_causal=is_causal, scale=scale, dropout_p=dropout_p)
+        return standard_attention(query, key, value, is_causal=is_causal, scale=scale, dropout_p=dropout_p)
     if not (whole and is_causal):
         return _padded_blocks(query, key, value, start, end, query_offset, options)
     # The first window is plain causal attention; the keys of every later block begin one window before it.
     first = [tensor[:, :, :window] for tensor in (query, key, value)]
     return torch.cat(
         [
-            dense_attention(*first, is_causal=True, scale=scale, dropout_p=dropout_p),
+            standard_attention(*first, is_causal=True, scale=scale, dropout_p=dropout_p),
             _blocks(query[:, :, window:], key, value, window, options),
         ],
         dim=2,
@@ -141,7 +141,7 @@ def _blocks(
         for tensor in (key, value)
     )
     mask = mask.flatten(0, 1).unsqueeze(1)
-    out = dense_attention(query, key, value, mask=mask, scale=options.scale, dropout_p=options.dropout_p)
+    out = standard_attention(query, key, value, mask=mask, scale=options.scale, dropout_p=options.dropout_p)
     return out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 

@@ -10,7 +10,7 @@ from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 
 
-def dense_attention(
+def standard_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
