@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks import machine, report
 from benchmarks.output import write_json
 from structattn import Hierarchy
-from structattn.ops.call import Call
+from structattn.ops.call import Call, DecodeCall
 from structattn.ops.hierarchy import parse_ranks
 from structattn.ops.triton import backward_kernels, decode_kernels, forward_kernel, launch
 
@@ -90,13 +90,12 @@ def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16
     lse = torch.empty(1, _HEADS, _LENGTH)
     hierarchy = Hierarchy.dyadic(ranks, _LENGTH)
     call = Call(query, key, value, None, None, None, None, hierarchy, True, rank**-0.5, 0, 0.0)
-    levels = list(key.split(ranks, dim=-1))
-    starts = [0] * len(ranks)
-    one = query[:, :, :1]
+    levels, starts = list(key.split(ranks, dim=-1)), [0] * len(ranks)
+    decode_call = DecodeCall(query[:, :, :1], levels, value, None, hierarchy, _LENGTH, starts, call.scale)
     return {
         "forward": lambda: forward_kernel.forward(call),
         "backward": lambda: backward_kernels.backward(call, value, value, lse, needs_bias_grad=False),
-        "decode": lambda: decode_kernels.decode(one, levels, value, hierarchy, _LENGTH, starts, None, call.scale),
+        "decode": lambda: decode_kernels.decode(decode_call),
     }
 
 

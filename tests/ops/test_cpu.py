@@ -43,13 +43,13 @@ def test_auto_takes_the_kernel_for_the_dtypes_it_serves():
     assert "float64" in str(status[torch.float64])
 
 
-def _call(dtype: torch.dtype) -> Call:
-    return Call(*tensors(dtype=dtype), None, None, None, None, DEEP, True, 1.0, 0, 0.0)
+def _call(dtype: torch.dtype, device: str = "cpu") -> Call:
+    query, key, value = (tensor.to(device) for tensor in tensors(dtype=dtype))
+    return Call(query, key, value, None, None, None, None, DEEP, True, 1.0, 0, 0.0)
 
 
 def test_meta_tensors_are_not_served():
-    query = torch.empty(1, 1, 1, 1, device="meta")
-    assert "meta" in str(cpu.ineligible_tensor(query))
+    assert "meta" in str(cpu.ineligible(_call(torch.float32, "meta")))
 
 
 # --- the build --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structattn import Hierarchy, mlr_attention
-from structattn.ops.decode import ineligible, mlr_decode
+from structattn.ops import cpu, mlr_decode
 from tolerance import assert_calibrated
 
 
@@ -35,8 +35,8 @@ def cache(key, value, hierarchy, starts):
 
 
 def check(backend, hierarchy, queries, key_length, key_start=None, heads=(2, 2), dtype=torch.float32, width=5):
-    if backend == "cpu" and ineligible() is not None:
-        pytest.skip(str(ineligible()))
+    if backend == "cpu" and cpu.ineligible() is not None:
+        pytest.skip(str(cpu.ineligible()))
     generator = torch.Generator().manual_seed(0)
     shapes = [(heads[0], hierarchy.rank), (heads[1], hierarchy.rank), (heads[1], width)]
     query, key, value = (
@@ -98,8 +98,8 @@ def test_drawn_cases(backend):
 
 
 def test_kernel_reads_a_cache_in_another_layout():
-    if ineligible() is not None:
-        pytest.skip(str(ineligible()))
+    if cpu.ineligible() is not None:
+        pytest.skip(str(cpu.ineligible()))
     query, key, value = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 50, 8), torch.randn(1, 50, 2, 6).transpose(1, 2)
     expected = mlr_decode(query, [key.transpose(2, 3)], value, Hierarchy.flat(8), key_length=50, backend="dense")
     actual = mlr_decode(query, [key.transpose(2, 3)], value, Hierarchy.flat(8), key_length=50, backend="cpu")

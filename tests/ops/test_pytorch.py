@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from ops.battery import names
 from structattn import Hierarchy, mlr_attention
 from structattn.ops.decode import mlr_decode
+from structattn.ops.key_span import KeySpan
 from structattn.ops.window import window_attention
 
 LEVELS = Hierarchy.dyadic((4, 2, 2), 16)
@@ -230,9 +231,9 @@ class TestGraphs:
         torch._dynamo.reset()
         compiled = torch.compile(window_attention, fullgraph=True, backend="aot_eager")
         query = torch.randn(2, 2, 23, 8)
-        compiled(query, query, query, 6, key_start=torch.tensor([3, 0]))
+        compiled(query, query, query, 6, KeySpan(torch.tensor([3, 0])))
         with pytest.raises(RuntimeError, match="expected 0 <= key_start <= key_end"):
-            compiled(query, query, query, 6, key_start=torch.tensor([30, 0]))
+            compiled(query, query, query, 6, KeySpan(torch.tensor([30, 0])))
 
     def test_a_profiler_sees_it(self):
         given = tensors(requires_grad=True)

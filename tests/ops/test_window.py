@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from structattn import flops
+from structattn.ops.key_span import KeySpan
 from structattn.ops.window import window_attention
 from tolerance import assert_calibrated
 
@@ -67,15 +68,9 @@ def calls(draw: st.DrawFn) -> dict:
 def test_equals_dense_forward_and_backward(call: dict) -> None:
     generator = torch.Generator().manual_seed(call["seed"])
     tensors = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in call["shapes"]]
-    out = window_attention(
-        *tensors,
-        call["window"],
-        is_causal=call["is_causal"],
-        key_start=None if call["start"] is None else torch.tensor(call["start"]),
-        key_end=None if call["end"] is None else torch.tensor(call["end"]),
-        query_offset=call["offset"],
-        enable_gqa=True,
-    )
+    start, end = (None if call[name] is None else torch.tensor(call[name]) for name in ("start", "end"))
+    span = KeySpan(start, end, call["offset"])
+    out = window_attention(*tensors, call["window"], span, is_causal=call["is_causal"], enable_gqa=True)
     expected = dense(*tensors, call["window"], call["is_causal"], call["start"], call["end"], call["offset"])
     weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(out, expected)
@@ -88,7 +83,7 @@ def test_equals_dense_forward_and_backward(call: dict) -> None:
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
     query, key, value = (torch.randn(2, 2, 12, 4, requires_grad=True) for _ in range(3))
     start, end = torch.tensor([5, 0]), torch.tensor([9, 0])
-    out = window_attention(query, key, value, 2, is_causal=True, key_start=start, key_end=end)
+    out = window_attention(query, key, value, 2, KeySpan(start, end), is_causal=True)
     assert (out[0, :, :5] == 0).all()
     assert (out[0, :, 10:] == 0).all()  # the two keys up to 10 are 9 and 10, padding both
     assert (out[0, :, 5:10] != 0).all()
@@ -120,7 +115,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(is_causal: bool, padded: 
     query, key, value = (torch.randn(1, 1, length, 4, requires_grad=True) for _ in range(3))
     start = torch.tensor([7]) if padded else None
     with LargestTensor() as largest:
-        window_attention(query, key, value, window, is_causal=is_causal, key_start=start).sum().backward()
+        window_attention(query, key, value, window, KeySpan(start), is_causal=is_causal).sum().backward()
     assert largest.numbers <= 3 * length * window
 
 
@@ -182,11 +177,11 @@ def test_error_is_that_of_plain_pytorch(dtype: torch.dtype, value_dim: int) -> N
         ({"scale": float("nan")}, ValueError, "scale must be finite"),
         ({"is_causal": 1}, TypeError, "is_causal must be True or False"),
         ({"query": torch.zeros(1, 2, 8, 0), "key": torch.zeros(1, 2, 8, 0)}, ValueError, "a width of at least 1"),
-        ({"query_offset": 1}, ValueError, "query_offset must be between 0 and 0"),
-        ({"key_start": torch.tensor([1.0])}, TypeError, "key_start must be an int32 or int64"),
-        ({"key_end": torch.tensor([1, 2])}, ValueError, "key_end must have one entry per row"),
-        ({"key_end": torch.tensor([9])}, ValueError, "key_end <= Tk = 8"),
-        ({"key_start": torch.tensor([5]), "key_end": torch.tensor([4])}, ValueError, "key_start = 5, key_end = 4"),
+        ({"span": KeySpan(query_offset=1)}, ValueError, "query_offset must be between 0 and 0"),
+        ({"span": KeySpan(torch.tensor([1.0]))}, TypeError, "key_start must be an int32 or int64"),
+        ({"span": KeySpan(key_end=torch.tensor([1, 2]))}, ValueError, "key_end must have one entry per row"),
+        ({"span": KeySpan(key_end=torch.tensor([9]))}, ValueError, "key_end <= Tk = 8"),
+        ({"span": KeySpan(torch.tensor([5]), torch.tensor([4]))}, ValueError, "key_start = 5, key_end = 4"),
     ],
 )
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
@@ -200,6 +195,6 @@ def test_no_queries() -> None:
     some, none = torch.randn(2, 2, 8, 4), torch.randn(2, 2, 0, 4, requires_grad=True)
     bound = torch.tensor([0, 0])
     for key, start in ((some, None), (some, bound), (none, bound), (none, None)):
-        out = window_attention(none, key, key, 3, is_causal=True, key_start=start)
+        out = window_attention(none, key, key, 3, KeySpan(start), is_causal=True)
         assert out.shape == (2, 2, 0, 4)
         assert torch.autograd.grad(out.sum(), none)[0].shape == none.shape

@@ -20,6 +20,7 @@ from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.arguments import check_key_bound, check_key_bounds
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -107,24 +108,15 @@ class Attention(nn.Module, abc.ABC):
         if key_start is not None:
             positions = positions - key_start[:, None]
         query, key, value = self.project(x, positions)
-        return self.output(self.attend(query, key, value, key_start=key_start, key_end=key_end))
+        return self.output(self.attend(query, key, value, KeySpan(key_start, key_end)))
 
     @abc.abstractmethod
     def project(self, x: Tensor, positions: Tensor) -> QKV:
         """Queries, keys and values of tokens `x (B, T, D)` at `positions`, `(T,)` or `(B, T)` integers."""
 
     @abc.abstractmethod
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_start: Tensor | None = None,
-        key_end: Tensor | None = None,
-        query_offset: int = 0,
-    ) -> Tensor:
-        """Mixed values `(B, Hq, Tq, dv)`; `query_offset` is the index of the first query among the keys."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
+        """Return the mixed values `(B, Hq, Tq, dv)`."""
 
     def output(self, mixed: Tensor) -> Tensor:
         """Heads `(B, Hq, T, dv)` joined and projected: `(B, T, D)`."""
@@ -162,10 +154,7 @@ class Attention(nn.Module, abc.ABC):
         cache.append(self.key_parts(x, key), value)
         # A row may still be all padding: it starts where the cache ends, and sees nothing.
         begun = None if key_start is None else key_start.clamp(max=cache.length)
-        if read == 0:
-            mixed = self.attend(query, key, value, key_start=begun)
-        else:
-            mixed = self.attend_cached(query, cache, begun)
+        mixed = self.attend(query, key, value, KeySpan(begun)) if read == 0 else self.attend_cached(query, cache, begun)
         cache.forget(key_start)
         return self.output(mixed)
 
@@ -342,7 +331,7 @@ class ProjectedAttention(Attention):
     def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         offset = cache.length - query.shape[2]
-        return self.attend(query, cache.keys[0].live, cache.value.live, key_start=key_start, query_offset=offset)
+        return self.attend(query, cache.keys[0].live, cache.value.live, KeySpan(key_start, query_offset=offset))
 
 
 @torch.no_grad()

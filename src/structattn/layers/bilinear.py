@@ -19,6 +19,7 @@ from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
 from structattn.structures import MLR, LowRank, Structure
 from structattn.structures.base import Operation
@@ -205,16 +206,7 @@ class BilinearAttention(Attention):
         rate = torch.rsqrt(variance + LevelNorm.eps)
         return rate, -mean * rate
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_start: Tensor | None = None,
-        key_end: Tensor | None = None,
-        query_offset: int = 0,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         heads = max(key.shape[1], value.shape[1])
         return standard_attention(
@@ -223,9 +215,7 @@ class BilinearAttention(Attention):
             _widen(value, heads),
             is_causal=self.is_causal,
             scale=1.0,
-            key_start=key_start,
-            key_end=key_end,
-            query_offset=query_offset,
+            span=span,
             dropout_p=self._dropout_p(),
         )
 
@@ -261,7 +251,7 @@ class BilinearAttention(Attention):
         """Mixed values `(B, H, Tq, dv)`."""
         value, offset = cache.value.live, cache.length - query.shape[2]
         if not self._keeps_statistics(self.cached_side):
-            return self.attend(query, cache.keys[0].live, value, key_start=key_start, query_offset=offset)
+            return self.attend(query, cache.keys[0].live, value, KeySpan(key_start, query_offset=offset))
         y, statistics = (keys.live for keys in cache.keys)
         rate, shift = statistics.transpose(-2, -1).unsqueeze(-2).unbind(2)  # (B, H, 1, T) each
         score = (query[..., :-1] @ y.transpose(-2, -1)) * rate + query[..., -1:] * shift

@@ -15,6 +15,7 @@ from structattn.layers.choices import LevelWeight, level_weights, spread
 from structattn.layers.levels import attend_levels, level_cache_layout
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,16 +69,7 @@ class MLRAttention(ProjectedAttention):
             query, key = self.basis(query, key)
         return query * spread(self.level_weights, self.level_ranks, query), key, value
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_start: Tensor | None = None,
-        key_end: Tensor | None = None,
-        query_offset: int = 0,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         return mlr_attention(
             query,
@@ -86,9 +78,9 @@ class MLRAttention(ProjectedAttention):
             self.hierarchy,
             is_causal=self.is_causal,
             scale=1.0,
-            key_start=key_start,
-            key_end=key_end,
-            query_offset=query_offset,
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
             enable_gqa=True,
             dropout_p=self._dropout_p(),
         )

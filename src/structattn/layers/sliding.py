@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,19 +12,12 @@ from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_h
 from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
 from structattn.ops.window import window_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class _Place(TypedDict):
-    """Where queries and keys stand: arguments that both parts of an attention share."""
-
-    key_start: Tensor | None
-    key_end: Tensor | None
-    query_offset: int
 
 
 class SlidingWindowAttention(ProjectedAttention):
@@ -59,16 +52,7 @@ class SlidingWindowAttention(ProjectedAttention):
         self.window = window
         self.scale = factor
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_start: Tensor | None = None,
-        key_end: Tensor | None = None,
-        query_offset: int = 0,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         return window_attention(
             query,
@@ -77,9 +61,7 @@ class SlidingWindowAttention(ProjectedAttention):
             self.window,
             is_causal=self.is_causal,
             scale=self.scale,
-            key_start=key_start,
-            key_end=key_end,
-            query_offset=query_offset,
+            span=span,
             enable_gqa=True,
             dropout_p=self._dropout_p(),
         )
@@ -92,9 +74,8 @@ class SlidingWindowAttention(ProjectedAttention):
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
-        offset = cache.length - cache.value.first - query.shape[2]
-        start = _from(cache.value.first, key_start)
-        return self.attend(query, cache.keys[0].live, cache.value.live, key_start=start, query_offset=offset)
+        span = KeySpan(key_start, query_offset=cache.length - query.shape[2]).from_key(cache.value.first)
+        return self.attend(query, cache.keys[0].live, cache.value.live, span)
 
     def key_numbers(self, length: int) -> int:
         """`min(T, window) · r` for each key head where causal, `T · r` where not."""
@@ -147,25 +128,15 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         self.global_rank = global_rank
         self.global_scale, self.window_scale = factors
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_start: Tensor | None = None,
-        key_end: Tensor | None = None,
-        query_offset: int = 0,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_key, near_key = key.split(self.level_ranks, -1)
-        place: _Place = {"key_start": key_start, "key_end": key_end, "query_offset": query_offset}
-        far = self._attend_globally(global_query, global_key, value, place)
-        near = self._attend_nearby(near_query, near_key, value, place)
+        far = self._attend_globally(global_query, global_key, value, span)
+        near = self._attend_nearby(near_query, near_key, value, span)
         return far + near
 
-    def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, place: _Place) -> Tensor:
+    def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan) -> Tensor:
         return standard_attention(
             query,
             key,
@@ -173,10 +144,10 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             is_causal=self.is_causal,
             scale=self.global_scale,
             dropout_p=self._dropout_p(),
-            **place,
+            span=span,
         )
 
-    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, place: _Place) -> Tensor:
+    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan) -> Tensor:
         return window_attention(
             query,
             key,
@@ -186,7 +157,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             scale=self.window_scale,
             enable_gqa=True,
             dropout_p=self._dropout_p(),
-            **place,
+            span=span,
         )
 
     def cache_layout(self) -> CacheLayout:
@@ -200,10 +171,10 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         global_query, near_query = query.split(self.level_ranks, -1)
         global_keys, near_keys = cache.keys
         offset, first = cache.length - query.shape[2], near_keys.first
-        place: _Place = {"key_start": key_start, "key_end": None, "query_offset": offset}
-        far = self._attend_globally(global_query, global_keys.live, cache.value.live, place)
-        place = {"key_start": _from(first, key_start), "key_end": None, "query_offset": offset - first}
-        near = self._attend_nearby(near_query, near_keys.live, cache.value.live[:, :, first:], place)
+        span = KeySpan(key_start, query_offset=offset)
+        far = self._attend_globally(global_query, global_keys.live, cache.value.live, span)
+        near_value = cache.value.live[:, :, first:]
+        near = self._attend_nearby(near_query, near_keys.live, near_value, span.from_key(first))
         return far + near
 
     def key_numbers(self, length: int) -> int:
@@ -220,11 +191,6 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
     def extra_repr(self) -> str:
         """With the window and the global rank."""
         return f"window={self.window}, global_rank={self.global_rank}, {super().extra_repr()}"
-
-
-def _from(first: int, key_start: Tensor | None) -> Tensor | None:
-    """Starts of rows, counted from the key at index `first`."""
-    return None if key_start is None else (key_start - first).clamp(min=0)
 
 
 def _window_flops(layer: ProjectedAttention, window: int, rank: int, length: int, batch: int, dense: bool) -> Flops:

@@ -11,6 +11,7 @@ from structattn.flops import Flops
 from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
 
 if TYPE_CHECKING:
@@ -42,16 +43,7 @@ class StandardAttention(ProjectedAttention):
         super().__init__(dim, heads, (head_dim,), head_dim, **options)
         self.scale = self_scale
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_start: Tensor | None = None,
-        key_end: Tensor | None = None,
-        query_offset: int = 0,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
         return standard_attention(
             query,
@@ -59,9 +51,7 @@ class StandardAttention(ProjectedAttention):
             value,
             is_causal=self.is_causal,
             scale=self.scale,
-            key_start=key_start,
-            key_end=key_end,
-            query_offset=query_offset,
+            span=span,
             dropout_p=self._dropout_p(),
         )
 

@@ -1,7 +1,8 @@
-"""One call of the op, as backends see it: checked tensors and the choices that go with them."""
+"""The arguments of attention after their checks, as backends receive them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, cast
@@ -14,7 +15,7 @@ from structattn.ops.hierarchy import Hierarchy
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of `mlr_attention` after its checks; the meaning of each is said there.
+    """One call of `mlr_attention`, which explains each argument.
 
     Shapes: `query (B, Hq, Tq, r)`, `key (B, Hkv, Tk, r)`, `value (B, Hkv, Tk, dv)`, `attn_bias` four-dimensional with
     each axis full or 1, `key_start` and `key_end (B,)`, `seed ()` int64 where `dropout_p > 0`.
@@ -35,30 +36,57 @@ class Call:
 
     @property
     def lse_dtype(self) -> torch.dtype:
-        """The dtype of log-sum-exp rows, and of accumulation: float64 for float64 inputs, else float32."""
-        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
+        """Dtype of log-sum-exp and of accumulation, see `lse_dtype`."""
+        return lse_dtype(self.query)
+
+
+@dataclass(frozen=True)
+class DecodeCall:
+    """One call of `mlr_decode`, which explains each argument.
+
+    Shapes: `query (B, Hq, Tq, r)`, `key_levels[l] (B, Hkv, r_l, capacity_l)`, `value (B, Hkv, capacity, dv)`,
+    `key_start (B,)`.
+    """
+
+    query: Tensor
+    key_levels: Sequence[Tensor]
+    value: Tensor
+    key_start: Tensor | None
+    hierarchy: Hierarchy
+    key_length: int
+    level_starts: Sequence[int]
+    scale: float
+
+
+def lse_dtype(query: Tensor) -> torch.dtype:
+    """Return float64 for a float64 query, else float32."""
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
 class Backend(Protocol):
-    """What a backend's module provides.
-
-    `forward` returns the output `(B, Hq, Tq, dv)` in the query's dtype and the log-sum-exp of each query's scores
-    `(B, Hq, Tq)` in `call.lse_dtype`, natural logarithm, `+inf` where a query attends to nothing (so that
-    `exp(score - lse)` is its probability, zero there). `backward` may be given the results of any other backend.
-    """
+    """The functions that a backend's module provides."""
 
     def ineligible(self, call: Call | None = None) -> str | None:
-        """Why this backend cannot serve `call` (or any call on this machine, if None); None where it can."""
+        """Return why this backend cannot serve `call` (any call on this machine, if None), or None if it can."""
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp."""
+        """Return output and log-sum-exp.
+
+        Returns:
+            The output `(B, Hq, Tq, dv)` in the query's dtype, and the natural logarithm of the sum of exponentials of
+            each query's scores, `(B, Hq, Tq)` in `call.lse_dtype`. That is `+inf` where a query attends to nothing, so
+            that `exp(score - lse)` is its probability, 0.
+        """
 
     def backward(
         self, call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Gradients of query, key, value and (where asked for) bias."""
+        """Return the gradients of query, key, value and (if asked for) bias.
+
+        `out` and `lse` may come from the `forward` of any backend.
+        """
 
 
 def as_backend(module: ModuleType) -> Backend:
-    """A module that provides the three functions of `Backend`, as one."""
+    """Return a module that provides the functions of `Backend`, typed as one."""
     return cast(Backend, module)

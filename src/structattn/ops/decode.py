@@ -1,20 +1,22 @@
 """Attention of the newest queries against a key-value cache that holds keys level by level, dimension-major.
 
-One query reads each key once, so memory speed decides, and with it the layout: a level's keys are `(r_l, T)`, so that
-a run of positions is read in one stream for each dimension that counts there, and no other dimension is touched.
+One query reads each key once, so the speed of memory decides. A level's keys are laid out `(r_l, T)`: a run of
+positions is then one stream for each dimension that counts there, and no other dimension is read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops import cpu, triton
+from structattn.ops import cpu, schema, triton
 from structattn.ops.arguments import check_hierarchy, check_key_bound, check_operand
+from structattn.ops.call import DecodeCall
 from structattn.ops.hierarchy import Hierarchy
 
 _BACKENDS = ("auto", "cpu", "triton", "dense")
@@ -67,60 +69,42 @@ def mlr_decode(
     check_hierarchy(hierarchy, query)
     starts = [0] * hierarchy.levels if level_starts is None else list(level_starts)
     key_start = check_key_bound("key_start", key_start, query)
-    _check(query, key_levels, value, hierarchy, key_length, starts, enable_gqa)
     scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
-    sizes = [size or 0 for size in hierarchy.block_sizes]
-    numbers = (list(hierarchy.ranks), sizes, list(hierarchy.gains), key_length, starts, scale, backend)
-    out: Tensor = torch.ops.structattn.mlr_decode(query, list(key_levels), value, key_start, *numbers)
+    call = DecodeCall(query, list(key_levels), value, key_start, hierarchy, key_length, starts, scale)
+    _check_shapes(call, enable_gqa)
+    out: Tensor = torch.ops.structattn.mlr_decode(*_pack(call), backend)
     return out
 
 
-def ineligible(query: Tensor | None = None) -> str | None:
-    """Why the compiled kernel cannot serve a query (or any, if None); None where it can."""
-    return cpu.ineligible_tensor(query)
-
-
-def dense(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor,
-    hierarchy: Hierarchy,
-    key_length: int,
-    level_starts: Sequence[int],
-    key_start: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """The definition of `mlr_decode` in dense PyTorch: memory `O(Tq · key_length)` per head."""
+def dense(call: DecodeCall) -> Tensor:
+    """Return the output by dense PyTorch, the definition of `mlr_decode`; memory `O(Tq · key_length)` per head."""
+    query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
     batch, heads, queries, _ = query.shape
-    group = heads // value.shape[1]
+    group = heads // call.value.shape[1]
     zero = torch.zeros(1, dtype=torch.int64, device=query.device)
-    start = (zero if key_start is None else key_start).view(-1, 1, 1, 1)
+    start = (zero if call.key_start is None else call.key_start).view(-1, 1, 1, 1)
     i = torch.arange(key_length - queries, key_length, device=query.device)[:, None] - start
     j = torch.arange(key_length, device=query.device) - start
     visible = (j >= 0) & (j <= i)
     score = query.new_zeros(batch, heads, queries, key_length)
-    levels = zip(query.split(hierarchy.ranks, -1), key_levels, hierarchy.block_sizes, level_starts, strict=True)
+    query_levels = query.split(hierarchy.ranks, -1)
+    levels = zip(query_levels, call.key_levels, hierarchy.block_sizes, call.level_starts, strict=True)
     for q, keys, size, first in levels:
         live = keys[..., : key_length - first].repeat_interleave(group, dim=1)
         shared = visible if size is None else visible & (i // size == j // size)
         score[..., first:] += (q @ live).masked_fill(~shared[..., first:], 0.0)
     gains = torch.tensor(hierarchy.gains, dtype=query.dtype, device=query.device)
-    score = (score * (scale * gains[hierarchy.depth(i, j) - 1])).masked_fill(~visible, -torch.inf)
-    empty = ~visible.any(-1, keepdim=True)
-    probability = torch.softmax(score.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
-    return probability @ value[:, :, :key_length].repeat_interleave(group, dim=1)
+    score = (score * (call.scale * gains[hierarchy.depth(i, j) - 1])).masked_fill(~visible, -torch.inf)
+    no_keys_visible = ~visible.any(-1, keepdim=True)
+    probability = torch.softmax(score.masked_fill(no_keys_visible, 0.0), -1).masked_fill(no_keys_visible, 0.0)
+    return probability @ call.value[:, :, :key_length].repeat_interleave(group, dim=1)
 
 
-def _check(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor,
-    hierarchy: Hierarchy,
-    key_length: int,
-    starts: list[int],
-    enable_gqa: bool,
-) -> None:
-    for name, tensor in (("value", value), *((f"key_levels[{level}]", keys) for level, keys in enumerate(key_levels))):
+def _check_shapes(call: DecodeCall, enable_gqa: bool) -> None:
+    """Raise TypeError or ValueError where tensors do not fit the query, the hierarchy and `key_length`."""
+    query, value, hierarchy, key_length = call.query, call.value, call.hierarchy, call.key_length
+    levels = ((f"key_levels[{level}]", keys) for level, keys in enumerate(call.key_levels))
+    for name, tensor in (("value", value), *levels):
         check_operand(name, tensor)
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise TypeError(
@@ -139,12 +123,13 @@ def _check(
             f"value must be (B, Hkv, capacity, dv) with B = {batch} and Hkv = {heads} (or, with enable_gqa=True, a "
             f"divisor of it), got {tuple(value.shape)}"
         )
-    if len(key_levels) != hierarchy.levels or len(starts) != hierarchy.levels:
+    if len(call.key_levels) != hierarchy.levels or len(call.level_starts) != hierarchy.levels:
         raise ValueError(
             f"key_levels and level_starts must have one entry per level ({hierarchy.levels}), "
-            f"got {len(key_levels)} and {len(starts)}"
+            f"got {len(call.key_levels)} and {len(call.level_starts)}"
         )
-    for level, (keys, width, first) in enumerate(zip(key_levels, hierarchy.ranks, starts, strict=True)):
+    each = zip(call.key_levels, hierarchy.ranks, call.level_starts, strict=True)
+    for level, (keys, width, first) in enumerate(each):
         if keys.shape[:3] != (batch, key_heads, width) or first + keys.shape[3] < key_length:
             raise ValueError(
                 f"key_levels[{level}] must be (B, Hkv, r_l, capacity) = ({batch}, {key_heads}, {width}, at least "
@@ -152,20 +137,20 @@ def _check(
             )
 
 
-def _check_live(
-    hierarchy: Hierarchy, key_length: int, queries: int, level_starts: Sequence[int], key_start: Tensor | None
-) -> None:
-    """Each level's buffer must reach back to the edge of the first query's block: inside the operator, as numbers.
+def _check_starts(call: DecodeCall) -> None:
+    """Raise ValueError unless each level's buffer reaches back to the edge of the first query's block.
 
-    Numbers that lie on an accelerator are not waited for: that would stall it at every token.
+    It reads numbers, so it runs inside the operator. Numbers on an accelerator are not read: waiting for them would
+    stall it at every token.
     """
-    if key_start is not None and key_start.device.type != "cpu":
+    if call.key_start is not None and call.key_start.device.type != "cpu":
         return
-    for row, start in enumerate([0] if key_start is None else key_start.tolist()):
+    key_length, queries = call.key_length, call.query.shape[2]
+    for row, start in enumerate([0] if call.key_start is None else call.key_start.tolist()):
         if not 0 <= start <= key_length:
             raise ValueError(f"key_start must be between 0 and key_length = {key_length}, got {start} in row {row}")
         position = max(key_length - queries - start, 0)
-        for level, (size, first) in enumerate(zip(hierarchy.block_sizes, level_starts, strict=True)):
+        for level, (size, first) in enumerate(zip(call.hierarchy.block_sizes, call.level_starts, strict=True)):
             needed = start + (position // size * size if size else 0)
             if not 0 <= first <= needed:
                 raise ValueError(
@@ -174,33 +159,32 @@ def _check_live(
                 )
 
 
-def _decode(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor,
-    key_start: Tensor | None,
-    ranks: Sequence[int],
-    block_sizes: Sequence[int],
-    gains: Sequence[float],
-    key_length: int,
-    level_starts: Sequence[int],
-    scale: float,
-    backend: str,
-) -> Tensor:
-    hierarchy = Hierarchy(ranks, [size or None for size in block_sizes], gains)
-    _check_live(hierarchy, key_length, query.shape[2], level_starts, key_start)
-    serve = _choose(backend, query, value)
-    return serve(query, key_levels, value, hierarchy, key_length, level_starts, key_start, scale)
+def _pack(call: DecodeCall) -> tuple[Any, ...]:
+    """Return the operator's arguments, all but the backend, see `_SCHEMA`."""
+    tensors = (call.query, call.key_levels, call.value, call.key_start)
+    return (*tensors, *schema.pack_hierarchy(call.hierarchy), call.key_length, call.level_starts, call.scale)
 
 
-def _choose(backend: str, query: Tensor, value: Tensor) -> Callable[..., Tensor]:
-    """The decoder of that name, or for `"auto"` the device's own where it serves; ValueError with its reason if not."""
-    name = backend if backend != "auto" else "triton" if query.is_cuda else "cpu"
+def _decode(*args: Any) -> Tensor:
+    query, key_levels, value, key_start, ranks, block_sizes, gains, key_length, level_starts, scale, backend = args
+    hierarchy = schema.unpack_hierarchy(ranks, block_sizes, gains)
+    call = DecodeCall(query, key_levels, value, key_start, hierarchy, key_length, level_starts, scale)
+    _check_starts(call)
+    return _choose(backend, call)(call)
+
+
+def _choose(backend: str, call: DecodeCall) -> Callable[[DecodeCall], Tensor]:
+    """Return the decoder of that name; ValueError with its reason if it cannot serve the call.
+
+    `"auto"` is the compiled decoder of the device, or `dense` where that cannot serve.
+    """
+    name = backend if backend != "auto" else "triton" if call.query.is_cuda else "cpu"
     if name == "dense":
         return dense
-    reason = triton.ineligible_decode(query, value) if name == "triton" else ineligible(query)
+    module = triton if name == "triton" else cpu
+    reason = module.ineligible(call)
     if reason is None:
-        return triton.decode if name == "triton" else cpu.decode
+        return module.decode
     if backend != "auto":
         raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
     return dense
@@ -210,12 +194,8 @@ def _decode_fake(query: Tensor, key_levels: Sequence[Tensor], value: Tensor, *_:
     return query.new_empty(*query.shape[:3], value.shape[3])
 
 
-torch.library.custom_op(
-    "structattn::mlr_decode",
-    _decode,
-    mutates_args=(),
-    schema=(
-        "(Tensor query, Tensor[] key_levels, Tensor value, Tensor? key_start, int[] ranks, int[] block_sizes, "
-        "float[] gains, SymInt key_length, SymInt[] level_starts, float scale, str backend) -> Tensor"
-    ),
-).register_fake(_decode_fake)
+_SCHEMA = (
+    f"(Tensor query, Tensor[] key_levels, Tensor value, Tensor? key_start, {schema.HIERARCHY}, SymInt key_length, "
+    "SymInt[] level_starts, float scale, str backend) -> Tensor"
+)
+torch.library.custom_op("structattn::mlr_decode", _decode, mutates_args=(), schema=_SCHEMA).register_fake(_decode_fake)

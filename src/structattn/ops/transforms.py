@@ -1,8 +1,7 @@
 """What autograd and the transforms of `torch.func` do with the operators of `mlr_attention`.
 
-The operators' arguments are those of the schema in `structattn.ops.operator`: seven tensors (query, key, value, bias,
-key_start, key_end, seed), then eight numbers and choices; the backward pass takes `grad_out`, `out`, `lse` and whether
-the bias needs a gradient before them.
+The operators' arguments are those of `structattn.ops.schema`; the backward operator takes `grad_out`, `out`, `lse` and
+`needs_bias_grad` before them.
 """
 
 from __future__ import annotations
@@ -13,78 +12,104 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from structattn.ops.schema import ARGUMENT_COUNT, TENSOR_COUNT, pad_with_none
 
-def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """What the backward pass reads, of the operator's arguments and what it gave."""
-    ctx.save_for_backward(*output, *inputs[:7])
-    ctx.choices = inputs[7:]
+_RESULTS = 4  # arguments of the backward operator before those of the forward one
+
+
+def attention_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Save the operator's arguments and results for the backward pass."""
+    ctx.save_for_backward(*output, *inputs[:TENSOR_COUNT])
+    ctx.options = inputs[TENSOR_COUNT:]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def gradients(
+def attention_backward(
     ctx: Any, grad_out: Tensor | None, _: Tensor | None, backward: Callable[..., Sequence[Tensor]] | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the operator's arguments, by the operator of the backward pass or what stands for it."""
+    """Return the gradients of the operator's arguments, by `backward` or by default the backward operator."""
     if grad_out is None:
-        return (None,) * 15
+        return pad_with_none((), ARGUMENT_COUNT)
     out, lse, *tensors = ctx.saved_tensors
     needs_bias_grad = ctx.needs_input_grad[3]
     backward = backward or torch.ops.structattn.mlr_attention_backward
-    grads = backward(grad_out, out, lse, needs_bias_grad, *tensors, *ctx.choices)
-    return (*grads, *(None,) * (15 - len(grads)))
+    grads = backward(grad_out, out, lse, needs_bias_grad, *tensors, *ctx.options)
+    return pad_with_none(grads, ARGUMENT_COUNT)
 
 
 class MLRAttentionTransformed(torch.autograd.Function):
-    """The operator under the transforms of `torch.func`, which do not see its own registration with autograd."""
+    """Autograd function for transforms of `torch.func`, which do not see the operator's own registration."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp, of the operator's arguments."""
+        """Return output and log-sum-exp for the operator's arguments."""
         out: tuple[Tensor, Tensor] = torch.ops.structattn.mlr_attention(*args)
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keep what backward reads."""
-        keep(ctx, inputs, output)
+        """Save what backward reads."""
+        attention_setup_context(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients, by the operator."""
-        return gradients(ctx, grad_out, grad_lse, MLRAttentionGradientsTransformed.apply)
+        """Return the gradients of the operator's arguments."""
+        return attention_backward(ctx, grad_out, grad_lse, MLRAttentionGradientsTransformed.apply)
 
 
 class MLRAttentionGradientsTransformed(torch.autograd.Function):
-    """The operator of the backward pass, in the same place."""
+    """Autograd function for transforms of the backward operator."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        """Gradients, of the operator's arguments."""
+        """Return the gradients for the backward operator's arguments."""
         return tuple(torch.ops.structattn.mlr_attention_backward(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        """There is no second derivative."""
+        """Raise NotImplementedError."""
         raise NotImplementedError("mlr_attention has no second derivative")
 
 
-def _fold(tensors: tuple[Tensor | None, ...], axes: tuple[int | None, ...], size: int) -> list[Tensor | None]:
-    """The tensors of a call whose axes `axes` of length `size` are `vmap`'s, with that axis folded into the rows.
+def forward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Run the operator under `vmap`: one call, with the mapped axis folded into the batch."""
+    size = info.batch_size
+    folded = _fold_call(args[:TENSOR_COUNT], axes[:TENSOR_COUNT], size)
+    out, lse = torch.ops.structattn.mlr_attention(*folded, *args[TENSOR_COUNT:])
+    return (_unfold(out, size), _unfold(lse, size)), (0, 0)
 
-    A bias that rows share is spread over them. A seed stays one: dropout differs from row to row.
+
+def backward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
+    """Run the backward operator under `vmap`, likewise."""
+    size, needs_bias_grad = info.batch_size, args[_RESULTS - 1]
+    given = (_to_front(tensor, at, size) for tensor, at in zip(args[:3], axes[:3], strict=True))
+    call, call_axes = args[_RESULTS:], axes[_RESULTS:]
+    folded = _fold_call(call[:TENSOR_COUNT], call_axes[:TENSOR_COUNT], size)
+    grads = torch.ops.structattn.mlr_attention_backward(
+        *(tensor.flatten(0, 1) for tensor in given), needs_bias_grad, *folded, *call[TENSOR_COUNT:]
+    )
+    grads = [_unfold(grad, size) for grad in grads]
+    if needs_bias_grad and _to_front(call[3], call_axes[3], size).shape[1] == 1:
+        grads[3] = grads[3].sum(1, keepdim=True)
+    return grads, [0] * len(grads)
+
+
+def _fold_call(tensors: tuple[Tensor | None, ...], axes: tuple[int | None, ...], size: int) -> list[Tensor | None]:
+    """Return the tensors of a call with the mapped axis (`axes`, of length `size`) folded into the batch.
+
+    A bias that all rows share is expanded to them. Of seeds the first is taken: dropout differs from row to row anyway.
     """
     query, key, value, bias, start, end, seed = (
-        None if tensor is None else tensor.expand(size, *tensor.shape) if at is None else tensor.movedim(at, 0)
-        for tensor, at in zip(tensors, axes, strict=True)
+        None if tensor is None else _to_front(tensor, at, size) for tensor, at in zip(tensors, axes, strict=True)
     )
     if query is not None and bias is not None:
         bias = bias.expand(-1, query.shape[1], -1, -1, -1)
@@ -92,25 +117,11 @@ def _fold(tensors: tuple[Tensor | None, ...], axes: tuple[int | None, ...], size
     return [*(None if tensor is None else tensor.flatten(0, 1) for tensor in rows), None if seed is None else seed[0]]
 
 
-def forward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """The operator with one axis more: one call with that axis among the rows."""
-    size = info.batch_size
-    folded = _fold(args[:7], axes[:7], size)
-    out, lse = torch.ops.structattn.mlr_attention(*folded, *args[7:])
-    return (out.unflatten(0, (size, len(out) // size)), lse.unflatten(0, (size, len(lse) // size))), (0, 0)
+def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+    """Return `tensor` with its mapped axis first; expanded to `size` if it has none."""
+    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
 
 
-def backward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
-    """The same of its backward pass."""
-    size, needs_bias_grad, bias, bias_axis = info.batch_size, args[3], args[7], axes[7]
-    given = [
-        tensor.expand(size, *tensor.shape) if at is None else tensor.movedim(at, 0)
-        for tensor, at in zip(args[:3], axes[:3], strict=True)
-    ]
-    folded = _fold(args[4:11], axes[4:11], size)
-    first = (tensor.flatten(0, 1) for tensor in given)
-    grads = torch.ops.structattn.mlr_attention_backward(*first, needs_bias_grad, *folded, *args[11:])
-    grads = [grad.unflatten(0, (size, len(grad) // size)) for grad in grads]
-    if needs_bias_grad and bias.movedim(bias_axis or 0, 0).shape[0 if bias_axis is None else 1] == 1:
-        grads[3] = grads[3].sum(1, keepdim=True)
-    return grads, [0] * len(grads)
+def _unfold(tensor: Tensor, size: int) -> Tensor:
+    """Return `(size · B, …)` as `(size, B, …)`."""
+    return tensor.unflatten(0, (size, len(tensor) // size))

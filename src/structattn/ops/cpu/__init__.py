@@ -1,35 +1,28 @@
-"""MLR attention compiled for the CPU: one pass over tiles of keys that truncates every product to the prefix it needs.
+"""MLR attention compiled for the CPU: one pass over tiles of keys, each product cut to the prefix it needs.
 
-The kernel's sources are in `csrc`, built on first use (`build`); float32 and bfloat16 are accumulated in float32.
+The sources are in `csrc` and are built on first use (`build`). Sums are in float32 for every dtype.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from structattn.ops.call import Call
+from structattn.ops.call import Call, DecodeCall
 from structattn.ops.cpu import build, library
-from structattn.ops.hierarchy import Hierarchy
 
-__all__ = ["backward", "decode", "forward", "ineligible", "ineligible_tensor"]
-
-
-def ineligible(call: Call | None = None) -> str | None:
-    """Why the kernel cannot serve `call`: its device, its dtype, or (where the kernel cannot be built) the compiler."""
-    return ineligible_tensor(None if call is None else call.query)
+__all__ = ["backward", "decode", "forward", "ineligible"]
 
 
-def ineligible_tensor(query: Tensor | None) -> str | None:
-    """The same for a call that this query stands for."""
-    if query is not None:
-        if query.device.type != "cpu":
-            return f"it serves tensors on the CPU, got {query.device}"
-        if query.dtype not in library.DTYPES:
-            return f"it serves float32, bfloat16 and float16, got {query.dtype}"
+def ineligible(call: Call | DecodeCall | None = None) -> str | None:
+    """Return why the kernel cannot serve `call` (or any call, if None): device, dtype, or a missing compiler."""
+    if call is not None:
+        if call.query.device.type != "cpu":
+            return f"it serves tensors on the CPU, got {call.query.device}"
+        if call.query.dtype not in library.DTYPES:
+            return f"it serves float32, bfloat16 and float16, got {call.query.dtype}"
     reason = build.failure()
     if reason is not None:
         _warn_once(reason)
@@ -37,7 +30,7 @@ def ineligible_tensor(query: Tensor | None) -> str | None:
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    """Output `(B, Hq, Tq, dv)` and log-sum-exp `(B, Hq, Tq)`, see `Backend`."""
+    """Return output and log-sum-exp, see `Backend`."""
     shape = call.query.shape[:3]
     out = call.query.new_empty(*shape, call.value.shape[3])
     lse = call.query.new_empty(shape, dtype=torch.float32)
@@ -48,8 +41,8 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 def backward(
     call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of query, key, value and bias, see `Backend`."""
-    # The kernel writes what lies within the rows' ranges, and padding has no gradient.
+    """Return the gradients of query, key, value and bias, see `Backend`."""
+    # The kernel writes only the valid range of each row; padding has gradient 0.
     padded = call.key_start is not None or call.key_end is not None or call.query.shape[2] == 0
     query, key, value = (
         tensor.new_zeros(tensor.shape) if padded else tensor.new_empty(tensor.shape)
@@ -68,22 +61,12 @@ def backward(
     return query, key, value, bias_grad
 
 
-def decode(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor,
-    hierarchy: Hierarchy,
-    key_length: int,
-    level_starts: Sequence[int],
-    key_start: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """Output `(B, Hq, Tq, dv)` of `structattn.ops.decode.mlr_decode`, whose arguments these are."""
-    out = query.new_empty(*query.shape[:3], value.shape[3])
+def decode(call: DecodeCall) -> Tensor:
+    """Return the output `(B, Hq, Tq, dv)` of `mlr_decode`."""
+    out = call.query.new_empty(*call.query.shape[:3], call.value.shape[3])
     # The kernel reads runs of positions: another layout is copied, at the price of reading it all.
-    levels = [keys if keys.stride(3) == 1 else keys.contiguous() for keys in key_levels]
-    struct = library.decode_struct(query, levels, value, out, hierarchy, key_length, level_starts, key_start, scale)
-    library.run("structattn_decode", struct)
+    levels = [keys if keys.stride(3) == 1 else keys.contiguous() for keys in call.key_levels]
+    library.run("structattn_decode", library.decode_struct(call, levels, out))
     return out
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from structattn.ops.call import Call
+from structattn.ops.call import Call, DecodeCall
 from structattn.ops.cpu import build
 from structattn.ops.hierarchy import Hierarchy
 
@@ -90,27 +90,17 @@ def call_struct(call: Call, out: Tensor, lse: Tensor) -> CallStruct:
     )
 
 
-def decode_struct(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor,
-    out: Tensor,
-    hierarchy: Hierarchy,
-    key_length: int,
-    level_starts: Sequence[int],
-    key_start: Tensor | None,
-    scale: float,
-) -> DecodeStruct:
-    """A call of decode; it keeps its arrays alive, and the caller the tensors."""
-    (batch, heads, queries, rank), (_, key_heads, _, width) = query.shape, value.shape
-    starts = (_INT * len(level_starts))(*level_starts)
+def decode_struct(call: DecodeCall, key_levels: Sequence[Tensor], out: Tensor) -> DecodeStruct:
+    """Return a call of decode for C++; it keeps its arrays alive, the caller keeps the tensors."""
+    (batch, heads, queries, rank), (_, key_heads, _, width) = call.query.shape, call.value.shape
+    starts = (_INT * len(call.level_starts))(*call.level_starts)
     struct = DecodeStruct(
-        *(view(query), view(value), view(out), (View * len(key_levels))(*map(view, key_levels))),
+        *(view(call.query), view(call.value), view(out), (View * len(key_levels))(*map(view, key_levels))),
         ctypes.addressof(starts),
-        None if key_start is None else key_start.data_ptr(),
-        *(ctypes.addressof(array) for array in _levels(hierarchy)),
-        *(batch, heads, key_heads, queries, key_length, rank, width, hierarchy.levels),
-        scale,
+        None if call.key_start is None else call.key_start.data_ptr(),
+        *(ctypes.addressof(array) for array in _levels(call.hierarchy)),
+        *(batch, heads, key_heads, queries, call.key_length, rank, width, call.hierarchy.levels),
+        call.scale,
     )
     struct.level_starts_array = starts
     return struct

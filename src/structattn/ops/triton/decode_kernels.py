@@ -6,14 +6,12 @@ A *row* is a query of one of the query heads that share a key head: `rows = grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.call import DecodeCall
 from structattn.ops.triton import launch, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
@@ -128,24 +126,16 @@ def join_kernel(shares, tops, totals, out, rows, splits, WIDTH: tl.constexpr, SP
     tl.store(to, result.to(out.dtype.element_ty), mask=columns < WIDTH)
 
 
-def decode(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor,
-    hierarchy: Hierarchy,
-    key_length: int,
-    level_starts: Sequence[int],
-    key_start: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """Output `(B, Hq, Tq, dv)` of `structattn.ops.decode.mlr_decode`, whose arguments these are."""
-    (batch, heads, queries, _), (_, key_heads, _, width) = query.shape, value.shape
-    out = query.new_empty(batch, heads, queries, width)
+def decode(call: DecodeCall) -> Tensor:
+    """Return the output `(B, Hq, Tq, dv)` of `mlr_decode`."""
+    hierarchy, key_length = call.hierarchy, call.key_length
+    (batch, heads, queries, _), (_, key_heads, _, width) = call.query.shape, call.value.shape
+    out = call.query.new_empty(batch, heads, queries, width)
     if not out.numel():
         return out
-    query, value = launch.unit_stride(query), launch.unit_stride(value)
+    query, value = launch.unit_stride(call.query), launch.unit_stride(call.value)
     pieces = pieces_of(hierarchy.ranks, PIECE[query.dtype.itemsize])
-    levels = [launch.unit_stride(key_levels[level][..., low:high, :]) for level, low, high in pieces]
+    levels = [launch.unit_stride(call.key_levels[level][..., low:high, :]) for level, low, high in pieces]
     block, warps, stages = BLOCKS[launch.width_class(hierarchy.rank, width, query.dtype)]
     rows, pairs = heads // key_heads * queries, batch * key_heads
     tile = min(static.padded(rows), 64)
@@ -156,10 +146,10 @@ def decode(
     tops, totals = torch.empty(2, pairs, splits, rows, dtype=torch.float32, device=query.device)
     with launch.on_device(query):
         share_kernel[(pairs * row_tiles * splits,)](
-            query, tuple(levels), value, key_start, shares, tops, totals,
+            query, tuple(levels), value, call.key_start, shares, tops, totals,
             query.stride(), tuple(stride for keys in levels for stride in keys.stride()[:3]), value.stride(),
-            tuple(level_starts[level] for level, _, _ in pieces), key_heads, rows, queries, key_length, share, splits,
-            scale, RANKS=tuple(high - low for _, low, high in pieces),
+            tuple(call.level_starts[level] for level, _, _ in pieces), key_heads, rows, queries, key_length, share,
+            splits, call.scale, RANKS=tuple(high - low for _, low, high in pieces),
             SIZES=tuple(launch.sizes(hierarchy)[level] for level, _, _ in pieces),
             GAINS=tuple(hierarchy.gains[level] for level, _, _ in pieces), WIDTH=width,
             PRECISION=launch.precision(), ROWS=tile, BLOCK_K=block, num_warps=warps, num_stages=stages,
