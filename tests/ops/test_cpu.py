@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from structattn import Hierarchy, mlr_attention
 from structattn.ops import backends, cpu
 from structattn.ops.call import Call
-from structattn.ops.cpu import build
+from structattn.ops.cpu import build, library
 
 needs_kernel = pytest.mark.skipif(build.failure() is not None, reason=f"no kernel: {build.failure()}")
 DEEP = Hierarchy((6, 4, 2, 2), (None, 64, 32, 8), "mean")
@@ -103,6 +104,43 @@ def test_processes_that_start_at_once_compile_once(tmp_path):
     assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
     assert len(list(tmp_path.glob("*.so"))) == 1
     assert not [path for path in tmp_path.iterdir() if path.suffix not in (".so", ".lock")]
+
+
+# --- the structures that cross to C++ --------------------------------------------------------------------------------
+
+
+@needs_kernel
+def test_structures_have_the_layout_of_cpp():
+    compiled = library._checked_library().structattn_layout().decode()
+    assert compiled == library.layout()
+    assert [line.split()[0] for line in compiled.splitlines()] == ["View", "Call", "Gradients", "Decode"]
+
+
+@pytest.mark.parametrize("field", [("levels", ctypes.c_int64), ("scale", ctypes.c_int64), ("window", ctypes.c_int64)])
+def test_a_structure_that_differs_is_an_error(monkeypatch, field):
+    """A field that moved, has another type, or is new."""
+    compiled = library.layout()
+    name, kind = field
+
+    class Changed(ctypes.Structure):
+        _fields_ = [each for each in library.CallStruct._fields_ if each[0] != name] + [(name, kind)]
+
+    monkeypatch.setitem(library._STRUCTURES, "Call", Changed)
+    with pytest.raises(RuntimeError, match=r"differs between C\+\+ and Python: C\+\+ \(csrc\) has 'Call "):
+        library.check_layout(compiled)
+    monkeypatch.setitem(library._STRUCTURES, "Call", library.CallStruct)
+    library.check_layout(compiled)
+    with pytest.raises(RuntimeError, match="has 'nothing'"):
+        library.check_layout(compiled.partition("Decode")[0])
+
+
+@needs_kernel
+def test_the_layout_is_checked_before_a_function_is_called(monkeypatch):
+    monkeypatch.setattr(library, "layout", lambda: "View 8 data:p@0\n")
+    library._function.cache_clear()
+    library._checked_library.cache_clear()
+    with pytest.raises(RuntimeError, match="differs between"):
+        cpu.forward(_call(torch.float32))
 
 
 # --- other machines ---------------------------------------------------------------------------------------------------

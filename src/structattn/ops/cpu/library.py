@@ -1,10 +1,14 @@
-"""The compiled library's functions, and the plain structures in which a call crosses to it (csrc/call.h)."""
+"""The compiled library's functions, and the plain structures in which a call crosses to it.
+
+The structures are those of csrc/call.h and csrc/decode.h; `check_layout` compares the two when the library is loaded.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -19,7 +23,7 @@ _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
 class View(ctypes.Structure):
-    """A tensor of four axes."""
+    """A tensor of four axes; strides in elements."""
 
     _fields_ = [("data", _POINTER), ("dtype", _INT), ("stride", _INT * 4)]
 
@@ -37,7 +41,7 @@ class CallStruct(ctypes.Structure):
 
 
 class Gradients(ctypes.Structure):
-    """What backward reads and writes beside the call."""
+    """The further tensors of a backward call: the output's gradient, and the gradients it writes."""
 
     _fields_ = [(name, View) for name in ("grad_out", "query", "key", "value", "bias")]
 
@@ -55,8 +59,33 @@ class DecodeStruct(ctypes.Structure):
     ]
 
 
+_STRUCTURES = {"View": View, "Call": CallStruct, "Gradients": Gradients, "Decode": DecodeStruct}
+_TYPES = {_INT: "i", _FLOAT: "d", _POINTER: "p", ctypes.POINTER(View): "p", View: "v", _INT * 4: "a"}
+
+
+def layout() -> str:
+    """Return the sizes, fields, types and offsets of the structures, as csrc/layout.h writes those of C++."""
+    lines = []
+    for name, structure in _STRUCTURES.items():
+        fields = [
+            f"{field}:{_TYPES[kind]}@{getattr(structure, field).offset}" for field, kind, *_ in structure._fields_
+        ]
+        lines.append(" ".join([name, str(ctypes.sizeof(structure)), *fields]) + "\n")
+    return "".join(lines)
+
+
+def check_layout(compiled: str) -> None:
+    """Raise RuntimeError unless `compiled`, the layout that the library reports, is `layout()`."""
+    for theirs, ours in zip_longest(compiled.splitlines(), layout().splitlines(), fillvalue="nothing"):
+        if theirs != ours:
+            raise RuntimeError(
+                f"a structure differs between C++ and Python: C++ (csrc) has {theirs!r}, "
+                f"Python (library.py) has {ours!r}"
+            )
+
+
 def view(tensor: Tensor | None, shape: tuple[int, ...] | None = None) -> View:
-    """`tensor` as a View, its axes of size 1 broadcast to `shape`; no data where it is None."""
+    """Return a View of `tensor`, axes of size 1 broadcast to `shape`; for None, one without data."""
     if tensor is None:
         return View(None)
     if shape is not None:
@@ -72,7 +101,7 @@ def _levels(hierarchy: Hierarchy) -> tuple[ctypes.Array, ctypes.Array, ctypes.Ar
 
 
 def call_struct(call: Call, out: Tensor, lse: Tensor) -> CallStruct:
-    """`call` with the tensors that forward writes and backward reads again. The caller keeps them alive."""
+    """Return a call for C++, with the tensors that forward writes and backward reads. The caller keeps them alive."""
     (batch, heads, query_length, rank), (_, key_heads, key_length, width) = call.query.shape, call.value.shape
     return CallStruct(
         view(call.query),
@@ -109,7 +138,7 @@ def decode_struct(call: DecodeCall, key_levels: Sequence[Tensor], out: Tensor) -
 def gradients_struct(
     call: Call, grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
 ) -> Gradients:
-    """The tensors of a backward call; as `call_struct`, without references."""
+    """Return the further tensors of a backward call. The caller keeps them alive."""
     shape = (*call.query.shape[:3], call.key.shape[2])
     return Gradients(view(grad_out), view(query), view(key), view(value), view(bias, shape))
 
@@ -123,6 +152,15 @@ def run(name: str, *structures: ctypes.Structure) -> None:
 
 @functools.lru_cache
 def _function(name: str) -> ctypes._NamedFuncPointer:
-    function = getattr(build.library(), name)
+    function = getattr(_checked_library(), name)
     function.restype = ctypes.c_bool
     return function
+
+
+@functools.lru_cache(maxsize=1)
+def _checked_library() -> ctypes.CDLL:
+    """Return the library of this process, once its structures are known to be ours."""
+    loaded = build.library()
+    loaded.structattn_layout.restype = ctypes.c_char_p
+    check_layout(loaded.structattn_layout().decode())
+    return loaded

@@ -5,6 +5,7 @@
 #include "backward.h"
 #include "decode.h"
 #include "forward.h"
+#include "layout.h"
 
 namespace {
 
@@ -33,6 +34,11 @@ void with_product_type(const structattn::Call& call, const Body& body) {
 }  // namespace
 
 extern "C" {
+
+const char* structattn_layout() {
+  static const std::string text = structattn::layout();
+  return text.c_str();
+}
 
 bool structattn_forward(const structattn::Call* call, char* message) {
   return guarded(message, [&] {

@@ -1,4 +1,5 @@
-// The arguments of a call as they cross from Python: plain data, the same layout as the structures of library.py.
+// The arguments of a call as they cross from Python: plain data, the layout of the structures in library.py. A field that
+// is added here is added there and in layout.h, which checks that they agree.
 #pragma once
 
 #include <cstdint>
