@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by every floor: each raises with what was expected, what came, and where."""
+"""Checks of arguments: each raises an error that names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structattn import versions
 
 
 def positive_int(name: str, value: object) -> int:
-    """`value` as an int of at least 1; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as an int of at least 1; TypeError or ValueError naming `name` otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be a positive integer, got {value!r} ({type(value).__name__})")
     if value < 1:
@@ -22,7 +22,7 @@ def positive_int(name: str, value: object) -> int:
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
-    """`values` as a tuple of one or more ints of at least 1; TypeError or ValueError naming `name` otherwise."""
+    """Return `values` as a tuple of one or more ints of at least 1; TypeError or ValueError naming `name`."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of positive integers, got {values!r} ({type(values).__name__})")
     if not values:
@@ -31,7 +31,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
 
 
 def finite(name: str, value: object) -> float:
-    """`value` as a finite float; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as a finite float; TypeError or ValueError naming `name` otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     number = float(value)
@@ -41,7 +41,7 @@ def finite(name: str, value: object) -> float:
 
 
 def probability(name: str, value: object) -> float:
-    """`value` as a float in [0, 1); TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as a float in [0, 1); TypeError or ValueError naming `name` otherwise."""
     number = finite(name, value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {number}")
@@ -49,30 +49,34 @@ def probability(name: str, value: object) -> float:
 
 
 def boolean(name: str, value: object) -> bool:
-    """`value` if it is True or False; TypeError naming `name` otherwise."""
+    """Return `value` if it is True or False; TypeError naming `name` otherwise."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
     return value
 
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:
-    """`value` if it is among `options`; otherwise ValueError with the nearest option and the whole list."""
+    """Return `value` if it is among `options`; otherwise ValueError with all options and the nearest one."""
     known = list(options)
     if value in known:
         return value
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+    raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` with the name in `known` nearest to `value`, or `""` if none is near."""
+    near = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 _DISTRIBUTIONS = {"chronos": "chronos-forecasting", "sklearn": "scikit-learn"}
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
+    """Import and return an optional dependency.
 
     Raises:
-        ImportError: it is missing, and the message names the extra that brings it; or it is older than was tested.
+        ImportError: it is missing (the message names the extra that installs it), or older than was tested.
     """
     name = module.partition(".")[0]
     versions.check(_DISTRIBUTIONS.get(name, name))

@@ -7,10 +7,9 @@ torch's counter. Attention counts the pairs a mask leaves visible, so that a cau
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from structattn.ops.hierarchy import Hierarchy
@@ -115,42 +114,6 @@ def sliding_window(
         one = attention(flat, value_dim, call.queries, call.keys, heads=heads, batch=batch, is_causal=call.is_causal)
         total += call.blocks * one
     return total
-
-
-class Layer(Protocol):
-    """What a layer tells of its cost; every layer of `structattn.layers` does."""
-
-    def flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """FLOPs of one call on `batch` rows of `length` tokens; `dense` counts masked pairs too."""
-
-    def key_numbers(self, length: int) -> int:
-        """Numbers held by the key cache of one row when generating at `length` tokens."""
-
-
-def paper_multiply_adds(layer: Layer, length: int) -> int:
-    """Forward multiply-adds of a layer as the paper counts them: one each, every pair of the `T x T` scores.
-
-    MLR attention then scores in `T² Σ_l r_l/2^{l-1}`, standard attention in `T² r` (arXiv 2509.07963, section 4).
-    """
-    return layer.flops(length, dense=True).forward // 2
-
-
-def key_numbers(of: Structure | Hierarchy | Layer, length: int) -> int:
-    """Numbers held by the key cache of one row when generating at `length` tokens.
-
-    Args:
-        of: a layer (all of its heads); a hierarchy (one head); or a structure that scores tokens against each other,
-            which keeps `y` or, where that is less, `right(y)` of all heads.
-        length: tokens so far.
-    """
-    if isinstance(of, Structure):
-        return length * min(of.dim_in, (of.heads or 1) * of.feature_dim)
-    return of.key_numbers(length)
-
-
-def parameters(module: nn.Module) -> int:
-    """Number of parameters of a structure, a layer or a model."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def counter() -> FlopCounterMode:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops.battery import DEEP, EQUAL, FLAT, HIERARCHIES, ODD, Case, cases, check, names, results
-from structattn import Hierarchy, mlr_attention
+from structattn import Hierarchy, flops, mlr_attention
 from structattn.ops import backends, tiled
 from structattn.ops.call import as_backend
 from structattn.ops.registry import REGISTRY
@@ -328,7 +328,7 @@ def test_flops(name, is_causal):
     counter = FlopCounterMode(display=False)
     with counter:
         mlr_attention(query, key, value, hierarchy, is_causal=is_causal)
-    scores = hierarchy.score_flops(length, is_causal)
+    scores = flops.attention(hierarchy, 0, length, is_causal=is_causal).scores
     values = 2 * width * (length * (length + 1) // 2 if is_causal else length**2)
     assert counter.get_total_flops() == 8 * (scores + values)
     with counter:

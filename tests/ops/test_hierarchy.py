@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structattn import Hierarchy
+from structattn import Hierarchy, flops
 
 
 @st.composite
@@ -40,8 +40,8 @@ def test_depth_and_score_flops(hierarchy, length):
     assert depth.tolist() == expected
     assert hierarchy.depth(length - 1, 0) == expected[-1][0]
     widths = torch.tensor(hierarchy.prefix_ranks)[depth - 1]
-    assert hierarchy.score_flops(length, is_causal=False) == 2 * int(widths.sum())
-    assert hierarchy.score_flops(length, is_causal=True) == 2 * int(widths.tril().sum())
+    assert flops.attention(hierarchy, 0, length).scores == 2 * int(widths.sum())
+    assert flops.attention(hierarchy, 0, length, is_causal=True).scores == 2 * int(widths.tril().sum())
 
 
 @settings(deadline=None, max_examples=50)
@@ -57,7 +57,7 @@ def test_costs_of_the_paper():
     """`32|8|6|4|4|4|4|2` over 1024 tokens costs 38.4 of 64 per pair, eight equal ranks 15.9 of 64."""
     for ranks, share in (((32, 8, 6, 4, 4, 4, 4, 2), 38.453125), ((8,) * 8, 15.9375)):
         hierarchy = Hierarchy.dyadic(ranks, 1024)
-        assert hierarchy.score_flops(1024, is_causal=False) / (2 * 1024**2) == share
+        assert flops.attention(hierarchy, 0, 1024).scores / (2 * 1024**2) == share
     assert 64 * 65_536 / Hierarchy.dyadic((8,) * 8, 1024).key_numbers(65_536) > 7
 
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops.battery import Case, results
-from structattn import Hierarchy
+from structattn import Hierarchy, flops
 from structattn.ops import tiled
 from structattn.ops.call import Call
 
@@ -49,7 +49,7 @@ def test_memory_of_a_long_sequence():
     """Forward and backward at 65,536 tokens, one head of 64, float32: under 1 GiB above the inputs."""
     program = f"""
 import resource, torch
-from structattn import Hierarchy, mlr_attention
+from structattn import Hierarchy, flops, mlr_attention
 from structattn.ops import reference
 hierarchy = Hierarchy.dyadic({EQUAL}, 65_536)
 def step(length):
@@ -80,11 +80,12 @@ def test_executed_flops_follow_the_formula(ranks):
     with counter:
         out, lse = tiled.forward(call)
     pairs = length * (length + 1) // 2
-    needed = hierarchy.score_flops(length) + 2 * width * pairs
+    scores = flops.attention(hierarchy, 0, length, is_causal=True).scores
+    needed = scores + 2 * width * pairs
     assert needed <= counter.get_total_flops() <= 1.1 * needed
     with counter:
         tiled.backward(call, torch.ones_like(out), out, lse, needs_bias_grad=False)
-    needed = 3 * hierarchy.score_flops(length) + 2 * 2 * width * pairs
+    needed = 3 * scores + 2 * 2 * width * pairs
     assert needed <= counter.get_total_flops() <= 1.1 * needed
 
 

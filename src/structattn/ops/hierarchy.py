@@ -164,15 +164,6 @@ class Hierarchy:
             counts.append(int(np.maximum(end - start, 0).sum()))
         return counts
 
-    def score_flops(self, length: int, is_causal: bool = True) -> int:
-        """FLOPs of one head's scores over `length` tokens: `2 Σ_l r_l · (pairs that share level l)`.
-
-        A multiply-add is 2; under a causal mask only visible pairs count. Approximately `2 T² Σ_l r_l / 2^{l-1}` for
-        dyadic blocks without a mask (paper, section 4.2), against `2 T² r`.
-        """
-        pairs = self.pair_counts(length, length, is_causal=is_causal)
-        return 2 * sum(rank * count for rank, count in zip(self.ranks, pairs, strict=True))
-
     def plot(self, length: int | None = None, ax: Axes | None = None) -> Axes:
         """Draw the inner width `R_m(i, j)` that each pair of positions gets, on `ax` or a new figure.
 

@@ -1,6 +1,6 @@
-"""How a tile of queries meets a run of keys: which dimensions count for which of their pairs.
+"""Geometry of the tiled backend: the levels that a tile of queries shares with a run of keys.
 
-Geometry for the tiled backend, in positions of one unpadded row. Shapes: N = batch · key heads, G = query heads per key
+Positions are those of one unpadded row. Shapes: N = batch · key heads, G = query heads per key
 head; a tile's t queries are folded to (N, G·t, r), a run's keys are (N, n, r), scores are (N, G, t, n).
 """
 
@@ -20,7 +20,7 @@ KEY_RUN = 1024
 
 
 def tile_size(hierarchy: Hierarchy) -> int:
-    """The number of queries per tile: whole blocks of the coarsest level that fits, evenly inside the next coarser."""
+    """Return the queries per tile: whole blocks of the coarsest level that fits, evenly inside the next coarser one."""
     finite = [size for size in hierarchy.block_sizes if size]
     base = next((size for size in finite if size <= QUERY_TILE), 1)
     coarser = min((size for size in finite if size > QUERY_TILE), default=0)
@@ -30,7 +30,7 @@ def tile_size(hierarchy: Hierarchy) -> int:
 
 
 def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool) -> Iterator[range]:
-    """Keys that queries at positions `tile` may see, cut where the depth changes and into `KEY_RUN` at most."""
+    """Yield the keys that queries at positions `tile` may see, cut where the depth changes and after `KEY_RUN`."""
     end = min(tile.stop, key_length) if is_causal else key_length
     edges = {0, end}
     for size in hierarchy.block_sizes:
@@ -45,7 +45,7 @@ def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool
 
 @dataclass(frozen=True)
 class SharedLevels:
-    """Dimensions that count for every pair: the prefix of the levels they all share."""
+    """The prefix of dimensions that all pairs of a tile and a run share."""
 
     columns: slice
 
@@ -54,7 +54,7 @@ class SharedLevels:
         score.flatten(1, 2).baddbmm_(query[..., self.columns], key[..., self.columns].mT)
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
-        """Pass the scores' gradient on to the level's dimensions of queries and keys."""
+        """Add the gradients of the level's dimensions of queries and keys."""
         flat = score_grad.flatten(1, 2)
         query_grad[..., self.columns].baddbmm_(flat, key[..., self.columns])
         key_grad[..., self.columns].baddbmm_(flat.mT, query[..., self.columns])
@@ -62,7 +62,7 @@ class SharedLevels:
 
 @dataclass(frozen=True)
 class MaskedLevel(SharedLevels):
-    """A level that some pairs share, wherever tile and run lie: `mask (t, n)` is 1 for those and 0 for the others."""
+    """A level that some pairs share: `mask (t, n)` is 1 for those and 0 for the others."""
 
     mask: Tensor
 
@@ -71,13 +71,13 @@ class MaskedLevel(SharedLevels):
         score.addcmul_(torch.bmm(query[..., self.columns], key[..., self.columns].mT).view_as(score), self.mask)
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
-        """As `SharedLevels`, for the pairs in the mask."""
+        """Like `SharedLevels`, for the pairs in the mask."""
         super().add_grads(score_grad * self.mask, query, key, query_grad, key_grad)
 
 
 @dataclass(frozen=True)
 class BlockLevel:
-    """A level where tile and run are the same `count` whole blocks: the pairs that share it are the diagonal blocks."""
+    """A level where tile and run are the same `count` whole blocks: pairs in the diagonal blocks share it."""
 
     columns: slice
     count: int
@@ -90,7 +90,7 @@ class BlockLevel:
         diagonal.add_(products.view(score.shape[0], self.count, group, length // self.count, -1))
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
-        """As `SharedLevels`, for the diagonal blocks."""
+        """Like `SharedLevels`, for the diagonal blocks."""
         (many, group, length, _), count = score_grad.shape, self.count
         blocks = self._diagonal(score_grad).reshape(many * count, group * length // count, length // count)
         queries = torch.bmm(blocks, self._fold_keys(key)).view(many, count, group, length // count, -1)
@@ -98,26 +98,27 @@ class BlockLevel:
         key_grad[..., self.columns] += torch.bmm(blocks.mT, self._fold_queries(query, group)).view(many, length, -1)
 
     def _diagonal(self, score: Tensor) -> Tensor:
-        """The diagonal blocks of `(N, G, t, t)`, a view `(N, count, G, size, size)`."""
+        """Return the diagonal blocks of `(N, G, t, t)`, a view `(N, count, G, size, size)`."""
         blocked = score.unflatten(3, (self.count, -1)).unflatten(2, (self.count, -1))
         return blocked.diagonal(0, 2, 4).permute(0, 4, 1, 2, 3)
 
     def _fold_queries(self, query: Tensor, group: int) -> Tensor:
-        """`(N, G·t, r)` to `(N·count, G·size, r_l)`."""
+        """Return `(N, G·t, r)` as `(N·count, G·size, r_l)`."""
         blocked = query[..., self.columns].unflatten(1, (group, self.count, -1)).transpose(1, 2)
         return blocked.reshape(query.shape[0] * self.count, -1, blocked.shape[-1])
 
     def _fold_keys(self, key: Tensor) -> Tensor:
-        """`(N, t, r)` to `(N·count, size, r_l)`."""
+        """Return `(N, t, r)` as `(N·count, size, r_l)`."""
         level = key[..., self.columns]
         return level.reshape(key.shape[0] * self.count, -1, level.shape[-1])
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What a tile and a run share: `levels` sum to the score, times `gain`, but for pairs that are `hidden`.
+class TilePair:
+    """The levels that a tile of queries and a run of keys share.
 
-    `gain` is one number, or `(t, n)` where depths differ; `hidden (t, n)` marks what the causal mask removes.
+    Scores are the sum of `levels`, times `gain`: one number, or `(t, n)` where depths differ. Pairs that are True in
+    `hidden (t, n)` are removed by the causal mask.
     """
 
     levels: list[SharedLevels | BlockLevel]
@@ -125,14 +126,14 @@ class Meeting:
     hidden: Tensor | None
 
     def scores(self, query: Tensor, key: Tensor, group: int) -> Tensor:
-        """Scores `(N, G, t, n)` of folded queries against keys, causal mask not yet applied."""
+        """Return the scores `(N, G, t, n)` of folded queries against keys, causal mask not yet applied."""
         score = query.new_zeros(query.shape[0], group, query.shape[1] // group, key.shape[1])
         for level in self.levels:
             level.add_scores(score, query, key)
         return self.apply_gain_(score)
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
-        """Add what `score_grad (N, G, t, n)`, overwritten here, means for folded queries and keys."""
+        """Add the gradients of folded queries and keys; `score_grad (N, G, t, n)` is overwritten."""
         self.apply_gain_(score_grad)
         for level in self.levels:
             level.add_grads(score_grad, query, key, query_grad, key_grad)
@@ -142,8 +143,8 @@ class Meeting:
         return score if isinstance(self.gain, float) and self.gain == 1.0 else score.mul_(self.gain)
 
 
-def meet(hierarchy: Hierarchy, tile: range, run: range, is_causal: bool, like: Tensor) -> Meeting:
-    """How queries at positions `tile` meet keys at positions `run`; masks take the dtype and device of `like`."""
+def pair_tiles(hierarchy: Hierarchy, tile: range, run: range, is_causal: bool, like: Tensor) -> TilePair:
+    """Return the levels that positions `tile` and `run` share; masks take the dtype and device of `like`."""
     i = torch.arange(tile.start, tile.stop, device=like.device)[:, None]
     j = torch.arange(run.start, run.stop, device=like.device)
     shared, partial, start = 0, list[SharedLevels | BlockLevel](), 0
@@ -164,4 +165,4 @@ def meet(hierarchy: Hierarchy, tile: range, run: range, is_causal: bool, like: T
     if len(set(hierarchy.gains[shared - 1 : shared + len(partial)])) > 1:
         gain = torch.tensor(hierarchy.gains, dtype=like.dtype, device=like.device)[hierarchy.depth(i, j) - 1]
     hidden = j > i if is_causal and run.stop - 1 > tile.start else None
-    return Meeting([SharedLevels(slice(0, hierarchy.prefix_ranks[shared - 1])), *partial], gain, hidden)
+    return TilePair([SharedLevels(slice(0, hierarchy.prefix_ranks[shared - 1])), *partial], gain, hidden)

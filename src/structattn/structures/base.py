@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structattn.checks import one_of, positive_int
+from structattn.checks import boolean, one_of, positive_int
 
 if TYPE_CHECKING:
     from typing import Self
@@ -54,9 +54,7 @@ class Structure(nn.Module, abc.ABC):
         self.dim_out = positive_int("dim_out", dim_out)
         self.dim_in = positive_int("dim_in", dim_in)
         self.heads = None if heads is None else positive_int("heads", heads)
-        if not isinstance(normalize, bool):
-            raise TypeError(f"normalize must be True or False, got {normalize!r} ({type(normalize).__name__})")
-        self.normalize = normalize
+        self.normalize = boolean("normalize", normalize)
         self._fans: dict[str, Fans] = {}
 
     # ---- factors
