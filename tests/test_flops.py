@@ -50,9 +50,8 @@ def test_parameters(spelling: str) -> None:
     norms = sum(parameter.numel() for name, parameter in layer.named_parameters() if "norm" in name)
     projections = [module for module in layer.children() if isinstance(module, nn.Linear)]
     own = layer.structure.num_parameters if hasattr(layer, "structure") else 0
-    assert sum(parameter.numel() for parameter in layer.parameters()) == own + norms + sum(
-        p.in_features * p.out_features for p in projections
-    )
+    matrices = sum(p.in_features * p.out_features for p in projections)
+    assert sum(parameter.numel() for parameter in layer.parameters()) == own + norms + matrices
 
 
 # --- the op and its pieces --------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
+
+from structattn.checks import did_you_mean
 
 
 def parse(command: Any, program: str, description: str, arguments: Sequence[str]) -> Any:
@@ -40,8 +41,7 @@ def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
     if not known or not words or words[0].startswith("-"):
         return
     if words[0] not in known:
-        near = difflib.get_close_matches(words[0], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(words[0], known)
         sys.stderr.write(
             f"{program}: no command {words[0]!r}{hint}\nknown are {', '.join(known)}\nsee {program} --help\n"
         )

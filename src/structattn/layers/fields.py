@@ -24,9 +24,7 @@ def checked(name: str, hint: Any, value: Any) -> Any:
     if hint is int:
         return checks.positive_int(name, value)
     if hint is bool:
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
-        return value
+        return checks.boolean(name, value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a sequence, got {value!r} ({type(value).__name__})")
     if not value:

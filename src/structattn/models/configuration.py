@@ -2,7 +2,6 @@
 
 # Annotations are evaluated here, not kept as text: `strict` reads them to check types.
 
-import difflib
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
@@ -88,9 +87,7 @@ class BackboneConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         known = {field.name for field in fields(self)} | set(self.attribute_map) | _HUGGING_FACE_FIELDS
         for name in kwargs.keys() - known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{type(self).__name__} has no field {name!r}{hint}")
+            raise TypeError(f"{type(self).__name__} has no field {name!r}{checks.did_you_mean(name, known)}")
         if isinstance(self.attention, list):
             self.attention = [str(as_config(structure)) for structure in self.attention]
         else:

@@ -7,7 +7,6 @@ text, and a digest that changes when any of them does.
 from __future__ import annotations
 
 import codecs
-import difflib
 import glob
 import hashlib
 import io
@@ -154,8 +153,7 @@ def _find(data: str) -> tuple[Path, ...]:
         found = [entry for entry in map(Path, glob.glob(str(path), recursive=True)) if entry.is_file()]
         missing = f"data: no file matches the pattern {data!r}"
     else:
-        near = difflib.get_close_matches(data, ["stdlib", "openwebtext"], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = checks.did_you_mean(data, ["stdlib", "openwebtext"])
         raise ValueError(
             f"data must be stdlib, openwebtext, or an existing file, folder or pattern, got {data!r}{hint}"
         )
