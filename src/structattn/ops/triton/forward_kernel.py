@@ -21,14 +21,9 @@ def forward_kernel(
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp, contiguous, of the queries at positions 0 and on; others are left as they are."""
-    query_tiles = tl.num_programs(0) // batch_heads
-    pair, tile = tl.program_id(0) // query_tiles, tl.program_id(0) % query_tiles
-    if CAUSAL:
-        tile = query_tiles - 1 - tile  # longest first
-    batch, head = pair // heads, pair % heads
-    start, keys, offset = tiles.row_of(key_start, key_end, batch, key_length, query_offset)
-    low, high = tl.maximum(offset, 0), offset + query_length
-    first = (low // BLOCK_Q + tile) * BLOCK_Q
+    pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(
+        key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q, CAUSAL
+    )
     if first >= high:
         return
 

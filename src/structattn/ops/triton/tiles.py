@@ -58,6 +58,26 @@ def row_of(key_start, key_end, batch, key_length, query_offset):
 
 
 @triton.jit
+def query_tile(
+    key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Return the tile of queries of this program, where programs go through heads and, within each, through tiles.
+
+    That is `b * heads + h`, `b` and `h` of its head; first valid key, number of valid keys and position of query 0 of
+    its row; start and stop of the row's query positions; first position of the tile, at or past the stop if empty.
+    """
+    query_tiles = tl.num_programs(0) // batch_heads
+    pair, tile = tl.program_id(0) // query_tiles, tl.program_id(0) % query_tiles
+    if CAUSAL:
+        tile = query_tiles - 1 - tile  # longest first
+    batch, head = pair // heads, pair % heads
+    start, keys, offset = row_of(key_start, key_end, batch, key_length, query_offset)
+    low, high = tl.maximum(offset, 0), offset + query_length
+    return pair, batch, head, start, keys, offset, low, high, (low // BLOCK_Q + tile) * BLOCK_Q
+
+
+@triton.jit
 def span(first, size, A: tl.constexpr):
     """First and last edge of the blocks that positions `first … first + A` touch."""
     return first // size * size, (first + A - 1) // size * size + size
