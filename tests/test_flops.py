@@ -12,7 +12,7 @@ from layers.cases import DIM, build, each_kind, tokens
 from structattn import Hierarchy, flops, mlr_attention
 from structattn.flops import Flops
 from structattn.layers import Attention, build_attention
-from structures.cases import Case, each_case
+from tests.structures.cases import Case, each_case
 
 
 def counted(call, *inputs: torch.Tensor) -> Flops:

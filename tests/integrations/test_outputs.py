@@ -9,7 +9,7 @@ from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers import attention as attention_module
 from structattn.models.transformers_internals import set_attention_implementation
-from tolerance import assert_calibrated
+from tests.tolerance import assert_calibrated
 
 PADDING = ("none", "left", "right")
 DEEP = Hierarchy((4, 2, 2), (None, 8, 4), gains=(1.0, 0.7, 0.4))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from structattn.ops import Hierarchy, backends, mlr_attention, reference
 from structattn.ops.call import Call
-from tolerance import assert_calibrated
+from tests.tolerance import assert_calibrated
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from ops.battery import DEEP, EQUAL, FLAT, HIERARCHIES, ODD, Case, cases, check, names, results
 from structattn import Hierarchy, flops, mlr_attention
 from structattn.ops import backends, tiled
 from structattn.ops.call import as_backend
 from structattn.ops.registry import REGISTRY
-from tolerance import assert_calibrated
+from tests.ops.battery import DEEP, EQUAL, FLAT, HIERARCHIES, ODD, Case, cases, check, names, results
+from tests.tolerance import assert_calibrated
 
 CASES = cases()
 

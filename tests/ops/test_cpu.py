@@ -147,7 +147,7 @@ def test_the_layout_is_checked_before_a_function_is_called(monkeypatch):
 
 RESTRICTED = """
 import torch
-from ops.battery import cases, check
+from tests.ops.battery import cases, check
 from structattn.ops.cpu import build
 from dataclasses import replace
 assert build.failure() is None, build.failure()
@@ -166,7 +166,7 @@ NAMES = ("deep-257-causal", "odd-100-full", "padding-causal", "gqa-8:2-bias", "s
 def test_kernel_for_lesser_machines(target):
     if os.uname().machine != "x86_64":
         pytest.skip("instruction sets of x86-64")
-    path = os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
     result = python(RESTRICTED % (NAMES,), STRUCTATTN_CXXFLAGS=f"-march={target}", PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from structattn import Hierarchy, mlr_attention
 from structattn.ops import cpu, mlr_decode
-from tolerance import assert_calibrated
+from tests.tolerance import assert_calibrated
 
 
 def live_starts(hierarchy, key_length, queries, key_start):

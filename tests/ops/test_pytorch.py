@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from ops.battery import names
 from structattn import Hierarchy, mlr_attention
 from structattn.ops.decode import mlr_decode
 from structattn.ops.key_span import KeySpan
 from structattn.ops.window import window_attention
+from tests.ops.battery import names
 
 LEVELS = Hierarchy.dyadic((4, 2, 2), 16)
 

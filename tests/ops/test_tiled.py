@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ops.battery import Case, results
 from structattn import Hierarchy, flops
 from structattn.ops import tiled
 from structattn.ops.call import Call
+from tests.ops.battery import Case, results
 
 EQUAL = (8,) * 8
 

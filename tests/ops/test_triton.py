@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.battery import DEEP, ODD, Case, cases, check
 from structattn import Hierarchy, mlr_attention
 from structattn.ops import registry, triton
 from structattn.ops.call import Call
 from structattn.ops.decode import mlr_decode
-from tolerance import assert_calibrated
+from tests.ops.battery import DEEP, ODD, Case, cases, check
+from tests.tolerance import assert_calibrated
 
 ON_GPU = triton.ineligible() is None and not triton.interpreted()
 if triton.ineligible() is not None:

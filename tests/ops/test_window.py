@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from structattn import flops
 from structattn.ops.key_span import KeySpan
 from structattn.ops.window import window_attention
-from tolerance import assert_calibrated
+from tests.tolerance import assert_calibrated
 
 
 def dense(

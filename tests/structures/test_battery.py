@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import structattn.structures as structures
 from structattn.structures import MLBTC
-from structures.cases import CASES, Case, each_case, each_heads, each_normalize, make, seeded, stack
+from tests.structures.cases import CASES, Case, each_case, each_heads, each_normalize, make, seeded, stack
 
 F64 = torch.float64
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}

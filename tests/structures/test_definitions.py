@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from structattn.structures import BTT, MLBTC, MLR, Butterfly, Kronecker, Level, LowRank, Monarch
-from structures.cases import seeded
+from tests.structures.cases import seeded
 
 F64 = torch.float64
 PLAIN = {"normalize": False, "dtype": F64}

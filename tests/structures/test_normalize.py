@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from structattn.structures import BTT, MLBTC, MLR, Butterfly, Kronecker, Level, LowRank, Monarch
-from structures.cases import Case, each_case, make
+from tests.structures.cases import Case, each_case, make
 
 F64 = torch.float64
 

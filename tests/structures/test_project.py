@@ -9,7 +9,7 @@ from structattn.structures import BTT, MLBTC, MLR, Butterfly, Kronecker, Level, 
 from structattn.structures.kronecker import nearest_rank_one
 from structattn.structures.peeling import peel
 from structattn.structures.projection import nearest_levels
-from structures.cases import CASES, Case, each_case, make, relative_error, seeded
+from tests.structures.cases import CASES, Case, each_case, make, relative_error, seeded
 
 F64 = torch.float64
 PLAIN = {"normalize": False, "dtype": F64}
