@@ -90,6 +90,17 @@ def results(case: Case, backend: str | None, dtype: torch.dtype | None = None) -
     return {name: tensor.cpu() for name, tensor in named.items()}
 
 
+def definition(
+    query: Tensor, key: Tensor, value: Tensor, hierarchy: Hierarchy, **options: object
+) -> tuple[Tensor, Tensor]:
+    """Return what the definition gives in float64 and in the tensors' own dtype, for `assert_calibrated`."""
+    exact, plain = (
+        mlr_attention(*(x.to(dtype) for x in (query, key, value)), hierarchy, backend="reference", **options)
+        for dtype in (torch.float64, query.dtype)
+    )
+    return exact, plain
+
+
 def _upstream(case: Case) -> Tensor:
     """The gradient that reaches the output, the same numbers for every backend and dtype."""
     shape = (case.batch, case.heads, case.query_length, case.value_width)

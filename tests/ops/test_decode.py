@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structattn import Hierarchy, mlr_attention
+from structattn import Hierarchy
 from structattn.ops import cpu, mlr_decode
+from tests.ops.battery import definition
 from tests.tolerance import assert_calibrated
 
 
@@ -43,9 +44,8 @@ def check(backend, hierarchy, queries, key_length, key_start=None, heads=(2, 2),
         torch.randn(2, count, key_length, wide, generator=generator).to(dtype) for count, wide in shapes
     )
     start = None if key_start is None else torch.tensor(key_start)
-    attend = {"is_causal": True, "key_start": start, "enable_gqa": True, "backend": "reference"}
-    exact = mlr_attention(query.double(), key.double(), value.double(), hierarchy, **attend)[:, :, -queries:]
-    plain = mlr_attention(query, key, value, hierarchy, **attend)[:, :, -queries:]
+    both = definition(query, key, value, hierarchy, is_causal=True, key_start=start, enable_gqa=True)
+    exact, plain = (out[:, :, -queries:] for out in both)
     starts = live_starts(hierarchy, key_length, queries, start)
     levels, values = cache(key, value, hierarchy, starts)
     actual = mlr_decode(
@@ -101,9 +101,8 @@ def test_kernel_reads_a_cache_in_another_layout():
     if cpu.ineligible() is not None:
         pytest.skip(str(cpu.ineligible()))
     query, key, value = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 50, 8), torch.randn(1, 50, 2, 6).transpose(1, 2)
-    expected = mlr_decode(query, [key.transpose(2, 3)], value, Hierarchy.flat(8), key_length=50, backend="dense")
     actual = mlr_decode(query, [key.transpose(2, 3)], value, Hierarchy.flat(8), key_length=50, backend="cpu")
-    torch.testing.assert_close(actual, expected)
+    assert_calibrated(actual, *definition(query, key, value, Hierarchy.flat(8)))
 
 
 def good():

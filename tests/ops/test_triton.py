@@ -16,7 +16,7 @@ from structattn import Hierarchy, mlr_attention
 from structattn.ops import registry, triton
 from structattn.ops.call import Call
 from structattn.ops.decode import mlr_decode
-from tests.ops.battery import DEEP, ODD, Case, cases, check
+from tests.ops.battery import DEEP, ODD, Case, cases, check, definition
 from tests.tolerance import assert_calibrated
 
 ON_GPU = triton.ineligible() is None and not triton.interpreted()
@@ -146,11 +146,8 @@ def test_decode(dtype, queries, key_length, start):
     shapes = [(heads, hierarchy.rank), (key_heads, hierarchy.rank), (key_heads, width)]
     query, key, value = (torch.randn(2, count, key_length, wide).to(dtype) for count, wide in shapes)
     start = None if start is None else torch.tensor(start)
-    causal = {"is_causal": True, "key_start": start, "enable_gqa": True, "backend": "reference"}
-    exact, plain = (
-        mlr_attention(*(x.to(kind) for x in (query, key, value)), hierarchy, **causal)[:, :, -queries:]
-        for kind in (torch.float64, dtype)
-    )
+    both = definition(query, key, value, hierarchy, is_causal=True, key_start=start, enable_gqa=True)
+    exact, plain = (out[:, :, -queries:] for out in both)
     # Columns and rows from `key_length` on are never read.
     keys = [torch.cat([part.mT, torch.full_like(part.mT, torch.nan)], 3) for part in key.split(hierarchy.ranks, -1)]
     actual = mlr_decode(
@@ -171,10 +168,10 @@ def test_decode_of_wide_rows():
     hierarchy = Hierarchy((200, 90), (None, 16))
     query, key, value = torch.randn(1, 2, 1, 290), torch.randn(1, 2, 40, 290), torch.randn(1, 2, 40, 5)
     levels = [part.mT.contiguous() for part in key.split(hierarchy.ranks, -1)]
-    expected = mlr_decode(query, levels, value, hierarchy, key_length=40, backend="dense")
     on_device = [part.to(DEVICE) for part in levels]
     actual = mlr_decode(query.to(DEVICE), on_device, value.to(DEVICE), hierarchy, key_length=40, backend="triton")
-    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-5)
+    expected = definition(query, key, value, hierarchy, is_causal=True, query_offset=39)
+    assert_calibrated(actual.cpu(), *expected, largest_term=float(value.abs().max()))
 
 
 def test_decode_reads_live_keys_alone():
@@ -184,9 +181,8 @@ def test_decode_reads_live_keys_alone():
     actual = mlr_decode(
         query.to(DEVICE), levels, value.to(DEVICE), hierarchy, key_length=70, level_starts=[0, 64], backend="triton"
     )
-    whole = [key[..., :4].mT, key[..., 4:].mT]
-    expected = mlr_decode(query, whole, value, hierarchy, key_length=70, backend="dense")
-    torch.testing.assert_close(actual.cpu(), expected)
+    expected = definition(query, key, value, hierarchy, is_causal=True, query_offset=69)
+    assert_calibrated(actual.cpu(), *expected, largest_term=float(value.abs().max()))
 
 
 @pytest.mark.skipif(ON_GPU, reason="about the interpreter")

@@ -1,4 +1,4 @@
-"""The attention op: the hierarchy that shapes the score, one face, and its backends."""
+"""The attention ops, the hierarchy of their scores, and their backends."""
 
 from structattn import versions
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments that attention ops share: each raises with what was expected, what came, and where."""
+"""Checks of the arguments that attention ops share; errors name the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool) -> None:
-    """Four axes, floating, one dtype and device, shapes that fit; TypeError or ValueError naming the argument."""
+    """Raise TypeError or ValueError unless the three are floating, of one dtype and device, with shapes that fit."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_operand(name, tensor)
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on the query's device {query.device}, got {tensor.device}")
-        if tensor.dtype != query.dtype and not _become_one(tensor, query):
+        if tensor.dtype != query.dtype and not _autocast_unifies(tensor, query):
             raise TypeError(f"{name} must have the query's dtype {query.dtype}, got {tensor.dtype}")
     (batch, heads, _, rank), (_, key_heads, _, _) = query.shape, key.shape
     if key.shape[0] != batch or key.shape[3] != rank:
@@ -37,7 +37,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool
 
 
 def check_operand(name: str, tensor: Tensor) -> None:
-    """A floating tensor of four axes; TypeError or ValueError naming it otherwise."""
+    """Raise TypeError or ValueError unless `tensor` is a floating tensor of four axes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dim() != 4:
@@ -46,25 +46,25 @@ def check_operand(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
-def _become_one(tensor: Tensor, query: Tensor) -> bool:
-    """Whether autocast brings both to one dtype: it leaves float64 alone, and what is no float."""
+def _autocast_unifies(tensor: Tensor, query: Tensor) -> bool:
+    """Return True if autocast will bring both to one dtype; it casts neither float64 nor integers."""
     low = (torch.float16, torch.bfloat16, torch.float32)
     return torch.is_autocast_enabled(query.device.type) and tensor.dtype in low and query.dtype in low
 
 
 def check_query_offset(query_offset: int, query_length: int, key_length: int) -> None:
-    """An integer between 0 and `Tk - Tq`; TypeError or ValueError otherwise."""
+    """Raise TypeError or ValueError unless `query_offset` is an integer between 0 and `Tk - Tq`."""
     if isinstance(query_offset, bool) or not isinstance(query_offset, (int, torch.SymInt)):
         raise TypeError(f"query_offset must be an integer, got {query_offset!r} ({type(query_offset).__name__})")
     if not 0 <= query_offset <= max(key_length - query_length, 0):
         raise ValueError(
-            f"query_offset must be between 0 and {max(key_length - query_length, 0)} (Tk - Tq), so that no query "
-            f"stands past the keys; got {query_offset} with Tq = {query_length}, Tk = {key_length}"
+            f"query_offset must be between 0 and {max(key_length - query_length, 0)} (Tk - Tq): no query may "
+            f"stand past the keys; got {query_offset} with Tq = {query_length}, Tk = {key_length}"
         )
 
 
 def check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
-    """A hierarchy whose ranks sum to the query's width; TypeError or ValueError otherwise."""
+    """Raise TypeError or ValueError unless `hierarchy` is a Hierarchy whose ranks sum to the query's width."""
     if not isinstance(hierarchy, Hierarchy):
         raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
     if hierarchy.rank != query.shape[3]:
@@ -75,10 +75,10 @@ def check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
 
 
 def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
-    """`bias` as `(B or 1, Hq or 1, Tq or 1, Tk or 1)`; TypeError or ValueError where it does not broadcast."""
+    """Return `bias` as `(B or 1, Hq or 1, Tq or 1, Tk or 1)`; TypeError or ValueError if it does not broadcast."""
     if not isinstance(bias, Tensor):
         raise TypeError(f"attn_bias must be a tensor, got {type(bias).__name__}")
-    if bias.dtype not in (query.dtype, torch.float32) and not _become_one(bias, query):
+    if bias.dtype not in (query.dtype, torch.float32) and not _autocast_unifies(bias, query):
         hint = "; turn a mask into a bias by torch.where(mask, 0.0, -torch.inf)" if bias.dtype == torch.bool else ""
         wanted = " or ".join(map(str, dict.fromkeys((query.dtype, torch.float32))))
         raise TypeError(f"attn_bias must be {wanted}, got {bias.dtype}{hint}")
@@ -92,7 +92,7 @@ def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
 
 
 def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | None:
-    """`bound` as int64 `(B,)` for a query (or any tensor that leads with B), shape, dtype and device checked."""
+    """Return `bound` as int64 `(B,)`, after checks against `query` (or any tensor whose first axis is B)."""
     if bound is None:
         return None
     if not isinstance(bound, Tensor) or bound.dtype not in (torch.int32, torch.int64):
@@ -112,16 +112,20 @@ def check_key_span(span: KeySpan, query: Tensor, key_length: int) -> KeySpan:
 
 
 def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) -> None:
-    """0 <= key_start <= key_end <= Tk in every row: inside the operator, since it reads the numbers.
+    """Raise unless 0 <= key_start <= key_end <= Tk in every row.
 
-    An accelerator checks by itself, later, with a device-side assertion: to wait for its numbers would stall it. So
-    does a compiled graph, which has no numbers yet.
+    It reads numbers, so it runs inside the operator. On an accelerator it queues a device-side assertion, since waiting
+    for the numbers would stall the device. In a compiled graph, where there are no numbers yet, it does the same.
+
+    Raises:
+        ValueError: on a CPU, naming the row.
+        RuntimeError: elsewhere, later.
     """
-    some = start if start is not None else end
-    if some is None:
+    given = start if start is not None else end
+    if given is None:
         return
-    start = torch.zeros_like(some) if start is None else start
-    end = torch.full_like(some, key_length) if end is None else end
+    start = torch.zeros_like(given) if start is None else start
+    end = torch.full_like(given, key_length) if end is None else end
     valid = (start >= 0) & (start <= end) & (end <= key_length)
     if torch.compiler.is_compiling() or valid.device.type != "cpu":
         assert_later(valid.all(), f"expected 0 <= key_start <= key_end <= Tk = {key_length} in every row")

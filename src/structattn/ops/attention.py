@@ -1,4 +1,4 @@
-"""MLR attention, the face: its meaning, and its arguments checked before any work.
+"""`mlr_attention`: its definition, and the checks of its arguments before any work.
 
 Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv), output (B, Hq, Tq, dv).
 """
@@ -47,7 +47,7 @@ def mlr_attention(
         out_i       = Σ_j softmax_j(score(i, ·)) v_j
 
     `Hierarchy.flat(r)` is `torch.nn.functional.scaled_dot_product_attention`, whose argument names are used here.
-    A query that sees no key, or stands before its row's first valid key, gives zeros and zero gradients. There are
+    A query that sees no key, or stands before its row's first valid key, gives zeros and zero gradients. It has
     first derivatives in reverse mode, also under `torch.func.grad` and `torch.vmap`.
 
     Args:
@@ -55,27 +55,27 @@ def mlr_attention(
         key: `(B, Hkv, Tk, r)`, same dtype.
         value: `(B, Hkv, Tk, dv)`, same dtype; `dv` may differ from `r`.
         hierarchy: the levels; its ranks sum to `r`.
-        is_causal: whether query `i` sees only keys `j <= query_offset + i`.
+        is_causal: let query `i` see only keys `j <= query_offset + i`.
         scale: factor on every score; `1/sqrt(r)` by default.
         attn_bias: added to the scores; a float tensor broadcastable to `(B, Hq, Tq, Tk)`, of the query's dtype or
             float32; `-inf` masks a pair. It receives a gradient where it requires one.
-        key_start: `(B,)` integers, the first valid key of each row. Positions count from it, so a left-padded row gives
-            what it gives unpadded.
+        key_start: `(B,)` integers, the first valid key of each row. Positions count from it, so that padding on the
+            left changes no result.
         key_end: `(B,)` integers, one past the last valid key of each row.
         query_offset: index of the first query among the keys: a chunk of queries against a longer row of keys.
         enable_gqa: allow `Hkv < Hq` (it must divide): query head `h` reads key head `h // (Hq / Hkv)`.
         dropout_p: share of probabilities to drop, the rest scaled by `1/(1 - dropout_p)`. The mask is drawn from the
-            default generator's state (`torch.manual_seed`).
+            default generator (`torch.manual_seed`).
         backend: `"auto"`, or a name from `structattn.ops.backends()`.
 
     Returns:
         `(B, Hq, Tq, dv)` in the query's dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came; also where a named backend cannot
-            serve the call.
-        NotImplementedError: forward-mode differentiation, which would otherwise lose tangents silently.
-        RuntimeError: a second derivative, once it is asked for.
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        ValueError: the named backend cannot serve the call; the message says why.
+        NotImplementedError: an input carries a forward-mode tangent.
+        RuntimeError: a second derivative is asked for.
     """
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)

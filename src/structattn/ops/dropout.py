@@ -1,7 +1,7 @@
 """Attention dropout as a pure function of (seed, head, query, key).
 
-Every backend, forward or backward, in whatever tiles it goes through the scores, drops the same entries: nothing is
-stored, and a result does not depend on the backend. A generator's stream could not be replayed tile by tile.
+Every backend drops the same entries, in forward and backward, whatever its tiles: no mask is stored. A generator's
+stream could not be replayed tile by tile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijective 32-bit hash (two rounds of multiply and xor-shift), on int64 tensors."""
+    """Return a bijective 32-bit hash (two rounds of multiply and xor-shift) of int64 tensors."""
     x = x & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
@@ -21,7 +21,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keep_mask(seed: Tensor, batch_heads: Tensor, queries: Tensor, keys: Tensor, dropout_p: float) -> Tensor:
-    """Which scores survive: bool, the broadcast shape of `batch_heads`, `queries` and `keys`.
+    """Return True where a probability is kept; the shape is that of the three indices, broadcast.
 
     Args:
         seed: `()` int64.

@@ -1,4 +1,4 @@
-"""The hierarchy of MLR attention: which levels there are, what they own, and which pairs they serve.
+"""The hierarchy of MLR attention: its levels, the dimensions each owns, and the blocks of positions that share it.
 
 Symbols: level l = 1..L, level rank r_l, prefix rank R_m = r_1 + … + r_m, block size b_l, depth m(i, j), gain c_m.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    r"""Levels of an MLR attention score (arXiv 2509.07963, section 4).
+    r"""The levels of an MLR attention score (arXiv 2509.07963, section 4).
 
     Positions are absolute. A pair of positions shares level `l` when both lie in the same block of `b_l` positions, and
     its depth is the number of levels it shares::
@@ -30,8 +30,8 @@ class Hierarchy:
         score(i, j) = scale · c_m · Σ_{d < R_m} q_i[d] · k_j[d]           with m = m(i, j), R_m = r_1 + … + r_m
 
     Args:
-        ranks: `r_1 … r_L`, how many dimensions of `q` and `k` each level owns, in order.
-        block_sizes: `b_1 … b_L`; `b_1` is `None` (the whole sequence), and each next one divides the one before it.
+        ranks: `r_1 … r_L`, the number of dimensions of `q` and `k` that each level owns, in order.
+        block_sizes: `b_1 … b_L`; `b_1` is `None` (the whole sequence), and each later one divides the one before it.
         gains: `c_1 … c_L`, the factor on the score of a pair at depth `m`; `"mean"` is `1/m`, `None` is 1 everywhere.
 
     Raises:
@@ -60,7 +60,7 @@ class Hierarchy:
         context_length: int,
         gains: Iterable[float] | Literal["mean"] | None = None,
     ) -> Hierarchy:
-        """Blocks that halve: `None, C/2, C/4, …` for a context of C tokens.
+        """Return a hierarchy whose blocks halve: `None, C/2, C/4, …` for a context of C tokens.
 
         Where C is not a multiple of `2^(L-1)` the smallest block is rounded up and the others are its doubles, so that
         blocks nest and two blocks of level 2 still hold the whole context.
@@ -73,12 +73,12 @@ class Hierarchy:
 
     @classmethod
     def flat(cls, rank: int) -> Hierarchy:
-        """One level: standard attention of head rank `rank`."""
+        """Return the hierarchy of one level: standard attention of head rank `rank`."""
         return cls((rank,), (None,))
 
     @classmethod
     def parse(cls, text: str) -> Hierarchy:
-        """The hierarchy that a text form describes, the inverse of `str`.
+        """Return the hierarchy that `text` describes, the inverse of `str`.
 
         `RANKS[@BLOCKS][/GAINS]`. Ranks are `32|8|4` or `8x4` (four levels of 8). Blocks are a context length (`@1024`,
         halving as in `dyadic`) or all of them (`@*|96|48`). Gains are `/mean` or numbers (`/1|0.5|0.25`), by default 1.
@@ -100,7 +100,7 @@ class Hierarchy:
         return cls(ranks, blocks, gains)
 
     def __str__(self) -> str:
-        """The text form, which `parse` reads back."""
+        """Return the text that `parse` reads back."""
         text = "|".join(map(str, self.ranks))
         if self.levels > 1:
             context = 2 * (self.block_sizes[1] or 0)
@@ -114,17 +114,17 @@ class Hierarchy:
 
     @property
     def levels(self) -> int:
-        """The number of levels L."""
+        """Number of levels, L."""
         return len(self.ranks)
 
     @property
     def rank(self) -> int:
-        """The head rank `r = Σ r_l`: the width of `q` and `k`."""
+        """Head rank `r = Σ r_l`, the width of `q` and `k`."""
         return sum(self.ranks)
 
     @property
     def prefix_ranks(self) -> tuple[int, ...]:
-        """`R_1 … R_L`, the inner width of a pair at each depth."""
+        """`R_1 … R_L`: the width of the dot product of a pair at each depth."""
         return tuple(itertools.accumulate(self.ranks))
 
     @overload
@@ -134,17 +134,17 @@ class Hierarchy:
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def depth(self, i: int | torch.Tensor, j: int | torch.Tensor) -> int | torch.Tensor:
-        """`m(i, j)` in 1..L for positions `i` and `j`: integers, or integer tensors that broadcast."""
+        """Return `m(i, j)`, in 1..L, for positions `i` and `j`: integers, or integer tensors that broadcast."""
         depth: Any = 1 + 0 * (i + j)
         for size in self.block_sizes:
             depth = depth + (size is not None and i // size == j // size)
         return depth
 
     def key_numbers(self, length: int) -> int:
-        """Live key numbers per head when generating at `length` tokens.
+        """Return how many numbers of keys one head keeps when generating at `length` tokens.
 
-        `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)`: level `l` is kept for the current block alone, since no later query
-        shares level `l` with an earlier one.
+        `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)`: level `l` is kept for the current block only, since no later query
+        shares level `l` with an earlier block.
         """
         if length == 0:
             return 0
@@ -153,7 +153,7 @@ class Hierarchy:
         return length * self.ranks[0] + sum(rank * (length % size or size) for rank, size in finite if size)
 
     def pair_counts(self, query_length: int, key_length: int, *, is_causal: bool, query_offset: int = 0) -> list[int]:
-        """For each level, the number of visible pairs that share it: query positions count from `query_offset`."""
+        """Return, for each level, the number of visible pairs that share it; queries stand from `query_offset` on."""
         whole = max(query_offset + query_length, key_length)
         i = np.arange(query_offset, query_offset + query_length)
         visible_end = np.minimum(i + 1, key_length) if is_causal else np.full_like(i, key_length)
@@ -165,7 +165,7 @@ class Hierarchy:
         return counts
 
     def plot(self, length: int | None = None, ax: Axes | None = None) -> Axes:
-        """Draw the inner width `R_m(i, j)` that each pair of positions gets, on `ax` or a new figure.
+        """Draw the width `R_m(i, j)` of each pair's dot product, on `ax` or a new figure.
 
         Args:
             length: positions to draw; by default two blocks of level 2, or 64 where there is one level.
@@ -187,7 +187,7 @@ class Hierarchy:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """Ranks from `32|8|4` (bars or commas) or `8x4`, four levels of 8; ValueError otherwise."""
+    """Return ranks from `32|8|4` (bars or commas) or `8x4`, four levels of 8; ValueError otherwise."""
     rank, times, count = text.partition("x")
     if times:
         return (_integer(rank, text),) * _integer(count, text)

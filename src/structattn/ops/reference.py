@@ -1,6 +1,6 @@
-"""The definition of MLR attention in dense PyTorch: every other backend is tested against it in float64.
+"""The definition of MLR attention in dense PyTorch; every other backend is tested against it in float64.
 
-It sums levels, as the paper writes the score; the other backends take prefixes. Memory is O(Tq · Tk).
+It sums the score level by level, as the paper does; the other backends take prefixes. Memory is O(Tq · Tk).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from structattn.ops.dropout import keep_mask
 
 
 def ineligible(call: Call | None = None) -> str | None:
-    """None: it serves every call, at a dense price."""
+    """Return None: it serves every call, at the cost of dense scores."""
     return None
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    """Output `(B, Hq, Tq, dv)` and log-sum-exp `(B, Hq, Tq)`, see `Backend`; differentiable by autograd."""
+    """Return output and log-sum-exp, see `Backend`; autograd can differentiate it."""
     probability, keep, lse = _probabilities(call)
     return (probability * keep) @ _per_query_head(call, call.value), lse
 
 
 def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax of the scores `(B, Hq, Tq, Tk)`, dropout's factor on it, log-sum-exp `(B, Hq, Tq)`."""
+    """Return softmax of the scores `(B, Hq, Tq, Tk)`, dropout's factor on it, and log-sum-exp `(B, Hq, Tq)`."""
     ranks = call.hierarchy.ranks
     query, key = call.query.split(ranks, -1), _per_query_head(call, call.key).split(ranks, -1)
     i, j, visible = _positions(call)
@@ -33,10 +33,10 @@ def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
         score = score + call.attn_bias.to(call.query.dtype)
     score = score.masked_fill(~visible, -torch.inf)
 
-    empty = (score == -torch.inf).all(-1, keepdim=True)
-    score = score.masked_fill(empty, 0.0)
-    probability = torch.softmax(score, -1).masked_fill(empty, 0.0)
-    lse = torch.logsumexp(score.to(call.lse_dtype), -1).masked_fill(empty[..., 0], torch.inf)
+    no_keys_visible = (score == -torch.inf).all(-1, keepdim=True)
+    score = score.masked_fill(no_keys_visible, 0.0)
+    probability = torch.softmax(score, -1).masked_fill(no_keys_visible, 0.0)
+    lse = torch.logsumexp(score.to(call.lse_dtype), -1).masked_fill(no_keys_visible[..., 0], torch.inf)
     if call.seed is None:
         return probability, torch.ones((), dtype=score.dtype, device=score.device), lse
     batch, heads, query_length, key_length = score.shape
@@ -47,7 +47,7 @@ def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _positions(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of queries `(B or 1, 1, Tq, 1)` and keys `(B or 1, 1, 1, Tk)`, and which pairs are visible."""
+    """Return positions of queries `(B or 1, 1, Tq, 1)` and keys `(B or 1, 1, 1, Tk)`, and which pairs are visible."""
     device, query_length, key_length = call.query.device, call.query.shape[2], call.key.shape[2]
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     start = (zero if call.key_start is None else call.key_start).view(-1, 1, 1, 1)
@@ -59,21 +59,21 @@ def _positions(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _level_weights(call: Call, i: Tensor, j: Tensor) -> list[Tensor]:
-    """For each level, what it contributes to a pair's score: `scale · c_m` if both are in one block, else 0."""
+    """Return, for each level, the factor on its dot products: `scale · c_m` where a pair shares a block, else 0."""
     gains = torch.tensor(call.hierarchy.gains, dtype=call.query.dtype, device=call.query.device)
     weight = call.scale * gains[call.hierarchy.depth(i, j) - 1]
     return [weight if size is None else weight * (i // size == j // size) for size in call.hierarchy.block_sizes]
 
 
 def _per_query_head(call: Call, tensor: Tensor) -> Tensor:
-    """`(B, Hkv, …)` as `(B, Hq, …)`: each key head serves a run of query heads."""
+    """Return `(B, Hkv, …)` as `(B, Hq, …)`, each key head repeated for its query heads."""
     return tensor.repeat_interleave(call.query.shape[1] // tensor.shape[1], dim=1)
 
 
 def backward(
     call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of query, key, value and bias, see `Backend`; tested against autograd through `forward`."""
+    """Return the gradients, see `Backend`; they are tested against autograd through `forward`."""
     probability, keep, _ = _probabilities(call)
     ranks, value = call.hierarchy.ranks, _per_query_head(call, call.value)
     query, key = call.query.split(ranks, -1), _per_query_head(call, call.key).split(ranks, -1)

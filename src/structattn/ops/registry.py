@@ -1,4 +1,4 @@
-"""The registry of backends, best first, and the choice among them."""
+"""The backends, best first, and the choice among them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from structattn import checks
 from structattn.ops import cpu, reference, tiled, triton
 from structattn.ops.call import Backend, Call, as_backend
 
-# In order of preference: "auto" takes the first one that serves a call.
+# In order of preference: "auto" takes the first that serves a call.
 REGISTRY: dict[str, Backend] = {
     "cpu": as_backend(cpu),
     "triton": as_backend(triton),
@@ -19,14 +19,14 @@ REGISTRY: dict[str, Backend] = {
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can serve on this machine (or a given call), and if not, why."""
+    """A backend, and the reason why it cannot serve this machine (or a given call), if there is one."""
 
     name: str
     reason: str | None
 
     @property
     def eligible(self) -> bool:
-        """True where nothing stands against it."""
+        """True if there is no reason against it."""
         return self.reason is None
 
     def __str__(self) -> str:
@@ -34,19 +34,19 @@ class BackendStatus:
 
 
 def backends(call: Call | None = None) -> list[BackendStatus]:
-    """Every backend in order of preference, with the reason where it cannot serve this machine (or `call`)."""
+    """Return the status of every backend for this machine (or for `call`), in order of preference."""
     return [BackendStatus(name, backend.ineligible(call)) for name, backend in REGISTRY.items()]
 
 
 def check_name(name: str) -> str:
-    """`name` if it is `"auto"` or a backend's; ValueError with the list and the nearest otherwise."""
+    """Return `name` if it is `"auto"` or a backend's name; ValueError with the known names otherwise."""
     return checks.one_of("backend", name, ["auto", *REGISTRY])
 
 
 def choose(name: str, call: Call) -> Backend:
-    """The backend of that name, or for `"auto"` the first that serves; ValueError with its reason if it cannot."""
+    """Return the named backend, or for `"auto"` the first that serves; ValueError with the reason if it cannot."""
     if name == "auto":
-        # Triton's interpreter is there for tests: on a CPU that backend serves only by name.
+        # On a CPU Triton means its interpreter, which is for tests: only by name.
         names = (each for each in REGISTRY if each != "triton" or call.query.is_cuda)
         return REGISTRY[next(each for each in names if REGISTRY[each].ineligible(call) is None)]
     reason = REGISTRY[check_name(name)].ineligible(call)

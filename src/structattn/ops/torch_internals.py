@@ -1,6 +1,6 @@
-"""Private names of torch that this package reads, and what replaces each in a version of torch that lacks it.
+"""Private names of torch that this package reads, and a fallback for each that is missing.
 
-The replacement is slower, or answers "cannot be known", which every caller treats as the case that is always correct.
+A fallback is slower, or says "not known"; callers then take the way that is always correct.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WATCHERS = (
     "autograd.forward_ad._current_level",
     "Tensor._is_zerotensor",
 )
-"""Names that tell whether something watches operators; all are needed for the short way around them."""
+"""Names that tell whether something watches operators; the direct way around them needs all."""
 
 
 def find(name: str) -> Any:
