@@ -1,7 +1,7 @@
-"""What a structure, an op call and a layer cost: formulas, and a counter of real calls that agrees with them.
+"""FLOPs of structures, op calls and layers: formulas, and a counter of real calls that agrees with them.
 
-A multiply-add is 2 FLOPs. Matrix products alone count: norms, softmax, rotations and scalings do not, here or in
-torch's counter. Attention counts the pairs a mask leaves visible, so that a causal call costs half a dense one.
+A multiply-add is 2 FLOPs. Only matrix products count, not norms, softmax, rotations and scalings, here as in torch's
+counter. Attention counts visible pairs, so that a causal call costs half a dense one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Flops:
     forward: int
     backward: int
     scores: int = field(default=0, compare=False)
-    """What inner products of queries and keys take of `forward`: a part of it, not a third cost."""
+    """The part of `forward` that the inner products of queries and keys take."""
 
     @property
     def training(self) -> int:
@@ -41,13 +41,13 @@ class Flops:
 
 
 def linear(dim_in: int, dim_out: int, tokens: int = 1) -> Flops:
-    """A dense matrix on `tokens` vectors: `2·N·D_in·D_out`, and twice that backward (input and weight)."""
+    """Return the cost of a dense matrix on N = `tokens` vectors: `2·N·D_in·D_out`, and twice that backward."""
     forward = 2 * tokens * dim_in * dim_out
     return Flops(forward, 2 * forward)
 
 
 def structure(matrix: Structure, operation: Operation = "forward", tokens: int = 1) -> Flops:
-    """A structured matrix on `tokens` vectors, all its heads; backward is twice forward, as for a dense one.
+    """Return the cost of a structured matrix on `tokens` vectors, all heads; backward is twice forward.
 
     Args:
         matrix: any structure.
@@ -69,7 +69,7 @@ def attention(
     is_causal: bool = False,
     query_offset: int = 0,
 ) -> Flops:
-    """One call of `mlr_attention`; with `Hierarchy.flat(r)`, of `scaled_dot_product_attention`.
+    """Return the cost of one call of `mlr_attention`; with `Hierarchy.flat(r)`, of standard attention.
 
     With `P_l` the visible pairs that share level `l`, `S = Σ_l r_l·P_l` and `V = dv·P_1`: forward `2(S + V)`, backward
     `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
@@ -81,7 +81,7 @@ def attention(
         key_length: `Tk`; `Tq` by default.
         heads: query heads.
         batch: rows.
-        is_causal: whether only pairs `j <= query_offset + i` count.
+        is_causal: count only pairs `j <= query_offset + i`.
         query_offset: index of the first query among the keys.
     """
     key_length = query_length if key_length is None else key_length
@@ -94,7 +94,7 @@ def attention(
 def sliding_window(
     window: int, rank: int, value_dim: int, length: int, *, heads: int = 1, batch: int = 1, is_causal: bool = True
 ) -> Flops:
-    """One call of the sliding window op, without padding: the blocks it really multiplies.
+    """Return the cost of one call of `window_attention` without padding: the blocks that it multiplies.
 
     The first `window` queries count their visible pairs; each later block of `window` queries counts all of its
     `2·window` keys (`3·window` where not causal), about twice the pairs inside the window.
@@ -106,7 +106,7 @@ def sliding_window(
         length: tokens.
         heads: query heads.
         batch: rows.
-        is_causal: whether the window reaches back alone.
+        is_causal: the window covers only earlier tokens.
     """
     flat = Hierarchy.flat(rank)
     total = Flops(0, 0)
@@ -117,17 +117,17 @@ def sliding_window(
 
 
 def counter() -> FlopCounterMode:
-    """A context that counts the FLOPs of real calls, forward and backward, by the formulas of this module.
+    """Return a context that counts the FLOPs of real calls, forward and backward, by this module's formulas.
 
-    torch's own counter takes a causal `scaled_dot_product_attention` for a dense one and knows nothing of the CPU
-    kernel; this one counts visible pairs for all of its kernels::
+    torch's own counter takes a causal `scaled_dot_product_attention` for a dense one and does not know the CPU kernel.
+    This one counts visible pairs for all of PyTorch's kernels::
 
         with flops.counter() as count:
             layer(x).sum().backward()
         count.get_total_flops()
 
-    Count on the eager module: torch's counter raises around a compiled one. Shapes do not show padding: a padded call
-    counts as an unpadded one of its length, but for a sliding window, whose blocks then lie otherwise.
+    Count on the eager module: torch's counter raises around a compiled one. Shapes do not show padding, so a padded
+    call counts as an unpadded one of its length. A padded sliding window is the exception: its blocks lie otherwise.
     """
     names = [
         "_scaled_dot_product_flash_attention_for_cpu",

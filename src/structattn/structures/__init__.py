@@ -1,4 +1,4 @@
-"""Structured matrices: one face (`Structure`), seven families, and a table of what each costs."""
+"""Structured matrices: `Structure` and its seven families, and a table of their costs."""
 
 from structattn.structures.base import Structure
 from structattn.structures.butterfly import Butterfly

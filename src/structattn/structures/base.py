@@ -1,4 +1,4 @@
-"""The face every structured matrix shares.
+"""`Structure`: what every structured matrix provides.
 
 Shape legend: `...` any batch axes, `H` heads (absent when `heads=None`), `F` = `feature_dim`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ Operation = Literal["forward", "adjoint", "left", "right"]
 Fans = tuple[int, int]
 
 
+class StructureOptions(TypedDict, total=False):
+    """Keywords of every family's constructor; `Structure` explains them and has their defaults."""
+
+    heads: int | None
+    normalize: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    generator: torch.Generator | None
+
+
 class Structure(nn.Module, abc.ABC):
     r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of `heads` of them.
 
@@ -36,43 +46,55 @@ class Structure(nn.Module, abc.ABC):
     blocks of a factor of one head: each head is a matrix of its own, so a stack of heads equals the
     same matrices held apart.
 
-    Factors start normal with deviation `1/sqrt(fan_in)`, `fan_in` being that of one block
+    Factors start normal with deviation `1/sqrt(fan_in)`, with the `fan_in` of one block
     (:meth:`factor_fans`). Where each factor feeds the next (BTT, Monarch, Kronecker, Butterfly), an input
     of unit variance gives entries of `M y` of order 1, under both values of `normalize`. Where both factors
-    face an input (LowRank, MLR), it is the entries of `left(x)` and `right(y)` that are of order 1, as with
-    the query and key projections of standard attention.
+    are applied to an input (LowRank, MLR), the entries of `left(x)` and `right(y)` are of order 1, like the
+    queries and keys of standard attention.
 
     Attributes:
         dim_out: Rows of each matrix, the width of `x`.
         dim_in: Columns of each matrix, the width of `y`.
         heads: Number of matrices in the stack; None means a single matrix without a head axis.
-        normalize: Whether factors are used normalised.
+        normalize: True if factors are used normalised.
+
+    Args:
+        dim_out: Rows of each matrix.
+        dim_in: Columns of each matrix.
+        factors: Shape (without heads) and fans of each factor, by parameter name.
+        heads: Number of matrices in the stack; None for one matrix without a head axis.
+        normalize: Use the factors normalised.
+        device: Where the factors live.
+        dtype: Their dtype.
+        generator: Source of the initial factors.
     """
 
-    def __init__(self, dim_out: int, dim_in: int, *, heads: int | None, normalize: bool) -> None:
+    def __init__(
+        self,
+        dim_out: int,
+        dim_in: int,
+        factors: Mapping[str, tuple[tuple[int, ...], Fans]],
+        *,
+        heads: int | None = None,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.dim_out = positive_int("dim_out", dim_out)
         self.dim_in = positive_int("dim_in", dim_in)
         self.heads = None if heads is None else positive_int("heads", heads)
         self.normalize = boolean("normalize", normalize)
         self._fans: dict[str, Fans] = {}
-
-    # ---- factors
-
-    def _create_factors(
-        self,
-        shapes_and_fans: Mapping[str, tuple[tuple[int, ...], Fans]],
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        generator: torch.Generator | None,
-    ) -> None:
-        """Register one parameter `([H,] *shape)` for each name, and draw it."""
         lead = () if self.heads is None else (self.heads,)
-        for name, (shape, fans) in shapes_and_fans.items():
+        for name, (shape, fans) in factors.items():
             parameter = nn.Parameter(torch.empty(*lead, *shape, device=device, dtype=dtype))
             self.register_parameter(name, parameter)
             self._fans[name] = fans
         self.reset_parameters(generator)
+
+    # ---- factors
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -84,16 +106,16 @@ class Structure(nn.Module, abc.ABC):
             parameter.copy_(draw / math.sqrt(fan_in))
 
     def factor_fans(self) -> dict[str, Fans]:
-        """`(fan_in, fan_out)` of one block of each factor, by parameter name.
+        """Return `(fan_in, fan_out)` of one block of each factor, by parameter name.
 
         They set the initial deviation, the bound of the weight normalisation, and learning rates under muP.
         """
         return dict(self._fans)
 
     def factor(self, name: str) -> Tensor:
-        """The factor `name` as it is used: `W / max(1, rms(W) / rms₀)`, or `W` with `normalize=False`.
+        """Return the factor `name` as it is used: `W / max(1, rms(W) / rms₀)`, or `W` with `normalize=False`.
 
-        The only place that normalises. `rms` is taken per head, over all blocks of the factor.
+        `rms` is taken per head, over all blocks of the factor.
         """
         weight: Tensor = getattr(self, name)
         if not self.normalize:
@@ -107,7 +129,7 @@ class Structure(nn.Module, abc.ABC):
         return weight / (rms / (math.sqrt(size) * bound)).clamp(min=1.0)
 
     def _stacked_factor(self, name: str) -> Tensor:
-        """:meth:`factor` with a head axis in front, of size 1 where `heads` is None."""
+        """Return :meth:`factor` with a head axis in front, of size 1 where `heads` is None."""
         weight = self.factor(name)
         return weight.unsqueeze(0) if self.heads is None else weight
 
@@ -115,18 +137,18 @@ class Structure(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def dense(self) -> Tensor:
-        """The matrix itself, `([H,] dim_out, dim_in)`: the oracle of the tests, not a way to compute."""
+        """Return the matrix itself, `([H,] dim_out, dim_in)`: for tests and inspection, not to compute with."""
 
     @abc.abstractmethod
     def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
-        """`Φ_L` or `Φ_R` of rows `(N, dim)`: `(N, H, F)`."""
+        """Return `Φ_L` or `Φ_R` applied to rows `(N, dim)`: `(N, H, F)`."""
 
     @abc.abstractmethod
     def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
-        """`Φ_Lᵀ` or `Φ_Rᵀ` of features `(N, H, F)`: `(N, H, dim)`."""
+        """Return `Φ_Lᵀ` or `Φ_Rᵀ` applied to features `(N, H, F)`: `(N, H, dim)`."""
 
     def forward(self, y: Tensor) -> Tensor:
-        """`M y` for `y (..., dim_in)`: `(..., [H,] dim_out)`. All heads share the one input.
+        """Return `M y` for `y (..., dim_in)`: `(..., [H,] dim_out)`. All heads share the input.
 
         Raises:
             TypeError: `y` is no tensor, or its dtype differs from the factors' (outside autocast).
@@ -136,27 +158,27 @@ class Structure(nn.Module, abc.ABC):
         return self._unflatten(y, self._lift("left", self._features("right", rows)))
 
     def adjoint(self, x: Tensor) -> Tensor:
-        """`Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`. Errors as :meth:`forward`."""
+        """Return `Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`. Errors as in :meth:`forward`."""
         rows = self._rows("x", x, self.dim_out)
         return self._unflatten(x, self._lift("right", self._features("left", rows)))
 
     def left(self, x: Tensor) -> Tensor:
-        """Features of `x (..., dim_out)`: `(..., [H,] feature_dim)`, what attention takes as queries."""
+        """Return the features of `x (..., dim_out)`, `(..., [H,] feature_dim)`: the queries of attention."""
         return self._unflatten(x, self._features("left", self._rows("x", x, self.dim_out)))
 
     def right(self, y: Tensor) -> Tensor:
-        """Features of `y (..., dim_in)`: `(..., [H,] feature_dim)`, what attention takes as keys."""
+        """Return the features of `y (..., dim_in)`, `(..., [H,] feature_dim)`: the keys of attention."""
         return self._unflatten(y, self._features("right", self._rows("y", y, self.dim_in)))
 
     def bilinear(self, x: Tensor, y: Tensor) -> Tensor:
-        """`xᵀ M y` for `x (..., dim_out)` and `y (..., dim_in)`, whose batch axes broadcast: `(..., [H])`."""
+        """Return `xᵀ M y` for `x (..., dim_out)` and `y (..., dim_in)`, whose batch axes broadcast: `(..., [H])`."""
         return (self.left(x) * self.right(y)).sum(-1)
 
     def project_(self, target: Tensor) -> Self:
-        """Become the member nearest to `target` in Frobenius norm, in place; returns `self`.
+        """Become the member nearest to `target` in Frobenius norm, in place, and return `self`.
 
-        Each family says how near: the global optimum where there is a closed form, otherwise a fit whose
-        error only falls. A member of the family is recovered. Computed in float64.
+        Where there is a closed form the result is the global optimum, otherwise a fit whose error only falls;
+        each family says which. A target that is a member of the family is recovered. Computed in float64.
 
         Args:
             target: `([H,] dim_out, dim_in)`, floating.
@@ -187,28 +209,28 @@ class Structure(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _nearest(self, target: Tensor) -> dict[str, Tensor]:
-        """Factors `(H, *shape)`, by parameter name, of the member near `target (H, dim_out, dim_in)`."""
+        """Return factors `(H, *shape)`, by parameter name, of the member near `target (H, dim_out, dim_in)`."""
 
     @abc.abstractmethod
     def as_mlbtc(self) -> MLBTC:
-        """The same matrix (equal :meth:`dense`) as an `MLBTC` with `normalize=False` and factors of its own."""
+        """Return an `MLBTC` of the same matrix (equal :meth:`dense`), with `normalize=False` and its own factors."""
 
     # ---- what it costs
 
     @property
     @abc.abstractmethod
     def feature_dim(self) -> int:
-        """Width of `left(x)` and `right(y)`: the inner product that attention pays for."""
+        """Width of `left(x)` and `right(y)`, and so of the dot product in attention."""
 
     @property
     def level_features(self) -> tuple[int, ...]:
-        """Widths of the consecutive slices of the features that belong to each level; they sum to `feature_dim`."""
+        """Width of each level's slice of the features, in order; they sum to `feature_dim`."""
         return (self.feature_dim,)
 
     @property
     @abc.abstractmethod
     def num_parameters(self) -> int:
-        """Number of parameters of all heads: that of one matrix times `heads`."""
+        """Number of parameters of all heads."""
 
     @property
     @abc.abstractmethod
@@ -221,7 +243,7 @@ class Structure(nn.Module, abc.ABC):
         return self.flops_of("forward")
 
     def flops_of(self, operation: Operation) -> int:
-        """FLOPs of one call for one vector and all heads; a multiply-add is 2.
+        """Return FLOPs of one call for one vector and all heads; a multiply-add is 2.
 
         Args:
             operation: `"left"`, `"right"`, `"forward"` or `"adjoint"`. The last two both pass through both
@@ -234,7 +256,7 @@ class Structure(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _feature_flops(self, side: Literal["left", "right"]) -> int:
-        """FLOPs of the features of one side, for one vector and all heads."""
+        """Return FLOPs of the features of one side, for one vector and all heads."""
 
     # ---- helpers
 
@@ -242,7 +264,7 @@ class Structure(nn.Module, abc.ABC):
         return (*(() if self.heads is None else (self.heads,)), self.dim_out, self.dim_in)
 
     def _rows(self, name: str, value: Tensor, dim: int) -> Tensor:
-        """`value (..., dim)` as `(N, dim)`, checked."""
+        """Return `value (..., dim)` as `(N, dim)`, checked."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if value.dim() == 0 or value.shape[-1] != dim:
@@ -255,20 +277,20 @@ class Structure(nn.Module, abc.ABC):
         return value.reshape(-1, dim)
 
     def _unflatten(self, like: Tensor, result: Tensor) -> Tensor:
-        """`(N, H, width)` with the batch axes of `like` back in place of `N`; no head axis where `heads` is None."""
+        """Return `(N, H, width)` with the batch axes of `like` for `N`, and no head axis where `heads` is None."""
         heads = () if self.heads is None else (self.heads,)
         return result.reshape(*like.shape[:-1], *heads, result.shape[-1])
 
     def _shape_repr(self) -> str:
-        """The arguments that give this member its shape, as in its constructor."""
+        """Return the constructor's arguments that set the shape, as text."""
         return f"{self.dim_out}, {self.dim_in}"
 
     def describe(self) -> str:
-        """The call that makes this member, without where it lives: `BTT(256, 256, rank=1, heads=8)`."""
+        """Return the constructor's call without device and dtype: `BTT(256, 256, rank=1, heads=8)`."""
         heads = "" if self.heads is None else f", heads={self.heads}"
         return f"{type(self).__name__}({self._shape_repr()}{heads})"
 
     def extra_repr(self) -> str:
-        """The constructor's arguments, as PyTorch prints them within the class name's brackets."""
+        """Return the constructor's arguments, for `repr`."""
         heads = "" if self.heads is None else f", heads={self.heads}"
         return f"{self._shape_repr()}{heads}, normalize={self.normalize}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from structattn.structures.base import Structure
 from structattn.structures.contraction import Level, diagonal_blocks, multiply_per_head, multiply_shared
 from structattn.structures.mlbtc import MLBTC
 from structattn.structures.projection import nearest_level
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from structattn.structures.base import StructureOptions
 
 
 class Butterfly(Structure):
@@ -26,15 +31,11 @@ class Butterfly(Structure):
 
     `project_` factors hierarchically: a member is a BTT of rank one whose blocks are butterflies again, so rank-one
     SVDs halve the problem until pairs are left (Zheng, Riccietti and Gribonval 2023). Members are recovered; for
-    other targets each split is optimal, the whole is near so.
+    other targets each split is optimal, and the whole close to it.
 
     Args:
         dim: Rows and columns, a power of two and at least 2.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: `dim` is not a power of two of at least 2.
@@ -43,20 +44,15 @@ class Butterfly(Structure):
     def __init__(
         self,
         dim: int,
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         if positive_int("dim", dim) < 2 or dim & (dim - 1):
             raise ValueError(f"dim must be a power of two of at least 2, got {dim}")
-        super().__init__(dim, dim, heads=heads, normalize=normalize)
-        self.depth = dim.bit_length() - 1
-        self._right_depth = (self.depth + 1) // 2
-        factors = {f"factor_{i}": ((dim // 2, 2, 2), (2, 2)) for i in range(1, self.depth + 1)}
-        self._create_factors(factors, device, dtype, generator)
+        depth = dim.bit_length() - 1
+        factors = {f"factor_{i}": ((dim // 2, 2, 2), (2, 2)) for i in range(1, depth + 1)}
+        super().__init__(dim, dim, factors, **options)
+        self.depth = depth
+        self._right_depth = (depth + 1) // 2
 
     def _right_stages(self) -> range:
         return range(1, self._right_depth + 1)
@@ -65,11 +61,11 @@ class Butterfly(Structure):
         return range(self._right_depth + 1, self.depth + 1)
 
     def dense(self) -> Tensor:
-        """The matrix itself, `([H,] dim, dim)`."""
+        """Return the matrix itself, `([H,] dim, dim)`."""
         return self._product(range(1, self.depth + 1)).reshape(self._dense_shape())
 
     def _product(self, stages: Sequence[int]) -> Tensor:
-        """The product of some of the factors as matrices, first stage rightmost: `(H, dim, dim)`."""
+        """Return the product of some of the factors as matrices, first stage rightmost: `(H, dim, dim)`."""
         like = self._stacked_factor("factor_1")
         product = torch.eye(self.dim_in, dtype=like.dtype, device=like.device)[None]
         for stage in stages:
@@ -101,20 +97,20 @@ class Butterfly(Structure):
         return state.permute(2, 0, 1)
 
     def _ascend(self, state: Tensor, stage: int) -> Tensor:
-        """Factor `stage` on `state (H or 1, D, N)`: it mixes the lowest index bit, which then goes to the top."""
+        """Apply factor `stage` to `state (H or 1, D, N)`: mix the lowest index bit, then move it to the top."""
         pairs = state.unflatten(1, (-1, 2)).transpose(2, 3)  # (.., D/2, N, 2)
         mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}").mT)
         return mixed.movedim(3, 1).flatten(1, 2)
 
     def _descend(self, state: Tensor, stage: int) -> Tensor:
-        """The transpose of :meth:`_ascend`: the top index bit comes down and is mixed by the transposed factor."""
+        """Apply the transpose of :meth:`_ascend`: move the top index bit down, then mix it by the transposed factor."""
         pairs = state.unflatten(1, (2, -1)).movedim(1, 3)
         mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}"))
         return mixed.transpose(2, 3).flatten(1, 2)
 
     @staticmethod
     def _mix(pairs: Tensor, weight: Tensor) -> Tensor:
-        """`pairs (H or 1, D/2, N, 2)` times `weight (H, D/2, 2, 2)`: `(H, D/2, N, 2)`."""
+        """Return `pairs (H or 1, D/2, N, 2)` times `weight (H, D/2, 2, 2)`: `(H, D/2, N, 2)`."""
         if pairs.shape[0] == 1:
             return multiply_shared(pairs[0], weight).permute(2, 0, 1, 3)
         return multiply_per_head(pairs, weight)
@@ -125,10 +121,10 @@ class Butterfly(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """The same matrix as an `MLBTC` with `normalize=False`: a BTT of rank one.
+        """Return an `MLBTC` of the same matrix, with `normalize=False`: a BTT of rank one.
 
-        The first half of the factors mixes the low index bits alone and is block diagonal; the second half mixes
-        the high ones and is block diagonal once low and high bits change places.
+        The first half of the factors mixes only low index bits, so it is block diagonal. The second half mixes only
+        high ones, so it is block diagonal once low and high bits are exchanged.
         """
         low, high = 2**self._right_depth, 2 ** (self.depth - self._right_depth)
         right = diagonal_blocks(self._product(self._right_stages()), high).mT  # (H, c, d, b)
@@ -160,7 +156,7 @@ class Butterfly(Structure):
 
 
 def nearest_butterfly(target: Tensor) -> list[Tensor]:
-    """Factors of a butterfly near each `target (N, n, n)`: stage `i` as `(N, 2^{i-1}, n/2^i, 2, 2)`."""
+    """Return factors of a butterfly near each `target (N, n, n)`: stage `i` is `(N, 2^{i-1}, n/2^i, 2, 2)`."""
     count, n = target.shape[:2]
     if n == 2:
         return [target[:, None, None]]

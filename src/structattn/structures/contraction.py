@@ -1,4 +1,4 @@
-"""One level of the family MLBTC, and the few batched matrix products that apply it.
+"""One level of the family MLBTC, and the batched matrix products that apply it.
 
 Shape legend: `N` rows, `H` heads, `p` diagonal blocks; a block maps `c·d` entries to `a·b` through rank `s`.
 Factors of a level: `right (H, p·c, d, b·s)`, `left (H, p·b, a, c·s)`; features `F = p·b·c·s` in the order
@@ -24,9 +24,9 @@ class Level:
 
         M[(g, i_a, i_b), (g, i_c, i_d)] = weight · Σ_s  L[g, i_b][i_a, (i_c, s)] · R[g, i_c][i_d, (i_b, s)]
 
-    and zero between different diagonal blocks `g`. So `blocks` is what makes a permutation act within a block
-    alone: with `b = c = 1` both permutations are the identity and the level is the block-diagonal low-rank
-    matrix of MLR; with `blocks = 1` it is a BTT (arXiv 2509.07963).
+    and zero between different diagonal blocks `g`. Permutations act within a diagonal block only. With `b = c = 1` both
+    are the identity, and the level is the block-diagonal low-rank matrix of MLR; with `blocks = 1` it is a BTT
+    (arXiv 2509.07963).
 
     Attributes:
         a: Rows of each left block.
@@ -53,11 +53,11 @@ class Level:
         for name in ("a", "b", "c", "d", "s", "blocks"):
             positive_int(name, getattr(self, name))
         if finite("weight", self.weight) == 0.0:
-            raise ValueError("weight must not be zero, got 0: a level of no weight is no level")
+            raise ValueError("weight must not be zero, got 0")
 
     @classmethod
     def low_rank(cls, dim_out: int, dim_in: int, rank: int, blocks: int = 1, weight: float = 1.0) -> Level:
-        """`blocks` diagonal blocks of rank `rank`: a level of MLR, and with one block a low-rank matrix.
+        """Return `blocks` diagonal blocks of rank `rank`: a level of MLR; with one block a low-rank matrix.
 
         Raises:
             TypeError, ValueError: `blocks` does not divide both dims, or a number is not a positive integer.
@@ -79,7 +79,7 @@ class Level:
 
     @property
     def features(self) -> int:
-        """Width of the level's features, `blocks·b·c·s`: also the rank of almost every level that has room."""
+        """Width of the level's features, `blocks·b·c·s`; also the rank of almost every level, if the dims allow it."""
         return self.blocks * self.b * self.c * self.s
 
     @property
@@ -113,21 +113,21 @@ class Level:
 
 
 def multiply_shared(x: Tensor, weight: Tensor) -> Tensor:
-    """Blocks `x (K, N, d)`, the same for all heads, times `weight (H, K, d, e)`: `(K, N, H, e)`."""
+    """Return blocks `x (K, N, d)`, the same for all heads, times `weight (H, K, d, e)`: `(K, N, H, e)`."""
     heads, blocks, d, e = weight.shape
     side_by_side = weight.permute(1, 2, 0, 3).reshape(blocks, d, heads * e)
     return torch.bmm(x, side_by_side).unflatten(-1, (heads, e))
 
 
 def multiply_per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """Blocks `x (H, K, N, d)` times `weight (H, K, d, e)`: `(H, K, N, e)`."""
+    """Return blocks `x (H, K, N, d)` times `weight (H, K, d, e)`: `(H, K, N, e)`."""
     heads, blocks, rows, d = x.shape
     product = torch.bmm(x.reshape(heads * blocks, rows, d), weight.reshape(heads * blocks, d, -1))
     return product.unflatten(0, (heads, blocks))
 
 
 def right_features(y: Tensor, right: Tensor, level: Level) -> Tensor:
-    """`P_R (⊕ R_kᵀ) y` for rows `y (N, dim_in)`: `(N, H, F)`."""
+    """Return `P_R (⊕ R_kᵀ) y` for rows `y (N, dim_in)`: `(N, H, F)`."""
     p, b, c, s = level.blocks, level.b, level.c, level.s
     blocks = y.reshape(-1, p * c, level.d).transpose(0, 1)
     z = multiply_shared(blocks, right)  # (p·c, N, H, b·s)
@@ -136,14 +136,14 @@ def right_features(y: Tensor, right: Tensor, level: Level) -> Tensor:
 
 
 def left_features(x: Tensor, left: Tensor, level: Level) -> Tensor:
-    """`(⊕ L_{k'}ᵀ) P_Lᵀ x` for rows `x (N, dim_out)`: `(N, H, F)`."""
+    """Return `(⊕ L_{k'}ᵀ) P_Lᵀ x` for rows `x (N, dim_out)`: `(N, H, F)`."""
     p, a, b = level.blocks, level.a, level.b
     blocks = x.reshape(-1, p, a, b).permute(1, 3, 0, 2).reshape(p * b, -1, a)
     return multiply_shared(blocks, left).permute(1, 2, 0, 3).flatten(2)
 
 
 def lift_left(features: Tensor, left: Tensor, level: Level) -> Tensor:
-    """`P_L (⊕ L_{k'})` of features `(N, H, F)`: `(N, H, dim_out)`."""
+    """Return `P_L (⊕ L_{k'})` of features `(N, H, F)`: `(N, H, dim_out)`."""
     p, b = level.blocks, level.b
     blocks = features.unflatten(-1, (p * b, -1)).permute(1, 2, 0, 3)
     x = multiply_per_head(blocks, left.transpose(-1, -2))  # (H, p·b, N, a)
@@ -151,7 +151,7 @@ def lift_left(features: Tensor, left: Tensor, level: Level) -> Tensor:
 
 
 def lift_right(features: Tensor, right: Tensor, level: Level) -> Tensor:
-    """`(⊕ R_k) P_Rᵀ` of features `(N, H, F)`: `(N, H, dim_in)`."""
+    """Return `(⊕ R_k) P_Rᵀ` of features `(N, H, F)`: `(N, H, dim_in)`."""
     p, b, c, s = level.blocks, level.b, level.c, level.s
     z = features.unflatten(-1, (p, b, c, s)).permute(1, 2, 4, 0, 3, 5)  # (H, p, c, N, b, s)
     y = multiply_per_head(z.flatten(4).flatten(1, 2), right.transpose(-1, -2))  # (H, p·c, N, d)
@@ -159,7 +159,7 @@ def lift_right(features: Tensor, right: Tensor, level: Level) -> Tensor:
 
 
 def dense_level(left: Tensor, right: Tensor, level: Level) -> Tensor:
-    """The level as a matrix, `(H, dim_out, dim_in)`, from its definition entry for entry (without `weight`)."""
+    """Return the level as a matrix `(H, dim_out, dim_in)`, entry for entry by its definition, without `weight`."""
     p, a, b, c, d, s = level.blocks, level.a, level.b, level.c, level.d, level.s
     tiles_left = left.reshape(-1, p, b, a, c, s)
     tiles_right = right.reshape(-1, p, c, d, b, s)
@@ -168,20 +168,20 @@ def dense_level(left: Tensor, right: Tensor, level: Level) -> Tensor:
 
 
 def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
-    """The `blocks` diagonal blocks of `matrix (H, m, n)`: `(H, blocks, m/blocks, n/blocks)`."""
+    """Return the `blocks` diagonal blocks of `matrix (H, m, n)`: `(H, blocks, m/blocks, n/blocks)`."""
     grid = matrix.unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1))
     return grid.diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
-    """The matrix `(H, p·m, p·n)` with the diagonal blocks `(H, p, m, n)` and zeros elsewhere."""
+    """Return the matrix `(H, p·m, p·n)` with the diagonal blocks `(H, p, m, n)` and zeros elsewhere."""
     on_diagonal = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
     grid = blocks[:, :, :, None, :] * on_diagonal[:, None, :, None]
     return grid.flatten(3, 4).flatten(1, 2)
 
 
 def level_tiles(matrix: Tensor, level: Level) -> Tensor:
-    """The diagonal blocks of `matrix (H, dim_out, dim_in)` cut into the tiles of the level: `(H, p, b, c, a, d)`.
+    """Return the diagonal blocks of `matrix (H, dim_out, dim_in)`, cut into the level's tiles: `(H, p, b, c, a, d)`.
 
     Tile `(i_b, i_c)` of a member of the level is `L[i_b][:, i_c, :] R[i_c][:, i_b, :]ᵀ`, of rank `s`, and no two
     tiles share a number: the best level is the best tiles.
@@ -191,7 +191,7 @@ def level_tiles(matrix: Tensor, level: Level) -> Tensor:
 
 
 def factors_from_tiles(tiles_left: Tensor, tiles_right: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """Factors of the level whose tile `(i_b, i_c)` is `tiles_left @ tiles_rightᵀ`.
+    """Return factors of the level whose tile `(i_b, i_c)` is `tiles_left @ tiles_rightᵀ`.
 
     Args:
         tiles_left: `(H, p, b, c, a, s)`.

@@ -1,16 +1,20 @@
-"""The families that are an MLBTC with its levels filled in: LowRank, MLR, BTT, Monarch."""
+"""The families that are an MLBTC with fixed levels: LowRank, MLR, BTT, Monarch."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from structattn.checks import positive_int, positive_ints
 from structattn.structures.contraction import Level
 from structattn.structures.mlbtc import MLBTC
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from structattn.structures.base import StructureOptions
 
 
 class LowRank(MLBTC):
@@ -23,11 +27,7 @@ class LowRank(MLBTC):
         dim_out: Rows.
         dim_in: Columns.
         rank: Rank of each matrix.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: a dim or the rank is not a positive integer.
@@ -38,23 +38,14 @@ class LowRank(MLBTC):
         dim_out: int,
         dim_in: int,
         rank: int,
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         positive_int("dim_out", dim_out)
         positive_int("dim_in", dim_in)
         positive_int("rank", rank)
         super().__init__(
             [Level.low_rank(dim_out, dim_in, rank)],
-            heads=heads,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-            generator=generator,
+            **options,
         )
         self.rank = rank
 
@@ -76,11 +67,7 @@ class MLR(MLBTC):
         ranks: Rank of the blocks of each level, global level first.
         blocks: Number of blocks of each level: starts at 1, increases, each divides the next and both dims.
             None means 1, 2, 4, …. For partitions that do not nest there is `MLBTC`.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: `ranks` is empty or not of positive integers, or `blocks` differs in length, does not
@@ -93,12 +80,7 @@ class MLR(MLBTC):
         dim_in: int,
         ranks: Sequence[int],
         blocks: Sequence[int] | None = None,
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         positive_int("dim_out", dim_out)
         positive_int("dim_in", dim_in)
@@ -107,11 +89,7 @@ class MLR(MLBTC):
         blocks = self._check_blocks(positive_ints("blocks", blocks), len(ranks), dim_out, dim_in)
         super().__init__(
             [Level.low_rank(dim_out, dim_in, r, p) for r, p in zip(ranks, blocks, strict=True)],
-            heads=heads,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-            generator=generator,
+            **options,
         )
         self.ranks = ranks
         self.blocks = blocks
@@ -152,11 +130,7 @@ class BTT(MLBTC):
         rank: Rank `s` of every tile.
         factors: `((a, b), (c, d))`. None takes for `b` the smallest divisor of `dim_out` not below its root, and
             for `d` that of `dim_in`.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: `factors` is not two pairs of positive integers with products `dim_out` and `dim_in`,
@@ -169,12 +143,7 @@ class BTT(MLBTC):
         dim_in: int,
         rank: int = 1,
         factors: tuple[tuple[int, int], tuple[int, int]] | None = None,
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         b, d = root_divisor(positive_int("dim_out", dim_out)), root_divisor(positive_int("dim_in", dim_in))
         positive_int("rank", rank)
@@ -183,11 +152,7 @@ class BTT(MLBTC):
         (a, b), (c, d) = factors = self._check_factors(factors, dim_out, dim_in)
         super().__init__(
             [Level(a, b, c, d, rank)],
-            heads=heads,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-            generator=generator,
+            **options,
         )
         self.rank = rank
         self.factors = factors
@@ -227,11 +192,7 @@ class Monarch(MLBTC):
         dim_out: Rows.
         dim_in: Columns.
         blocks: Number of diagonal blocks of `R`; divides both dims.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: `blocks` does not divide both dims, or one of them is not a positive integer.
@@ -242,23 +203,14 @@ class Monarch(MLBTC):
         dim_out: int,
         dim_in: int,
         blocks: int,
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         for name, dim in (("dim_out", dim_out), ("dim_in", dim_in)):
             if positive_int(name, dim) % positive_int("blocks", blocks):
                 raise ValueError(f"blocks must divide {name}={dim}, got {blocks}")
         super().__init__(
             [Level(blocks, dim_out // blocks, blocks, dim_in // blocks)],
-            heads=heads,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-            generator=generator,
+            **options,
         )
         self.blocks = blocks
 
@@ -267,5 +219,5 @@ class Monarch(MLBTC):
 
 
 def root_divisor(n: int) -> int:
-    """The smallest divisor of `n` that is not below `√n`."""
+    """Return the smallest divisor of `n` that is not below `√n`."""
     return n // next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)

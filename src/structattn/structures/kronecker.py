@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from structattn.structures.base import Structure
 from structattn.structures.contraction import Level, multiply_per_head, multiply_shared
 from structattn.structures.mlbtc import MLBTC
 from structattn.structures.projection import truncated_svd
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from structattn.structures.base import StructureOptions
 
 
 class Kronecker(Structure):
@@ -29,11 +34,7 @@ class Kronecker(Structure):
 
     Args:
         factor_shapes: `((m_1, n_1), …, (m_q, n_q))`.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: `factor_shapes` is empty or not pairs of positive integers.
@@ -42,20 +43,12 @@ class Kronecker(Structure):
     def __init__(
         self,
         factor_shapes: Sequence[tuple[int, int]],
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         shapes = self._check_shapes(factor_shapes)
-        super().__init__(
-            math.prod(m for m, _ in shapes), math.prod(n for _, n in shapes), heads=heads, normalize=normalize
-        )
-        self.factor_shapes = shapes
         factors = {f"factor_{i}": ((m, n), (n, m)) for i, (m, n) in enumerate(shapes, start=1)}
-        self._create_factors(factors, device, dtype, generator)
+        super().__init__(math.prod(m for m, _ in shapes), math.prod(n for _, n in shapes), factors, **options)
+        self.factor_shapes = shapes
         # Of two factors applied one after the other, the cheaper to go first is that of smaller 1/n - 1/m.
         order = sorted(range(len(shapes)), key=lambda i: 1 / shapes[i][1] - 1 / shapes[i][0])
         self._right_order = tuple(i for i in order if shapes[i][0] <= shapes[i][1])
@@ -73,16 +66,16 @@ class Kronecker(Structure):
         return tuple((m, n) for m, n in pairs)
 
     def _weight(self, index: int) -> Tensor:
-        """Factor `index` with a head axis: `(H, m, n)`."""
+        """Return factor `index` with a head axis: `(H, m, n)`."""
         return self._stacked_factor(f"factor_{index + 1}")
 
     def dense(self) -> Tensor:
-        """The matrix itself, `([H,] dim_out, dim_in)`."""
+        """Return the matrix itself, `([H,] dim_out, dim_in)`."""
         stacked = self._product(range(len(self.factor_shapes)))
         return stacked.reshape(self._dense_shape())
 
     def _product(self, indices: Sequence[int]) -> Tensor:
-        """The Kronecker product of some of the factors, `(H, rows, columns)`."""
+        """Return the Kronecker product of some of the factors, `(H, rows, columns)`."""
         product = self._weight(0).new_ones(self.heads or 1, 1, 1)
         for index in indices:
             product = torch.einsum("hij,hkl->hikjl", product, self._weight(index)).flatten(3).flatten(1, 2)
@@ -106,7 +99,7 @@ class Kronecker(Structure):
         return state.transpose(0, 1).flatten(2)
 
     def _contract(self, state: Tensor, index: int, axis: int) -> Tensor:
-        """One axis of `state (H or 1, N, k_1, …, k_q)` summed with axis `axis` of its factor: `(H, N, …)`.
+        """Contract one axis of `state (H or 1, N, k_1, …, k_q)` with axis `axis` of its factor: `(H, N, …)`.
 
         A leading axis of 1 is an input that all heads share.
         """
@@ -130,10 +123,10 @@ class Kronecker(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """The same matrix as an `MLBTC` with `normalize=False`: a BTT of rank one whose blocks are copies.
+        """Return an `MLBTC` of the same matrix, with `normalize=False`: a BTT of rank one whose blocks are copies.
 
-        `A ⊗ B` has left blocks `A`, one for each row of `B`, and right blocks `Bᵀ`, one for each column of `A`;
-        the factors are split in two where that takes the fewest numbers.
+        `A ⊗ B` has left blocks `A`, one for each row of `B`, and right blocks `Bᵀ`, one for each column of `A`.
+        The factors are split in two where that takes the fewest numbers.
         """
         count = len(self.factor_shapes)
 
@@ -180,7 +173,7 @@ class Kronecker(Structure):
 
 
 def nearest_rank_one(tensor: Tensor, *, max_sweeps: int = 100, tolerance: float = 1e-10) -> list[Tensor]:
-    """Vectors whose outer product is near `tensor (k_1, …, k_q)`, all of the same norm.
+    """Return vectors of equal norm whose outer product is near `tensor (k_1, …, k_q)`.
 
     For one or two axes the optimum; for more, alternating least squares (each step the optimum for one vector,
     so the error only falls) from successive truncated SVDs, until a sweep moves the norm by less than
@@ -208,12 +201,12 @@ def nearest_rank_one(tensor: Tensor, *, max_sweeps: int = 100, tolerance: float 
 
 
 def _outer_norm(vectors: Sequence[Tensor]) -> float:
-    """Norm of the outer product."""
+    """Return the norm of the outer product."""
     return math.prod(v.norm().item() for v in vectors)
 
 
 def _contract_others(tensor: Tensor, vectors: Sequence[Tensor], kept: int) -> Tensor:
-    """`tensor` summed with every vector but the one of axis `kept`."""
+    """Return `tensor` contracted with every vector but that of axis `kept`."""
     for axis in reversed(range(len(vectors))):
         if axis != kept:
             tensor = torch.tensordot(tensor, vectors[axis], dims=([axis], [0]))

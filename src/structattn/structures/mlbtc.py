@@ -1,10 +1,10 @@
-"""MLBTC: a sum of levels, each a block diagonal of Block Tensor Trains. The family that holds all the others."""
+"""MLBTC: a sum of levels, each a block diagonal of Block Tensor Trains; it contains all the other families."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,24 +14,25 @@ from structattn.structures.base import Structure
 from structattn.structures.contraction import Level
 from structattn.structures.projection import nearest_levels
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from structattn.structures.base import StructureOptions
+
 
 class MLBTC(Structure):
     r"""`M = Σ_l α_l P_L (⊕_{k'} L_{l,k'}) P_R (⊕_k R_{l,k}ᵀ)`: Multi-Level Block Tensor Contraction.
 
     Parameters per matrix: `Σ_l p·c·d·b·s + p·b·a·c·s`; rank bound `min(D_out, D_in, Σ_l p·b·c·s)`, which almost
     every member attains (see :class:`Level` for the letters). `LowRank`, `MLR`, `BTT` and `Monarch` are this class
-    with their levels filled in; `Kronecker` and `Butterfly` convert with `as_mlbtc`. Source: arXiv 2509.07963.
+    with fixed levels; `Kronecker` and `Butterfly` convert with `as_mlbtc`. Source: arXiv 2509.07963.
 
     The factors are the parameters `left_1, right_1, left_2, …`, numbered by level:
     `left_l ([H,] p·b, a, c·s)`, `right_l ([H,] p·c, d, b·s)`.
 
     Args:
         levels: The shape of each level; all must have the same `dim_out` and `dim_in`.
-        heads: Number of matrices in the stack; None for one matrix without a head axis.
-        normalize: Use the factors normalised, see :class:`Structure`.
-        device: Where the factors live.
-        dtype: Their dtype.
-        generator: Source of the initial factors.
+        options: See :class:`Structure`.
 
     Raises:
         TypeError, ValueError: `levels` is empty, holds something else, or its shapes differ.
@@ -40,21 +41,15 @@ class MLBTC(Structure):
     def __init__(
         self,
         levels: Sequence[Level],
-        *,
-        heads: int | None = None,
-        normalize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[StructureOptions],
     ) -> None:
         self._check_levels(levels)
-        super().__init__(levels[0].dim_out, levels[0].dim_in, heads=heads, normalize=normalize)
-        self.levels = tuple(levels)
         factors = {}
-        for number, level in enumerate(self.levels, start=1):
+        for number, level in enumerate(levels, start=1):
             factors[f"left_{number}"] = (level.left_shape, level.left_fans)
             factors[f"right_{number}"] = (level.right_shape, level.right_fans)
-        self._create_factors(factors, device, dtype, generator)
+        super().__init__(levels[0].dim_out, levels[0].dim_in, factors, **options)
+        self.levels = tuple(levels)
 
     @staticmethod
     def _check_levels(levels: Sequence[Level]) -> None:
@@ -70,7 +65,7 @@ class MLBTC(Structure):
             raise ValueError(f"levels must all have the same dim_out x dim_in, got {shapes}")
 
     def _factors(self, side: Literal["left", "right"]) -> list[Tensor]:
-        """The factors of one side with a head axis, level by level; the right ones carry the levels' weights."""
+        """Return the factors of one side with a head axis, level by level; right ones are times the levels' weights."""
         factors = [self._stacked_factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)]
         if side == "left":
             return factors
@@ -80,7 +75,7 @@ class MLBTC(Structure):
         ]
 
     def dense(self) -> Tensor:
-        """The matrix itself, `([H,] dim_out, dim_in)`."""
+        """Return the matrix itself, `([H,] dim_out, dim_in)`."""
         levels = zip(self._factors("left"), self._factors("right"), self.levels, strict=True)
         stacked = sum_of(contraction.dense_level(left, right, level) for left, right, level in levels)
         return stacked.reshape(self._dense_shape())
@@ -109,7 +104,7 @@ class MLBTC(Structure):
     def from_factors(
         levels: Sequence[Level], lefts: Sequence[Tensor], rights: Sequence[Tensor], *, heads: int | None = None
     ) -> MLBTC:
-        """The member with copies of the given factors, used as they are (`normalize=False`).
+        """Return the member with copies of the given factors, used as they are (`normalize=False`).
 
         Args:
             levels: The shape of each level.
@@ -136,7 +131,7 @@ class MLBTC(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """The same matrix as a plain `MLBTC` with `normalize=False` and factors of its own."""
+        """Return a plain `MLBTC` of the same matrix, with `normalize=False` and its own factors."""
         lefts, rights = (
             [self.factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)] for side in ("left", "right")
         )
@@ -171,5 +166,5 @@ class MLBTC(Structure):
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:
-    """The sum of one or more tensors of equal shape."""
+    """Return the sum of one or more tensors of equal shape."""
     return functools.reduce(torch.add, terms)

@@ -1,9 +1,8 @@
-"""Taking a Multi-Level Low Rank matrix apart, level by level, by linear algebra alone.
+"""Recovery of the levels of a Multi-Level Low Rank matrix, one after another, by linear algebra alone.
 
-Alternating over levels often stalls far from a matrix that is exactly MLR, because at first the coarse level also
-swallows what belongs to the fine ones. But the coarse level can be read off where the fine ones are absent: outside
-the diagonal blocks of the next level there is nothing else. What it does inside them is then fixed by asking that
-the remainder there have the low rank of the level below.
+Alternating over levels often stalls far from a matrix that is exactly MLR: at first the coarse level also fits what
+belongs to the fine ones. But outside the diagonal blocks of the next level, the coarse level stands alone and can be
+read off. Inside them it is then determined by the low rank that the remainder must have, that of the level below.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from structattn.structures.contraction import Level, block_diagonal, diagonal_bl
 
 
 def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`U, V` with `U Vᵀ` the matrix of rank `rank` nearest to each of `matrices (..., m, n)` (Eckart and Young).
+    """Return `U, V` with `U Vᵀ` the matrix of rank `rank` nearest to each of `matrices (..., m, n)` (Eckart and Young).
 
     The singular values are split evenly between the two. Columns past `min(m, n)` are zero.
     """
@@ -29,10 +28,10 @@ def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def peel(target: Tensor, levels: Sequence[Level]) -> list[Tensor]:
-    """The levels of a nested block-diagonal sum, each as a matrix, whose sum is near `target (dim_out, dim_in)`.
+    """Return nested block-diagonal levels, each as a matrix, whose sum is near `target (dim_out, dim_in)`.
 
-    Exact for almost every member in which each level has room, see :func:`_grid_to_complete_on`. Otherwise, or with
-    noise, a starting point.
+    The sum is exact for almost every member whose ranks fit its blocks, see :func:`_grid_to_complete_on`. Otherwise, or
+    with noise, it is a starting point.
 
     Args:
         target: The matrix.
@@ -55,7 +54,7 @@ def peel(target: Tensor, levels: Sequence[Level]) -> list[Tensor]:
 
 
 def _grid_to_complete_on(level: Level, below: Sequence[Level]) -> tuple[int, int]:
-    """Tiles per side of a child block on which to separate `level` from the levels `below`, and their rank there.
+    """Return the tiles per side of a child block on which to separate `level` from those `below`, and their rank.
 
     Either the blocks of the level after next, off whose diagonal only the next level lives, or the whole child,
     where all the levels below add up. The two ranks must fit the rows and columns together; where neither choice
@@ -71,7 +70,7 @@ def _grid_to_complete_on(level: Level, below: Sequence[Level]) -> tuple[int, int
 
 
 def _complete(matrix: Tensor, children: int, rank: int, tiles: int, rank_below: int) -> Tensor:
-    """The matrix of rank `rank` that agrees with each `matrix (p, m, n)` outside its `children` diagonal blocks.
+    """Return the matrix of rank `rank` that agrees with each `matrix (p, m, n)` outside its `children` diagonal blocks.
 
     Inside child `t` it is `U_t X_t V_tᵀ`, where `U_t` and `V_t` span what the child's rows and columns hold outside
     of it, and `X_t` leaves rank `rank_below` on the child's `tiles x tiles` grid off its diagonal, or, with one
@@ -98,10 +97,10 @@ def _complete(matrix: Tensor, children: int, rank: int, tiles: int, rank_below: 
 
 
 def _core_of_known_spaces(matrix: Tensor, u: Tensor, v: Tensor, rank: int) -> Tensor:
-    """`X` such that `matrix - U X Vᵀ` has rank `rank`, for `matrix (..., m, n)`, `u (..., m, k)`, `v (..., n, k)`.
+    """Return `X` such that `matrix - U X Vᵀ` has rank `rank`; `matrix (..., m, n)`, `u (..., m, k)`, `v (..., n, k)`.
 
-    With `Q, P` the projectors off `U` and `V`, `Q matrix` and `matrix P` hold the rows and columns of the
-    remainder `S`, and `S = (S P)(Q S P)⁺(Q S)` where these have its full rank (the Nyström identity).
+    Let `Q, P` project off `U` and `V`. Then `Q matrix = Q S` and `matrix P = S P` for the remainder `S`, and
+    `S = (S P)(Q S P)⁺(Q S)` where these have its full rank (the Nyström identity).
     """
     u_inverse, v_inverse = torch.linalg.pinv(u), torch.linalg.pinv(v)
     off_u = matrix - u @ (u_inverse @ matrix)

@@ -1,7 +1,7 @@
 """The sum of levels nearest to a dense matrix, in Frobenius norm.
 
-One level has a closed form. Several are fitted by block-coordinate descent over the levels: each step gives one
-level the optimum for what the others leave over, so the error cannot rise.
+One level has a closed form. Several are fitted by block-coordinate descent: each step sets one level to its optimum for
+the residual of the others, so the error cannot rise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LevelsFit:
-    """What :func:`nearest_levels` found.
+    """The result of :func:`nearest_levels`.
 
     Attributes:
         factors: `(left, right)` of each level, `left (p·b, a, c·s)` and `right (p·c, d, b·s)`.
@@ -33,9 +33,9 @@ class LevelsFit:
 
 
 def nearest_level(target: Tensor, level: Level) -> Factors:
-    """Factors of the one level nearest to each `target (H, dim_out, dim_in)`: the optimum.
+    """Return the factors of the level nearest to each `target (H, dim_out, dim_in)`.
 
-    Frobenius error splits over the tiles of the level and what lies outside its diagonal blocks, and no two tiles
+    The squared error is a sum over the level's tiles (and a constant outside its diagonal blocks), and no two tiles
     share a number, so the optimum is the truncated SVD of every tile.
     """
     left, right = factors_from_tiles(*truncated_svd(level_tiles(target, level), level.s), level)
@@ -45,12 +45,12 @@ def nearest_level(target: Tensor, level: Level) -> Factors:
 def nearest_levels(
     target: Tensor, levels: Sequence[Level], *, max_sweeps: int = 300, tolerance: float = 1e-8
 ) -> LevelsFit:
-    """A sum of levels near `target (dim_out, dim_in)`.
+    """Return a sum of levels near `target (dim_out, dim_in)`.
 
     For one level this is the optimum. For several the problem is not convex: from each of a few starts, sweeps of
     block-coordinate descent with extrapolation between them (undone where it does not lower the error), and the
     best end is kept. Nested block-diagonal levels (MLR) start from the algebraic :func:`peel`, which recovers
-    almost every member with room in its blocks, and from the coarsest level fitted alone; other sums of levels
+    almost every member whose ranks fit its blocks, and from the coarsest level fitted alone; other sums of levels
     start from each level fitted alone.
 
     Args:
@@ -73,7 +73,7 @@ def nearest_levels(
 
 
 def _starts(target: Tensor, levels: Sequence[Level]) -> Iterator[list[Tensor]]:
-    """Values of the levels, as matrices, to descend from."""
+    """Yield the starting points: values of the levels, as matrices."""
     nested = _are_nested_blocks(levels)
     if nested and len(levels) > 1:
         yield peel(target, levels)
@@ -85,7 +85,7 @@ def _starts(target: Tensor, levels: Sequence[Level]) -> Iterator[list[Tensor]]:
 
 
 def _are_nested_blocks(levels: Sequence[Level]) -> bool:
-    """Whether the levels are those of an MLR matrix, coarse to fine."""
+    """Return True if the levels are those of an MLR matrix, coarse to fine."""
     return all(level.b == level.c == 1 for level in levels) and all(
         fine.blocks > coarse.blocks and fine.blocks % coarse.blocks == 0 for coarse, fine in itertools.pairwise(levels)
     )
@@ -94,7 +94,7 @@ def _are_nested_blocks(levels: Sequence[Level]) -> bool:
 def _descend(
     target: Tensor, parts: list[Tensor], levels: Sequence[Level], max_sweeps: int, tolerance: float
 ) -> LevelsFit:
-    """Sweeps from the levels `parts`, extrapolated as in Nesterov's method with restarts."""
+    """Sweep from the levels `parts`, with extrapolation as in Nesterov's method with restarts."""
     norm = max(torch.linalg.matrix_norm(target).item(), torch.finfo(target.dtype).tiny)
     before, momentum = parts, 0
     factors: tuple[Factors, ...] = ()
@@ -119,7 +119,7 @@ def _descend(
 def _sweep(
     target: Tensor, parts: Sequence[Tensor], levels: Sequence[Level]
 ) -> tuple[list[Tensor], tuple[Factors, ...], float]:
-    """Each level in turn made optimal for what the others leave over: the levels, their factors, the error."""
+    """Set each level in turn to the optimum for the residual of the others: levels, factors, error."""
     residual = target - torch.stack(tuple(parts)).sum(0)
     swept, factors = [], []
     for part, level in zip(parts, levels, strict=True):
@@ -132,6 +132,6 @@ def _sweep(
 
 
 def _fitted(target: Tensor, level: Level) -> tuple[Tensor, Factors]:
-    """The one level nearest to `target (dim_out, dim_in)`, as a matrix and as factors."""
+    """Return the level nearest to `target (dim_out, dim_in)`, as a matrix and as factors."""
     left, right = nearest_level(target[None], level)
     return level.weight * dense_level(left, right, level)[0], (left[0], right[0])

@@ -1,4 +1,4 @@
-"""A table of what structured matrices hold and cost: the columns of Table 1 of arXiv 2509.07963, from real objects."""
+"""A table of the size and cost of structured matrices: the columns of Table 1 of arXiv 2509.07963."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ HEADER = ("structure", "parameters", "rank bound", "feature width", "FLOPs of M 
 
 
 @dataclass(frozen=True)
-class Row:
-    """One structure.
+class StructureCost:
+    """The numbers of one structure.
 
     Attributes:
-        structure: The call that makes it.
+        structure: Its constructor's call.
         parameters: Of all heads.
         rank_bound: Of one matrix.
-        feature_dim: Width of the inner product that attention pays for, per head.
+        feature_dim: Width of the dot product in attention, per head.
         flops: Of `M y` for one vector and all heads; a multiply-add is 2.
     """
 
@@ -32,7 +32,7 @@ class Row:
 class Summary:
     """The rows of :func:`summary`; `str()` gives plain text, :meth:`markdown` a Markdown table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[StructureCost, ...]
 
     def __str__(self) -> str:
         lines = [HEADER, *self._cells()]
@@ -40,7 +40,7 @@ class Summary:
         return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
     def markdown(self) -> str:
-        """The table in Markdown."""
+        """Return the table in Markdown."""
         lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1))]
         lines += [(f"`{name}`", *numbers) for name, *numbers in self._cells()]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -50,7 +50,7 @@ class Summary:
 
 
 def summary(*structures: Structure) -> Summary:
-    """What each structure holds and costs, one row each, in the order given.
+    """Return a table with one row for each structure, in the order given.
 
     Raises:
         TypeError: an argument is not a `Structure`.
@@ -58,4 +58,14 @@ def summary(*structures: Structure) -> Summary:
     for position, structure in enumerate(structures, start=1):
         if not isinstance(structure, Structure):
             raise TypeError(f"structures must be Structure objects, got {type(structure).__name__} at place {position}")
-    return Summary(tuple(Row(s.describe(), s.num_parameters, s.rank_bound, s.feature_dim, s.flops) for s in structures))
+    return Summary(tuple(_cost(each) for each in structures))
+
+
+def _cost(structure: Structure) -> StructureCost:
+    return StructureCost(
+        structure.describe(),
+        structure.num_parameters,
+        structure.rank_bound,
+        structure.feature_dim,
+        structure.flops,
+    )

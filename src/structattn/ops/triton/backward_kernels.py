@@ -1,6 +1,7 @@
-"""Backward: scores are taken again from the log-sum-exp. One kernel holds queries and streams keys, for the gradients
-of queries and bias; one holds keys and streams queries, for those of keys and values. Each result has one writer, so
-there are no atomics.
+"""Backward: scores are recomputed, and probabilities follow from the log-sum-exp.
+
+One kernel holds queries and streams keys, for the gradients of queries and bias; one holds keys and streams queries,
+for those of keys and values. Each result has one writer, so there are no atomics.
 
 With `p = exp(score - lse)` and `delta = Σ out · grad_out`: a score's gradient is `p (grad_out · value - delta)`.
 """
@@ -26,7 +27,7 @@ def query_grad_kernel(
     PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of queries and bias, and `delta` for the kernel that follows; all contiguous."""
+    """Write the gradients of queries and bias, and `delta` for the kernel that follows; all contiguous."""
     pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(
         key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q, CAUSAL
     )
@@ -95,7 +96,7 @@ def key_grad_kernel(
     PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and (with the first chunk) values, contiguous, of the valid keys; scores are (key, query)."""
+    """Write the gradients of valid keys and (with the first chunk) values, contiguous; scores are (key, query)."""
     key_tiles = tl.num_programs(0) // (batch_heads // group)
     key_pair, tile = tl.program_id(0) // key_tiles, tl.program_id(0) % key_tiles
     batch, key_head = key_pair // (heads // group), key_pair % (heads // group)
@@ -170,11 +171,11 @@ def key_grad_kernel(
 def backward(
     call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of query, key, value and bias, see `Backend`.
+    """Return the gradients, see `Backend`.
 
-    A bias gets its gradient for each pair of tokens first, in a buffer `(B, Hq, Tq, Tk)`, and is summed from there.
+    The gradient of a bias is written for each pair of tokens, `(B, Hq, Tq, Tk)`, and then summed to its shape.
     """
-    # Kernels write what lies within the rows' ranges, and padding has no gradient.
+    # Kernels write only the valid range of each row; padding has gradient 0.
     padded = call.key_start is not None or call.key_end is not None
     make = torch.zeros if padded else torch.empty
     query, key, value = (make(x.shape, dtype=x.dtype, device=x.device) for x in (call.query, call.key, call.value))

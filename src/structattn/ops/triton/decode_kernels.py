@@ -1,5 +1,6 @@
-"""Decode: a few queries against a long cache of keys, level by level and dimension-major. Keys are split over programs,
-each of which leaves its share of the softmax; a second kernel joins the shares.
+"""Decode: a few queries against a long cache of keys, level by level and dimension-major.
+
+Keys are split over programs, each of which writes its share of the softmax; a second kernel joins the shares.
 
 A *row* is a query of one of the query heads that share a key head: `rows = group · Tq`, row `g · Tq + i`.
 """
@@ -15,7 +16,7 @@ from structattn.ops.call import DecodeCall
 from structattn.ops.triton import launch, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
-# (BLOCK_K, warps, stages) by the wider of r and dv, counted twice for float32, as for attention.
+# (BLOCK_K, warps, stages) by the wider of r and dv, doubled for float32, as for attention.
 BLOCKS = {64: (128, 4, 3), 128: (128, 4, 2), 256: (64, 8, 2), 1024: (32, 8, 1)}
 # Dimensions per product at most, by the bytes of a number: wider ones do not fit in registers.
 PIECE = {2: 64, 4: 32}
@@ -31,7 +32,7 @@ def share_kernel(
     RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What keys `split · share` and on add to a tile of rows: weighted values, maximum and sum, in units of log 2."""
+    """Write the share of keys `split · share` and on: weighted values, maximum and sum, in units of log 2."""
     split, tile = tl.program_id(0) % splits, tl.program_id(0) // splits
     row_tiles = (rows + ROWS - 1) // ROWS
     pair, row = tile // row_tiles, tile % row_tiles * ROWS + tl.arange(0, ROWS)
@@ -94,7 +95,7 @@ def share_kernel(
 
 @triton.jit
 def load_keys(rows, stride, j, low, high, RANK: tl.constexpr):
-    """A level's keys at indices `j`, `(r_l padded, n)`, zeros outside `low … high`."""
+    """Return a level's keys at indices `j`, `(r_l padded, n)`, zeros outside `low … high`."""
     dims = tl.arange(0, static.padded(RANK))
     inside = (dims < RANK)[:, None] & ((j >= low) & (j < high))[None, :]
     return tl.load(rows + dims[:, None].to(tl.int64) * stride + j[None, :], mask=inside, other=0.0)
@@ -102,7 +103,7 @@ def load_keys(rows, stride, j, low, high, RANK: tl.constexpr):
 
 @triton.jit
 def load_level(rows, valid, level: tl.constexpr, RANKS: tl.constexpr, RANK: tl.constexpr):
-    """A level's dimensions of the queries, `(ROWS, r_l padded)`."""
+    """Return a level's dimensions of the queries, `(ROWS, r_l padded)`."""
     dims = tl.arange(0, static.padded(RANK))
     inside = valid[:, None] & (dims < RANK)[None, :]
     return tl.load(rows[:, None] + static.prefix(RANKS, level) + dims[None, :], mask=inside, other=0.0)
@@ -110,7 +111,7 @@ def load_level(rows, valid, level: tl.constexpr, RANKS: tl.constexpr, RANK: tl.c
 
 @triton.jit
 def join_kernel(shares, tops, totals, out, rows, splits, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
-    """One row's output from the shares of all splits: zeros where it saw nothing."""
+    """Write one row's output from the shares of all splits; zeros if no key is visible."""
     pair, row = tl.program_id(0) // rows, tl.program_id(0) % rows
     split = tl.arange(0, SPLITS)
     columns = tl.arange(0, static.padded(WIDTH))
@@ -163,12 +164,12 @@ def decode(call: DecodeCall) -> Tensor:
 
 
 def pieces_of(ranks: tuple[int, ...], widest: int) -> list[tuple[int, int, int]]:
-    """`(level, first, stop)` of the dimensions of each level that one product takes: those of a wide level in parts."""
+    """Return `(level, first, stop)` of the dimensions of each product; a wide level takes several."""
     return [(level, low, min(low + widest, rank)) for level, rank in enumerate(ranks) for low in range(0, rank, widest)]
 
 
 def keys_per_program(key_length: int, tasks: int, query: Tensor, block: int) -> int:
-    """Keys per program, whole tiles: as many programs as keep every multiprocessor busy."""
+    """Return keys per program, in whole tiles, so that every multiprocessor is busy."""
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 1
     key_tiles = triton.cdiv(key_length, block)
     splits = max(1, min(PROGRAMS * processors // tasks, key_tiles // LEAST_TILES))

@@ -1,4 +1,4 @@
-"""Forward: a program holds a tile of queries and streams keys and values past it, softmax taken as they come."""
+"""Forward: a program holds a tile of queries, streams keys and values past it, and takes softmax online."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def forward_kernel(
     RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Output and log-sum-exp, contiguous, of the queries at positions 0 and on; others are left as they are."""
+    """Write output and log-sum-exp, contiguous, of queries at positions 0 and on; leave the others as they are."""
     pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(
         key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q, CAUSAL
     )
@@ -55,7 +55,7 @@ def forward_kernel(
                     CAUSAL, EVEN,
                 )  # fmt: skip
                 new_top = tl.maximum(top, tl.max(score, 1))
-                base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
+                base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row without visible keys so far
                 probability = tl.exp2(score - base[:, None])
                 decay = tl.exp2(top - base)
                 total = total * decay + tl.sum(probability, 1)
@@ -83,11 +83,11 @@ def forward_kernel(
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    """Output `(B, Hq, Tq, dv)` and log-sum-exp `(B, Hq, Tq)`, see `Backend`."""
+    """Return output and log-sum-exp, see `Backend`."""
     shape, width = call.query.shape[:3], call.value.shape[3]
     if call.key_start is None:
         out, lse = call.query.new_empty(*shape, width), call.query.new_empty(shape, dtype=torch.float32)
-    else:  # the kernel leaves queries out that stand before the first valid key
+    else:  # the kernel skips queries before the first valid key
         out, lse = call.query.new_zeros(*shape, width), call.query.new_full(shape, torch.inf, dtype=torch.float32)
     launch.run(forward_kernel, "forward", call, out=out, lse=lse)
     return out, lse

@@ -1,4 +1,4 @@
-"""How kernels are launched: arguments of a call, block sizes to choose among, and what tuning remembers."""
+"""Launching of kernels: their arguments, the block sizes that tuning tries, and the choice it remembers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.triton import interpreted
 from structattn.ops.triton.static import RESIDENT, chunks_of
 
-# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, counted twice for float32: by how much
-# of shared memory a row takes. The first is the one taken where nothing is timed.
+# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv (doubled for float32), since that sets
+# the shared memory of a row. Where nothing is timed, the first is taken.
 FORWARD = {
     64: [(128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 4)],
     128: [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
@@ -43,21 +43,21 @@ STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
 
 
 def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
-    """The row of the tables that serves a call."""
+    """Return the row of the tables that serves a call."""
     wide = max(rank, value_width) * (2 if dtype == torch.float32 else 1)
     return next((width for width in FORWARD if wide <= width), 1024)
 
 
 @functools.cache
 def tuned(kernel: Any, name: str, row: int) -> Any:
-    """The kernel with the block sizes of a row of its table; timed once per kind of call where there are several."""
+    """Return the kernel with the block sizes of a row of its table; several are timed once per kind of call."""
     even = triton.heuristics({"EVEN": lambda args: is_even(args, name)})(kernel)
     key = ("tuning_length", "RANKS", "WIDTH", "CAUSAL", "CHUNKS")
     return triton.autotune(configs(name, row), [each for each in key if each in kernel.arg_names])(even)
 
 
 def configs(name: str, row: int) -> list[triton.Config]:
-    """The block sizes of a row of a kernel's table, as Triton tunes over them."""
+    """Return the block sizes of a row of a kernel's table as Triton's configs."""
     table = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_grad": KEY_GRAD}[name]
     return [
         triton.Config({"BLOCK_Q": q, "BLOCK_K": k, "STEP": STEPS[name]}, num_warps=warps, num_stages=stages)
@@ -66,7 +66,7 @@ def configs(name: str, row: int) -> list[triton.Config]:
 
 
 def is_even(args: dict[str, Any], name: str) -> bool:
-    """Whether far parts consist of full tiles alone, for every program of a kernel: then they need no mask."""
+    """Return True if, in every program, far parts consist of full tiles only and so need no mask."""
     streamed, own = ("BLOCK_Q", "BLOCK_K") if name == "key_grad" else ("BLOCK_K", "BLOCK_Q")
     tile, step = args[own], args[streamed]
     blocks = all(size % step == 0 or (size < tile and tile % size == 0) for size in args["SIZES"])
@@ -79,7 +79,7 @@ def is_even(args: dict[str, Any], name: str) -> bool:
 
 
 def arguments(call: Call) -> dict[str, Any]:
-    """What every kernel of attention takes of a call."""
+    """Return the arguments that every attention kernel takes."""
     (batch, heads, query_length, _), (_, key_heads, key_length, _) = call.query.shape, call.key.shape
     query, key, value = (unit_stride(tensor) for tensor in (call.query, call.key, call.value))
     bias = None if call.attn_bias is None else call.attn_bias.expand(batch, heads, query_length, key_length)
@@ -116,7 +116,7 @@ def arguments(call: Call) -> dict[str, Any]:
 
 
 def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
-    """Launches a kernel over all tiles of its own side, with the arguments it takes beyond a call's."""
+    """Launch a kernel over all tiles of its own side; `more` are its arguments beyond those of a call."""
     own = call.key if name == "key_grad" else call.query
     if not own.numel():
         return
@@ -133,33 +133,33 @@ def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
+    """Return a context in which the tensor's device is current: Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def chunk_runs(ranks: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Chunks of r whose gradients one launch accumulates: all of them, or where rows are too wide, two at a time."""
+    """Return the chunks of r whose gradients each launch accumulates: all, or two at a time for wide rows."""
     count = len(chunks_of(ranks, STEPS["query_grad"]))
     most = count if sum(ranks) <= RESIDENT else 2
     return [(at, min(at + most, count)) for at in range(0, count, most)]
 
 
 def sizes(hierarchy: Hierarchy) -> tuple[int, ...]:
-    """Block sizes as kernels take them."""
+    """Return block sizes as kernels take them."""
     return tuple(size or WHOLE for size in hierarchy.block_sizes)
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
-    """`tensor` with its last axis dense, copied where it is not."""
+    """Return `tensor` with a dense last axis, as a copy if need be."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def precision() -> str:
-    """How float32 products are taken: as PyTorch's own setting says, exact by default."""
+    """Return the precision of float32 products that PyTorch's setting asks for, exact by default."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def query_tiles(call: Call, block: int) -> int:
-    """Query tiles that any row may need: tiles lie at multiples of their size in positions, which start per row."""
+    """Return the most query tiles of a row; tiles lie at multiples of their size in the row's positions."""
     aligned = call.key_start is None and call.query_offset % block == 0
     return triton.cdiv(call.query.shape[2], block) + (0 if aligned else 1)

@@ -1,4 +1,4 @@
-"""What the kernels share: where a tile lies among the blocks, the scores of two tiles, and what gradients make of them.
+"""Functions that the kernels share: the place of tiles among the blocks, scores of two tiles, and their gradients.
 
 A program holds one tile of queries or keys, its *own* `A` positions, and streams tiles of `B` positions of the *other*
 side past it. The depth of a pair is the same seen from either side, so forward, query and key gradients share all this.
@@ -21,12 +21,12 @@ from structattn.ops.triton import static
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
-# --- numbers that a level of the loop names ---------------------------------------------------------------------------
+# --- numbers of a level -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def pick(VALUES: tl.constexpr, index):
-    """`VALUES[index]` for an index known when the kernel runs."""
+    """Return `VALUES[index]` for an index known only at run time."""
     value = VALUES[0]
     for at in tl.static_range(1, len(VALUES)):
         value = tl.where(index == at, VALUES[at], value)
@@ -35,7 +35,7 @@ def pick(VALUES: tl.constexpr, index):
 
 @triton.jit
 def prefix_at(level, RANKS: tl.constexpr):
-    """The prefix rank of a level known when the kernel runs."""
+    """Return the prefix rank of a level known only at run time."""
     value = RANKS[0]
     for at in tl.static_range(1, len(RANKS)):
         value = tl.where(level == at, static.prefix(RANKS, at + 1), value)
@@ -47,7 +47,7 @@ def prefix_at(level, RANKS: tl.constexpr):
 
 @triton.jit
 def row_of(key_start, key_end, batch, key_length, query_offset):
-    """First valid key of a row, its number of valid keys, the position of its first query."""
+    """Return the first valid key of a row, its number of valid keys, and the position of its first query."""
     start = 0
     end = key_length
     if key_start is not None:
@@ -79,13 +79,13 @@ def query_tile(
 
 @triton.jit
 def span(first, size, A: tl.constexpr):
-    """First and last edge of the blocks that positions `first … first + A` touch."""
+    """Return the first and last edge of the blocks that positions `first … first + A` touch."""
     return first // size * size, (first + A - 1) // size * size + size
 
 
 @triton.jit
 def inner(first, level, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
-    """The positions that a level's far part leaves out: the next finer blocks, or what the causal mask cuts."""
+    """Return the positions that a level's far part leaves out: the next finer blocks, or those the causal mask cuts."""
     if CAUSAL:
         start, stop = first, first + A
     else:
@@ -100,7 +100,7 @@ def inner(first, level, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constex
 
 @triton.jit
 def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
-    """Positions of the other side at this level's depth, within `low … high`: start and stop of two runs."""
+    """Return start and stop of two runs: positions of the other side at this level's depth, within `low … high`."""
     size = pick(SIZES, level)
     start, stop = span(first, size, A)
     inner_start, inner_stop = inner(first, level, A, SIZES, CAUSAL)
@@ -111,7 +111,7 @@ def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CA
 
 @triton.jit
 def near_bounds(first, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
-    """The same for the near part, whose second run is empty: the coarsest blocks that the own tile crosses."""
+    """Return the same for the near part, whose second run is empty: the coarsest blocks that the own tile crosses."""
     start, stop = inner(first, len(SIZES) - 1, A, SIZES, CAUSAL)
     for back in tl.static_range(len(SIZES) - static.always_whole(SIZES, A)):
         size = SIZES[len(SIZES) - 1 - back]
@@ -126,7 +126,7 @@ def bounds(
     first, level, low, high, PART: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, SIZES: tl.constexpr,
     STEP: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Positions of the other side, within `low … high`, that a part goes through for a level."""
+    """Return the two runs of the other side, within `low … high`, that a part goes through for a level."""
     if static.is_near(PART, RANKS, STEP):
         return near_bounds(first, low, high, A, SIZES, CAUSAL)
     else:
@@ -135,14 +135,14 @@ def bounds(
 
 @triton.jit
 def steps(runs, B: tl.constexpr):
-    """Tiles of B positions in two runs."""
+    """Return the number of tiles of B positions in two runs."""
     left, left_stop, right, right_stop = runs
     return tl.maximum(left_stop - left + B - 1, 0) // B + tl.maximum(right_stop - right + B - 1, 0) // B
 
 
 @triton.jit
 def tile_at(step, runs, B: tl.constexpr):
-    """First position of the other tile at a step through two runs, and where its run stops."""
+    """Return the first position of the other tile at a step through two runs, and where its run stops."""
     left, left_stop, right, right_stop = runs
     count = tl.maximum(left_stop - left + B - 1, 0) // B
     on_left = step < count
@@ -152,14 +152,14 @@ def tile_at(step, runs, B: tl.constexpr):
 
 @triton.jit
 def rows_of(tensor, strides, batch, head, shift):
-    """Pointer to position 0 of one head's rows, where that is index `shift`, and the distance of its rows."""
+    """Return a pointer to position 0 of one head (index `shift` of its rows), and the stride of its rows."""
     step = tl.cast(strides[2], tl.int64)
     return tensor + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + shift * step, step
 
 
 @triton.jit
 def bias_shift(strides, batch, head, query_shift, key_shift):
-    """Distance from a bias's start to positions (0, 0) of one head."""
+    """Return the offset in a bias of positions (0, 0) of one head."""
     shift = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
     return shift + tl.cast(query_shift, tl.int64) * strides[2] + tl.cast(key_shift, tl.int64) * strides[3]
 
@@ -172,7 +172,7 @@ def load(
     rows, stride, first, low, high, start, stop, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     CUT: tl.constexpr,
 ):  # fmt: skip
-    """Dimensions `start … start + WIDTH` of `COUNT` rows from position `first`.
+    """Return dimensions `start … start + WIDTH` of `COUNT` rows from position `first`.
 
     Where MASKED, rows outside `low … high` are 0; where CUT, so are dimensions from `stop` on.
     """
@@ -195,7 +195,7 @@ def load(
 def load_chunk(
     side, COUNT: tl.constexpr, CHUNK: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr
 ):
-    """One chunk of a side's tile, `(COUNT, width)`.
+    """Return one chunk of a side's tile, `(COUNT, width)`.
 
     A side is (rows, stride, first, low, high): pointer to position 0, the tile's first position, its valid range.
     """
@@ -208,7 +208,7 @@ def load_chunk(
 
 @triton.jit
 def load_own(side, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
-    """The own tile as a tuple of chunks; empty where rows are too wide to be held."""
+    """Return the own tile as a tuple of chunks; an empty one if rows are too wide to be held."""
     chunks = ()
     if static.is_resident(RANKS):
         for c in tl.static_range(static.chunk_count(RANKS, STEP)):
@@ -218,7 +218,7 @@ def load_own(side, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def load_values(side, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """All WIDTH columns of a side's tile, padded to a power of two."""
+    """Return all WIDTH columns of a side's tile, padded to a power of two."""
     rows, stride, first, low, high = side
     return load(
         rows, stride, first, low, high, 0, WIDTH, COUNT, static.padded(WIDTH), MASKED, static.padded(WIDTH) > WIDTH
@@ -230,7 +230,7 @@ def load_values(side, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.const
 
 @triton.jit
 def cut(x, first, start, stop):
-    """`x (…, width)`, whose dimensions are `first` and on, with those outside `start … stop` set to 0."""
+    """Return `x (…, width)`, dimensions from `first` on, with those outside `start … stop` set to 0."""
     dims = first + tl.arange(0, x.shape[1])
     return tl.where(((dims >= start) & (dims < stop))[None, :], x, 0.0)
 
@@ -240,7 +240,7 @@ def add_products(
     total, own, own_side, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, A: tl.constexpr,
     B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`total (A, B)` plus the products over dimensions `start … stop`, which lie in the chunks of `FROM … TO`."""
+    """Return `total (A, B)` plus the products over dimensions `start … stop`, which lie in chunks of `FROM … TO`."""
     if static.is_resident(RANKS):
         for c in tl.static_range(static.chunk_count(RANKS, STEP)):
             if static.overlaps(RANKS, STEP, c, FROM, TO):
@@ -263,7 +263,7 @@ def add_products(
 
 @triton.jit
 def same_block(mine, theirs, SIZE: tl.constexpr):
-    """`(A, B)`: which pairs share a level."""
+    """Return `(A, B)`, True for pairs that share a level."""
     return (mine // SIZE)[:, None] == (theirs // SIZE)[None, :]
 
 
@@ -272,7 +272,7 @@ def gain_of(
     own_first, first, level, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr, RANKS: tl.constexpr,
     SIZES: tl.constexpr, GAINS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """The gain of a tile's pairs: one number, or `(A, B)` where it varies."""
+    """Return the gain of the pairs of two tiles: one number, or `(A, B)` where it varies."""
     whole: tl.constexpr = static.always_whole(SIZES, A)
     if not static.is_near(PART, RANKS, STEP):
         return pick(GAINS, level) * 1.0
@@ -291,7 +291,7 @@ def products(
     own, own_side, other_side, level, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`Σ_{d < R_m} own · other`, `(A, B)` float32, for tiles of a part; `level` is that of a far part."""
+    """Return `Σ_{d < R_m} own · other`, `(A, B)` float32, for tiles of a part; `level` is that of a far part."""
     MASKED: tl.constexpr = static.is_masked(PART, RANKS, STEP, EVEN)
     total = tl.zeros((A, B), tl.float32)
     if static.is_near(PART, RANKS, STEP):
@@ -309,7 +309,7 @@ def products(
             )  # fmt: skip
             total += tl.where(same_block(mine, theirs, SIZES[finer]), added, 0.0)
     else:
-        # The narrowest prefix of the part's levels tells which chunk may have to be cut.
+        # Only chunks past the narrowest prefix of the part's levels may have to be cut.
         least: tl.constexpr = static.prefix(RANKS, static.part_start(PART, RANKS, STEP) + 1)
         stop = prefix_at(level, RANKS)
         total = add_products(total, own, own_side, other_side, 0, stop, 0, least, A, B, RANKS, STEP, MASKED, PRECISION)
@@ -321,7 +321,7 @@ def add_chunk_gradients(
     grads, score_grad, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, CHUNKS: tl.constexpr,
     B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`grads` plus `score_grad (A, B)` times the other rows, for what `add_products` multiplies."""
+    """Return `grads` plus `score_grad (A, B)` times the other rows, over the dimensions of `add_products`."""
     added = ()
     for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
         grad = grads[c - static.item(CHUNKS, 0)]
@@ -343,7 +343,7 @@ def add_gradients(
     B: tl.constexpr, RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What the gradient of `products` means for own rows: chunks `CHUNKS[0] … CHUNKS[1]`, a tuple."""
+    """Return `grads` (chunks `CHUNKS[0] … CHUNKS[1]`) plus the gradient of `products` with respect to own rows."""
     MASKED: tl.constexpr = static.is_masked(PART, RANKS, STEP, EVEN)
     if static.is_near(PART, RANKS, STEP):
         mine, theirs = own_first + tl.arange(0, A), other_side[2] + tl.arange(0, B)
@@ -369,7 +369,7 @@ def add_gradients(
 
 @triton.jit
 def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
-    """A tuple of zeros for the gradients of chunks `CHUNKS[0] … CHUNKS[1]`."""
+    """Return a tuple of zeros for the gradients of chunks `CHUNKS[0] … CHUNKS[1]`."""
     chunks = ()
     for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
         chunks = chunks + (tl.zeros((A, static.chunk_width(RANKS, STEP, c)), tl.float32),)
@@ -392,7 +392,7 @@ def store_chunks(
         tl.store(at, chunk, mask=valid[:, None] & (dims < rank)[None, :])
 
 
-# --- what is not a product --------------------------------------------------------------------------------------------
+# --- masks and dropout ------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -400,9 +400,9 @@ def finish_scores(
     score, i, j, query_low, query_high, key_high, bias, shift, bias_strides, PART: tl.constexpr, RANKS: tl.constexpr,
     STEP: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Scores in units of log 2, bias added, `-inf` where a pair is hidden; positions `i` and `j` broadcast to (A, B).
+    """Return scores in units of log 2, with bias, `-inf` where a pair is hidden; `i` and `j` broadcast to (A, B).
 
-    Tiles that are all full need no mask, and the causal mask cuts in the near part alone.
+    Full tiles need no mask, and the causal mask cuts only in the near part.
     """
     visible = (i >= query_low) & (i < query_high) & (j < key_high)
     if bias is not None:
@@ -417,7 +417,7 @@ def finish_scores(
 
 @triton.jit
 def mix(x):
-    """The 32-bit hash of `structattn.ops.dropout`."""
+    """Return the 32-bit hash of `structattn.ops.dropout`."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -425,7 +425,7 @@ def mix(x):
 
 @triton.jit
 def dropout_factor(seed, pair, i, j, threshold, keep_scale):
-    """0 or `1/(1 - p)` for pairs of indices in the whole tensors: every backend drops the same."""
+    """Return 0 or `1/(1 - p)` for pairs of indices in the whole tensors, as every backend does."""
     word = tl.load(seed)
     state = mix(mix(word.to(tl.uint32)) ^ (word >> 32).to(tl.uint32))
     row = mix(mix(state + pair.to(tl.uint32) * 0x9E3779B9) + i.to(tl.uint32) * 0x85EBCA6B)

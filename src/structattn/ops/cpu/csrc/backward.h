@@ -12,8 +12,8 @@ namespace structattn {
 // Tiles of queries per pass over a tile of keys.
 constexpr int64_t kBackwardChunk = 4;
 
-// Queries and output gradients of some heads in both right formats, what softmax needs of each query, and the gradient
-// of queries under way.
+// Queries and output gradients of some heads in both right formats, log-sum-exp and delta of each query, and the
+// gradient of queries so far.
 template <class T>
 struct PackedQueries {
   const Plan& plan;
@@ -45,7 +45,7 @@ struct PackedQueries {
   int64_t tiles(int64_t heads) const { return heads * plan.query_tiles * plan.stride; }
 };
 
-// Where a task about query tiles stands: tasks go through heads and, within each, through tiles.
+// The query tile of a task: tasks go through heads and, within each, through tiles.
 struct QueryTask {
   int64_t slot, index, b, h;
   const Row& row;
@@ -146,7 +146,7 @@ class Backward {
         key_grad_(plan.stride * plan.rank),
         value_grad_(plan.stride * plan.value_width) {}
 
-  // A share of the key tiles of a key head of this wave: every packed.shares-th, so that shares weigh the same.
+  // A task is a share of the key tiles of a key head of this wave: every packed.shares-th, so that shares are even.
   void operator()(int64_t task) {
     const int64_t slot = task / packed_.shares, share = task % packed_.shares;
     const int64_t group = call_.heads / call_.key_heads;
@@ -193,27 +193,27 @@ class Backward {
   void add_chunk(int64_t b, int64_t h, int64_t slot, int64_t share, const Row& row, Tile keys, int64_t first,
                  int64_t count) {
     const int64_t stride = plan_.stride, rows = kNarrow ? stride : keys.count;
-    Meeting meetings[kBackwardChunk];
+    TileDepth depths[kBackwardChunk];
     for (int64_t s = 0; s < count; ++s) {
       const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
       const int64_t place = packed_.at(slot, first + s);
-      meetings[s] = plan_.meet(pair.queries, pair.keys);
+      depths[s] = plan_.tile_depth(pair.queries, pair.keys);
       float* scores = scores_ + s * stride;
       float* grads = score_grads_ + s * stride;
       const float factor =
-          scores_of_(pair, meetings[s], rows, key_, packed_.query_turned + place * plan_.rank, scores, row_);
+          scores_of_(pair, depths[s], rows, key_, packed_.query_turned + place * plan_.rank, scores, row_);
       multiply_values(pair, rows, packed_.grad_turned + place * plan_.value_width, grads);
-      softmax_grad(pair, meetings[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
+      softmax_grad(pair, depths[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
     }
     const Pair diagonal{b, h, row, plan_.query_tile(row, first), keys, true};
-    add_products(diagonal, meetings, slot, share, rows, first, count);
+    add_products(diagonal, depths, slot, share, rows, first, count);
     for (int64_t s = 0; s < count; ++s) {
       const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
-      if (meetings[s].mixed) add_rectangles(pair, meetings[s], slot, share, first + s, s);
+      if (depths[s].mixed) add_rectangles(pair, depths[s], slot, share, first + s, s);
     }
   }
 
-  // The gradient of probabilities, 0 where nothing is seen.
+  // The gradient of probabilities, 0 where a pair is hidden.
   void multiply_values(const Pair& pair, int64_t rows, const T* grad_turned, float* grads) {
     const int64_t stride = plan_.stride, width = plan_.value_width;
     for_each_strip<T>(pair, is_crossing(call_, pair), rows, stride, [&](int64_t i, int64_t strip, Span seen) {
@@ -226,16 +226,16 @@ class Backward {
     });
   }
 
-  // Probabilities in the place of scores, and the gradient of scores in the place of that of probabilities.
-  void softmax_grad(const Pair& pair, const Meeting& meeting, int64_t rows, float factor, const float* lse,
+  // Overwrites scores by probabilities, and the gradient of probabilities by that of scores.
+  void softmax_grad(const Pair& pair, const TileDepth& shared, int64_t rows, float factor, const float* lse,
                     const float* delta, int64_t s) {
     const int64_t stride = plan_.stride;
     float* scores = scores_ + s * stride;
     float* grads = score_grads_ + s * stride;
     if (dropout_.active()) drop(pair, grads, dropout_.rescale());
     // Each pair's gain, unless it differs within the tile or the bias has to see the gradient before it.
-    const bool apart = meeting.mixed_gain || gradients_.bias.data;
-    const Vec gain = splat(apart ? 1.0f : plan_.levels[meeting.depth - 1].gain), scale = splat(factor);
+    const bool apart = shared.mixed_gain || gradients_.bias.data;
+    const Vec gain = splat(apart ? 1.0f : plan_.levels[shared.depth - 1].gain), scale = splat(factor);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < stride; j += kLanes) {
         const Vec p = exp2(load(scores + i * row_ + j) * scale - load(lse + j));
@@ -243,7 +243,7 @@ class Backward {
         store(grads + i * row_ + j, p * (load(grads + i * row_ + j) - load(delta + j)) * gain);
       }
     if (gradients_.bias.data) add_bias_grad(pair, grads);
-    if (apart) scores_of_.multiply_gains(pair, meeting, 1.0f, grads, row_);
+    if (apart) scores_of_.multiply_gains(pair, shared, 1.0f, grads, row_);
     if (dropout_.active()) drop(pair, scores, 1.0f);
     if constexpr (kNarrow) narrow(rows, s * stride);
   }
@@ -262,8 +262,8 @@ class Backward {
         }
   }
 
-  // The products with what all pairs of a tile share; the first tile alone can lie on the diagonal.
-  void add_products(const Pair& pair, const Meeting* meetings, int64_t slot, int64_t share, int64_t rows, int64_t first,
+  // Adds the products over the levels that all pairs of a tile share; only the first tile can lie on the diagonal.
+  void add_products(const Pair& pair, const TileDepth* depths, int64_t slot, int64_t share, int64_t rows, int64_t first,
                     int64_t count) {
     const int64_t stride = plan_.stride, place = packed_.at(slot, first), rank = plan_.rank, width = plan_.value_width;
     const T *probabilities, *grads, *right_grads;
@@ -275,8 +275,8 @@ class Backward {
            packed_.grad + (place + seen.start) * width, width, value_grad_ + i * width, width, true);
     });
     for (int64_t s = 0, next; s < count; s = next) {
-      const int64_t prefix = plan_.levels[meetings[s].depth - 1].prefix;
-      for (next = s + 1; next < count && meetings[next].depth == meetings[s].depth;) ++next;
+      const int64_t prefix = plan_.levels[depths[s].depth - 1].prefix;
+      for (next = s + 1; next < count && depths[next].depth == depths[s].depth;) ++next;
       for_each_strip<T>(pair, crossing && s == 0, rows, stride, [&](int64_t i, int64_t strip, Span seen) {
         gemm(strip, prefix, (next - s) * stride - seen.start, grads + i * row_ + s * stride + seen.start, row_,
              packed_.query + (place + s * stride + seen.start) * rank, rank, key_grad_ + i * rank, rank, true);
@@ -287,12 +287,12 @@ class Backward {
     }
   }
 
-  // The products of levels that only some pairs of a tile share.
-  void add_rectangles(const Pair& pair, const Meeting& meeting, int64_t slot, int64_t share, int64_t index, int64_t s) {
+  // Adds the products over levels that only some pairs of a tile share.
+  void add_rectangles(const Pair& pair, const TileDepth& shared, int64_t slot, int64_t share, int64_t index, int64_t s) {
     const int64_t rank = plan_.rank, stride = plan_.stride;
     const T* query = packed_.query + packed_.at(slot, index) * rank;
     float* query_grad = packed_.query_grad_at(share, slot, index);
-    for (size_t l = meeting.depth; l < plan_.levels.size(); ++l) {
+    for (size_t l = shared.depth; l < plan_.levels.size(); ++l) {
       const Level& level = plan_.levels[l];
       for_each_rectangle(level, pair.keys, pair.queries, [&](Tile k, Tile q) {
         const float* grads = score_grads_ + k.first * row_ + s * stride + q.first;
@@ -354,7 +354,7 @@ class Backward {
   Buffer<float> key_grad_, value_grad_;
 };
 
-// Sums the shares of the gradient of queries, turns it back and writes it.
+// Sums the shares of the gradient of queries, transposes the sum and writes it.
 template <class T>
 class QueryGradWriter {
  public:
@@ -391,7 +391,7 @@ class QueryGradWriter {
   Buffer<float> rows_;
 };
 
-// Into how many shares to cut each head's keys, so that no thread idles for long: each costs a copy of query gradients.
+// Number of shares of each head's keys, so that no thread idles for long; each share costs a copy of query gradients.
 inline int64_t shares_per_head(int64_t heads) {
   const int64_t threads = at::get_num_threads();
   int64_t shares = 1;

@@ -1,5 +1,5 @@
-// The arguments of a call as they cross from Python: plain data, the layout of the structures in library.py. A field that
-// is added here is added there and in layout.h, which checks that they agree.
+// The arguments of a call as they cross from Python: plain data, the layout of the structures in library.py. Add a field
+// here, there and in layout.h, by which the two are compared.
 #pragma once
 
 #include <cstdint>

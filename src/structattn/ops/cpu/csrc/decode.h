@@ -1,5 +1,5 @@
-// A few queries against a long cache. Each key is read once, so this is a matter of streams from memory: keys lie
-// dimension-major, level by level, and each task is one run of keys of one key head, for all queries that read it.
+// A few queries against a long cache. Each key is read once, so the speed of memory decides: keys lie dimension-major,
+// level by level, and each task is one run of keys of one key head, for all queries that read it.
 #pragma once
 
 #include "parallel.h"
@@ -18,7 +18,7 @@ struct Decode {
   double scale;
 };
 
-// Keys per task: long enough for each dimension's stream to be worth the prefetcher's while; at 512, a quarter slower.
+// Keys per task: long enough that the prefetcher helps each dimension's stream; 512 was a quarter slower.
 constexpr int64_t kRun = 2048;
 // Values per product: few enough to stay in the first cache when they have to be brought to float.
 constexpr int64_t kValueRun = 64;
@@ -170,7 +170,7 @@ class Decoder {
   Buffer<float> query_, scores_, values_;
 };
 
-// Puts the runs of a key head together.
+// Combines the runs of a key head into its output.
 template <class T>
 void combine_runs(const Decode& call, int64_t head, int64_t runs, const float* partial) {
   const int64_t group = call.heads / call.key_heads, rows = group * call.queries;

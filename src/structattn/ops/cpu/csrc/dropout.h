@@ -15,7 +15,7 @@ class Dropout {
   bool active() const { return threshold_ > 0; }
   float rescale() const { return rescale_; }
 
-  // The part of the hash that belongs to query `query` of head `batch_head`; a key's part is key_term.
+  // The term of the hash for query `query` of head `batch_head`; key_term is that of a key.
   uint32_t query_term(int64_t batch_head, int64_t query) const {
     return mix(mix(state_ + static_cast<uint32_t>(batch_head) * 0x9E3779B9u) +
                static_cast<uint32_t>(query) * 0x85EBCA6Bu);

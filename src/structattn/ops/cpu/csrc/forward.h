@@ -8,7 +8,7 @@
 
 namespace structattn {
 
-// Tiles of keys per pass of softmax: enough to spread the cost of a pass over them, few enough to stay in cache.
+// Tiles of keys per pass of softmax: enough to spread the cost of a pass, few enough to stay in cache.
 constexpr int64_t kForwardChunk = 4;
 
 // Keys (transposed) and values of some heads as right operands, tile after tile.
@@ -131,7 +131,7 @@ class Forward {
     float factors[kForwardChunk];
     for (int64_t k = 0; k < count; ++k) {
       const Pair pair{b, h, row, queries, plan_.key_tile(row, first + k), false};
-      factors[k] = scores_of_(pair, plan_.meet(pair.queries, pair.keys), rows, query_, keys_.key(slot, first + k),
+      factors[k] = scores_of_(pair, plan_.tile_depth(pair.queries, pair.keys), rows, query_, keys_.key(slot, first + k),
                               scores_ + k * plan_.stride, row_);
     }
     T* probabilities;

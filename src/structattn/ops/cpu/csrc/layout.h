@@ -25,7 +25,8 @@ constexpr char field_type() {
 inline std::string layout() {
   std::string text;
 #define BEGIN(name) { using S = name; text += #name " " + std::to_string(sizeof(S))
-#define FIELD(name) text += std::string(" " #name ":") + field_type<decltype(S::name)>() + "@" + std::to_string(offsetof(S, name))
+#define FIELD(name) \
+  text += std::string(" " #name ":") + field_type<decltype(S::name)>() + "@" + std::to_string(offsetof(S, name))
 #define END text += "\n"; }
   // clang-format off
   BEGIN(View);

@@ -12,7 +12,7 @@
 
 namespace structattn {
 
-// Which columns of a tensor go where in a packed tile.
+// The place of a tensor's columns in a packed tile.
 struct Columns {
   struct Segment {
     int64_t source, width, packed;

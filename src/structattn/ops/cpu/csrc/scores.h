@@ -30,7 +30,7 @@ struct Span {
   int64_t start, stop;
 };
 
-// Which columns row i of a pair's score tile sees; `crossing` where a key may come after a query.
+// The visible columns of row i of a pair's score tile; `crossing` if a key may come after a query.
 inline Span visible(const Pair& pair, bool crossing, int64_t i) {
   Span span{0, i < pair.rows().count ? pair.columns().count : 0};
   if (crossing && pair.keys_are_rows) span.start = pair.keys.first + i - pair.queries.first;
@@ -98,21 +98,21 @@ class Scores {
 
   // Writes scores (rows, stride) of a pair to `to`, `row` apart, and returns the factor that brings them to base-2
   // logarithms. `left` is the left operand of the rows' tile, `right` the transposed right operand of the columns'.
-  // Where no pair shares more than all do, and nothing hides or shifts scores, that is one product.
-  float operator()(const Pair& pair, const Meeting& meeting, int64_t rows, const T* left, const T* right, float* to,
+  // If all pairs have one depth and there is neither mask nor bias, that is one product.
+  float operator()(const Pair& pair, const TileDepth& shared, int64_t rows, const T* left, const T* right, float* to,
                    int64_t row) {
     const int64_t stride = plan_.stride;
-    const Level& finest = plan_.levels[meeting.depth - 1];
+    const Level& finest = plan_.levels[shared.depth - 1];
     const bool crossing = is_crossing(call_, pair);
     for_each_strip<T>(pair, crossing, rows, stride, [&](int64_t first, int64_t count, Span seen) {
       gemm(count, seen.stop - seen.start, finest.prefix, left + first * plan_.rank, plan_.rank,
            right + kWide * seen.start, stride, to + first * row + seen.start, row, false);
     });
-    if (meeting.mixed) add_rectangles(pair, meeting, left, right, to, row);
+    if (shared.mixed) add_rectangles(pair, shared, left, right, to, row);
     float factor = scale_ * finest.gain;
     // A factor of 0 would turn -inf into NaN, and one below 0 would turn a maximum into a minimum.
-    if (meeting.mixed_gain || call_.bias.data || factor <= 0) {
-      multiply_gains(pair, meeting, scale_, to, row);
+    if (shared.mixed_gain || call_.bias.data || factor <= 0) {
+      multiply_gains(pair, shared, scale_, to, row);
       if (call_.bias.data) add_bias(pair, to, row);
       factor = 1;
     }
@@ -121,11 +121,11 @@ class Scores {
   }
 
   // `tile` (rows, columns of the pair) times each pair's gain, times `factor`.
-  void multiply_gains(const Pair& pair, const Meeting& meeting, float factor, float* tile, int64_t row) const {
+  void multiply_gains(const Pair& pair, const TileDepth& shared, float factor, float* tile, int64_t row) const {
     float gains[kMostTile * kMostTile];
     const Tile rows = pair.rows(), columns = pair.columns();
-    std::fill_n(gains, rows.count * columns.count, plan_.levels[meeting.depth - 1].gain * factor);
-    for (size_t l = meeting.depth; meeting.mixed_gain && l < plan_.levels.size(); ++l)
+    std::fill_n(gains, rows.count * columns.count, plan_.levels[shared.depth - 1].gain * factor);
+    for (size_t l = shared.depth; shared.mixed_gain && l < plan_.levels.size(); ++l)
       for_each_rectangle(plan_.levels[l], rows, columns, [&](Tile r, Tile c) {
         for (int64_t i = 0; i < r.count; ++i)
           std::fill_n(gains + (r.first + i) * columns.count + c.first, c.count, plan_.levels[l].gain * factor);
@@ -138,8 +138,8 @@ class Scores {
   // A column of a right operand is a pair in bfloat16.
   static constexpr int64_t kWide = std::is_same_v<T, float> ? 1 : 2;
 
-  void add_rectangles(const Pair& pair, const Meeting& meeting, const T* left, const T* right, float* to, int64_t row) {
-    for (size_t l = meeting.depth; l < plan_.levels.size(); ++l) {
+  void add_rectangles(const Pair& pair, const TileDepth& shared, const T* left, const T* right, float* to, int64_t row) {
+    for (size_t l = shared.depth; l < plan_.levels.size(); ++l) {
       const Level& level = plan_.levels[l];
       for_each_rectangle(level, pair.rows(), pair.columns(), [&](Tile r, Tile c) {
         const Block a = widen_left(left + r.first * plan_.rank + level.packed, plan_.rank, r.count, level.width,

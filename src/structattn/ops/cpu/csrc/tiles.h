@@ -36,16 +36,16 @@ struct Tile {
   int64_t last() const { return first + count - 1; }
 };
 
-// One row of the batch: its queries and keys without padding, by index in the tensors, and where the queries stand.
+// One row of the batch without its padding: indices in the tensors, and the position of its first query.
 struct Row {
   int64_t first_query, queries, first_key, keys, position;
 };
 
-// What all pairs of two tiles share, and whether some share more.
-struct Meeting {
-  int depth;        // levels that all pairs share
+// The depth of all pairs of two tiles, and whether some pairs are deeper.
+struct TileDepth {
+  int depth;        // number of levels that all pairs share
   bool mixed;       // some pairs share finer levels
-  bool mixed_gain;  // and those have another gain
+  bool mixed_gain;  // and have another gain
 };
 
 struct Plan {
@@ -60,7 +60,7 @@ struct Plan {
   // Levels are packed to multiples of `pair` columns: products in bfloat16 take pairs.
   Plan(const Call& call, int64_t pair);
 
-  Meeting meet(Tile a, Tile b) const;
+  TileDepth tile_depth(Tile a, Tile b) const;
 
   // Query tile `index` of a row, or one without positions where the row has no such tile.
   Tile query_tile(const Row& row, int64_t index) const {
@@ -73,8 +73,8 @@ struct Plan {
   }
 };
 
-// The widest tile up to kMostTile that holds whole blocks of the coarsest level that fits it, and of which the next
-// coarser level's blocks hold whole ones; half as wide at the least, else as wide as fits.
+// Positions per tile: whole blocks of the coarsest level that fits kMostTile, as many as divide a block of the next
+// coarser level; if no number above half of what fits divides it, as many as fit.
 inline int64_t tile_width(const Call& call) {
   int64_t base = 1, coarser = 0;
   for (int64_t l = 1; l < call.levels; ++l) {
@@ -117,7 +117,7 @@ inline Plan::Plan(const Call& call, int64_t pair)
   }
 }
 
-inline Meeting Plan::meet(Tile a, Tile b) const {
+inline TileDepth Plan::tile_depth(Tile a, Tile b) const {
   const int count = static_cast<int>(levels.size());
   const auto whole = [&](const Level& level) {
     const int64_t block = level.block_of(a.first);
@@ -125,15 +125,15 @@ inline Meeting Plan::meet(Tile a, Tile b) const {
   };
   int depth = 1;
   while (depth < count && whole(levels[depth])) ++depth;
-  Meeting meeting{depth, false, false};
+  TileDepth shared{depth, false, false};
   if (depth < count) {
     const Level& next = levels[depth];
     const int64_t low = std::max(next.block_of(a.first), next.block_of(b.first));
-    meeting.mixed = low <= std::min(next.block_of(a.last()), next.block_of(b.last()));
-    for (int finer = depth; meeting.mixed && finer < count; ++finer)
-      meeting.mixed_gain |= levels[finer].gain != levels[depth - 1].gain;
+    shared.mixed = low <= std::min(next.block_of(a.last()), next.block_of(b.last()));
+    for (int finer = depth; shared.mixed && finer < count; ++finer)
+      shared.mixed_gain |= levels[finer].gain != levels[depth - 1].gain;
   }
-  return meeting;
+  return shared;
 }
 
 // Calls body(rows, columns), offsets into the tiles, for each block of a level that both tiles touch.
