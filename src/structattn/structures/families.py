@@ -43,10 +43,7 @@ class LowRank(MLBTC):
         positive_int("dim_out", dim_out)
         positive_int("dim_in", dim_in)
         positive_int("rank", rank)
-        super().__init__(
-            [Level.low_rank(dim_out, dim_in, rank)],
-            **options,
-        )
+        super().__init__([Level.low_rank(dim_out, dim_in, rank)], **options)
         self.rank = rank
 
     def _shape_repr(self) -> str:
@@ -87,10 +84,7 @@ class MLR(MLBTC):
         ranks = positive_ints("ranks", ranks)
         blocks = tuple(2**level for level in range(len(ranks))) if blocks is None else blocks
         blocks = self._check_blocks(positive_ints("blocks", blocks), len(ranks), dim_out, dim_in)
-        super().__init__(
-            [Level.low_rank(dim_out, dim_in, r, p) for r, p in zip(ranks, blocks, strict=True)],
-            **options,
-        )
+        super().__init__([Level.low_rank(dim_out, dim_in, r, p) for r, p in zip(ranks, blocks, strict=True)], **options)
         self.ranks = ranks
         self.blocks = blocks
 
@@ -150,10 +144,7 @@ class BTT(MLBTC):
         if factors is None:
             factors = ((dim_out // b, b), (dim_in // d, d))
         (a, b), (c, d) = factors = self._check_factors(factors, dim_out, dim_in)
-        super().__init__(
-            [Level(a, b, c, d, rank)],
-            **options,
-        )
+        super().__init__([Level(a, b, c, d, rank)], **options)
         self.rank = rank
         self.factors = factors
 
@@ -208,10 +199,7 @@ class Monarch(MLBTC):
         for name, dim in (("dim_out", dim_out), ("dim_in", dim_in)):
             if positive_int(name, dim) % positive_int("blocks", blocks):
                 raise ValueError(f"blocks must divide {name}={dim}, got {blocks}")
-        super().__init__(
-            [Level(blocks, dim_out // blocks, blocks, dim_in // blocks)],
-            **options,
-        )
+        super().__init__([Level(blocks, dim_out // blocks, blocks, dim_in // blocks)], **options)
         self.blocks = blocks
 
     def _shape_repr(self) -> str:

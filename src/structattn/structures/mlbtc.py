@@ -117,7 +117,7 @@ class MLBTC(Structure):
         """
         like = lefts[0]
         twin = MLBTC(levels, heads=heads, normalize=False, device="meta", dtype=like.dtype)
-        twin.to_empty(device=like.device)  # not drawn: a conversion leaves the random state alone
+        twin.to_empty(device=like.device)  # not drawn: a conversion must not advance the random state
         for side, factors in (("left", lefts), ("right", rights)):
             if len(factors) != len(levels):
                 raise ValueError(f"{side}s must hold one factor for each of {len(levels)} levels, got {len(factors)}")

@@ -1,7 +1,7 @@
-"""The kernel's shared library: compiled on first use by the machine's C++ compiler, then taken from a cache.
+"""The kernel's shared library: compiled on first use by the machine's C++ compiler, then loaded from the disk.
 
-A library is kept under a digest of all that it depends on: the sources, the compiler and the instructions it may use
-(both told by its predefined macros), the flags, and torch's version.
+Its file name holds a digest of all that it depends on: the sources, the flags, torch's version, and the compiler with
+the instructions it may use (its predefined macros show both).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from structattn.disk import cache_folder
 
 _SOURCES = Path(__file__).parent / "csrc"
-# Contracting a·b + c into one rounding is what makes the products fast; the other two free comparisons and exp2
-# from duties that no caller can observe.
+# The products are fast because a·b + c is contracted to one rounding. The other two flags drop checks of floating-point
+# exceptions and errno, which no caller reads.
 _FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 _LINES_OF_AN_ERROR = 8
 
@@ -34,10 +34,10 @@ class BuildError(RuntimeError):
 
 
 def load() -> ctypes.CDLL:
-    """The library, compiled if the cache does not hold it.
+    """Return the library, compiled if the disk does not have it.
 
     Environment: `CXX` names the compiler, `STRUCTATTN_CXXFLAGS` adds flags (`-march=haswell`), and
-    `STRUCTATTN_CACHE` moves the cache.
+    `STRUCTATTN_CACHE` moves the folder.
 
     Raises:
         BuildError: without a compiler, or where it fails.
@@ -76,7 +76,7 @@ def _digest(command: list[str]) -> str:
 
 
 def _compile_once(command: list[str], library: Path) -> None:
-    """Of processes that start at once, one compiles and the others wait for it."""
+    """Compile `library`; of processes that start at once, one compiles and the others wait."""
     import fcntl  # not on every system that imports this module
 
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _run(command: list[str]) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def failure() -> str | None:
-    """Why there is no library in this process, or None where there is one; tried once."""
+    """Return why there is no library in this process, or None if there is one; tried once."""
     try:
         library()
     except BuildError as error:
@@ -124,5 +124,5 @@ def failure() -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
-    """The library of this process, loaded once. Raises BuildError as `load` does."""
+    """Return the library of this process, loaded once; BuildError as `load`."""
     return load()

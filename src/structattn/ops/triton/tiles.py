@@ -7,7 +7,7 @@ at one depth: these are *far*, and there only the level's prefix is loaded and m
 depth varies or the causal mask cuts: there the finer levels are added one by one.
 
 The r dimensions are cut into chunks, powers of two whose edges are the prefix ranks rounded up to `STEP` (16, the
-tensor core's step, or more). Levels whose prefix ends at one edge differ in numbers alone, so they share the code of
+tensor core's step, or more). Levels whose prefix ends at one edge differ only in numbers, so they share the code of
 one part: `PART` 0, 1, … are far, the last one is near. Own rows are cut to the prefix, the other side's chunks are
 loaded whole, since a mask inside a chunk would break up its loads. Positions count from the row's first valid key.
 """
