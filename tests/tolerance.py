@@ -7,12 +7,12 @@ from torch import Tensor
 def assert_calibrated(
     actual: Tensor, exact: Tensor, plain: Tensor, what: str = "result", largest_term: float | None = None
 ) -> None:
-    """Largest error of `actual` against the float64 `exact`: at most twice that of `plain`, plus two roundings.
+    """Assert that `actual` errs from the float64 `exact` at most twice as much as `plain`, plus two roundings.
 
     `plain` is the same computation by plain PyTorch in `actual`'s dtype. It may be exact by luck, for instance where
-    one key alone is seen; so two roundings of the largest term that the computation sums are always allowed. That term
-    is the largest entry of `exact` unless it is given: where large terms cancel, the result is smaller than they are.
-    In float64 `exact` is no better than `actual`: a relative 1e-10 is allowed.
+    only one key is visible; so two roundings of the largest term that the computation sums are always allowed. That
+    term is the largest entry of `exact` unless it is given: where large terms cancel, the result is smaller than they
+    are. In float64 `exact` is no better than `actual`: a relative 1e-10 is allowed.
     """
     assert actual.shape == exact.shape, f"{what}: expected shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
     assert actual.dtype == plain.dtype, f"{what}: expected {plain.dtype}, got {actual.dtype}"
