@@ -20,7 +20,7 @@ import torch
 from benchmarks import machine
 from benchmarks.output import describe_machine, table, write_json
 from benchmarks.timing import sample_warm
-from structattn.layers.timeline import Timeline
+from structattn.layers.kv_cache.growing_buffer import Timeline
 from structattn.models import LanguageModel, LanguageModelConfig, ModelCache
 from structattn.studies.style import new_figure, styled
 

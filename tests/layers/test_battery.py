@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.layers.cases import DIM, HEADS, ROTARY, SPELLINGS, build, each_kind, tokens
 from torch.func import functional_call
 
-from layers.cases import DIM, HEADS, ROTARY, SPELLINGS, build, each_kind, tokens
 from structattn.layers import RotaryEmbedding, build_attention
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}

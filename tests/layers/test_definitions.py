@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.layers.cases import CONTEXT, DIM, HEADS, build, tokens
 from torch import Tensor
 
-from layers.cases import CONTEXT, DIM, HEADS, build, tokens
 from structattn import Hierarchy
 from structattn.layers import (
     BilinearAttention,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.layers.cases import SPELLINGS
 
-from layers.cases import SPELLINGS
 from structattn.layers import (
     KINDS,
     AttentionConfig,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tests.models.test_language import STRUCTURES, small, tokens, woken
 from transformers import DynamicCache, TextStreamer
 
-from models.test_language import STRUCTURES, small, tokens, woken
 from structattn.models import ModelCache
 from structattn.models.transformers_internals import CACHE
 

@@ -1,10 +1,6 @@
 """Attention layers behind one face, and the configs and grammar that name them."""
 
-from structattn.layers.base import Attention
-from structattn.layers.bilinear import BilinearAttention
-from structattn.layers.build import build_attention
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
-from structattn.layers.config import (
+from structattn.layers.attention_configs import (
     KINDS,
     AttentionConfig,
     BilinearConfig,
@@ -20,7 +16,11 @@ from structattn.layers.config import (
     StandardConfig,
     config_from_dict,
 )
+from structattn.layers.bilinear import BilinearAttention
+from structattn.layers.factory import build_attention
 from structattn.layers.grammar import as_config, parse_attention
+from structattn.layers.interface import Attention
+from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.ranks import default_ranks
 from structattn.layers.rotary import RotaryEmbedding

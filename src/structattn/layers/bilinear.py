@@ -13,9 +13,9 @@ from torch import Tensor
 
 from structattn import checks, flops
 from structattn.flops import Flops
-from structattn.layers.base import QKV, Attention, draw_linears, split_heads, width_per_head
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
+from structattn.layers.interface import QKV, Attention, draw_linears, split_heads, width_per_head
+from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.dense import dense_attention

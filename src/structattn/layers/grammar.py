@@ -26,7 +26,7 @@ from typing import Any
 
 from structattn import checks
 from structattn.layers import fields
-from structattn.layers.config import KINDS, AttentionConfig, config_from_dict, make_config
+from structattn.layers.attention_configs import KINDS, AttentionConfig, config_from_dict, make_config
 
 
 def parse_attention(text: str) -> AttentionConfig:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from structattn import flops
 from structattn.flops import Flops
-from structattn.layers.base import QKV, LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.basis import Basis
-from structattn.layers.cache import CacheLayout, KeyValueCache
 from structattn.layers.choices import LevelWeight, level_weights, spread
-from structattn.layers.levels import attend_levels, level_cache_layout
+from structattn.layers.head_basis import Basis
+from structattn.layers.interface import QKV, LayerOptions, ProjectedAttention, width_per_head
+from structattn.layers.kv_cache.key_value_cache import CacheLayout, KeyValueCache
+from structattn.layers.kv_cache.mlr_cache import attend_levels, level_cache_layout
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 
@@ -36,8 +36,8 @@ class MLRAttention(ProjectedAttention):
         hierarchy: the levels; the width of a query and key head is the sum of its ranks.
         head_dim: the width of a value head; `D / H` by default.
         level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
-        basis: whether maps of queries and keys stand before the levels, see `structattn.layers.basis.Basis`: a model
-            that was trained without levels gets its dimensions into their order by them.
+        basis: map queries and keys before the levels by a `structattn.layers.head_basis.Basis`: it orders the
+            dimensions of a model that was trained without levels.
         options: see `ProjectedAttention`. A rotary embedding needs even ranks.
     """
 

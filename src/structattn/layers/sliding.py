@@ -8,9 +8,9 @@ from torch import Tensor
 
 from structattn import checks, flops
 from structattn.flops import Flops
-from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.choices import HeadScale, head_scale
+from structattn.layers.interface import LayerOptions, ProjectedAttention, width_per_head
+from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.window import window_attention

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from structattn import flops
 from structattn.flops import Flops
-from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
 from structattn.layers.choices import HeadScale, head_scale
+from structattn.layers.interface import LayerOptions, ProjectedAttention, width_per_head
 from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
 

@@ -11,17 +11,17 @@ checks.require("transformers", "hf")
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
 
-from structattn.models.cache import ModelCache, StoreCache, StoreLayer  # noqa: E402
 from structattn.models.configuration import (  # noqa: E402
     BackboneConfig,
     ForecastModelConfig,
     LanguageModelConfig,
     RegressionModelConfig,
 )
-from structattn.models.forecasting import ForecastModel, ForecastOutput  # noqa: E402
-from structattn.models.language import LanguageModel  # noqa: E402
+from structattn.models.forecast_model import ForecastModel, ForecastOutput  # noqa: E402
+from structattn.models.generation_cache import ModelCache, StoreCache, StoreLayer  # noqa: E402
+from structattn.models.language_model import LanguageModel  # noqa: E402
 from structattn.models.pretrained import StructuredModel  # noqa: E402
-from structattn.models.regression import RegressionModel, RegressionOutput  # noqa: E402
+from structattn.models.regression_model import RegressionModel, RegressionOutput  # noqa: E402
 
 __all__ = [
     "BackboneConfig",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from structattn import checks
-from structattn.models.retrofit import Order, Pairs
+from structattn.models.mlr_conversion import Order, Pairs
 from structattn.studies import files
 from structattn.studies.environment import environment
 from structattn.studies.retrofit_subjects import Subject, load_subject

@@ -17,10 +17,10 @@ from structattn.integrations.transformers import measure_moments as measure_fore
 from structattn.integrations.transformers.basis import query_key_projection
 from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.integrations.transformers.pairs import rotates
-from structattn.layers.basis import Moments
+from structattn.layers.head_basis import Moments
 from structattn.models import LanguageModel, LanguageModelConfig
+from structattn.models.mlr_conversion import Order, measure_moments, retrofit
 from structattn.models.parameters import Description, Part
-from structattn.models.retrofit import Order, measure_moments, retrofit
 from structattn.ops.hierarchy import Hierarchy
 from structattn.studies.run import load_run
 from structattn.tasks import LanguageConfig, LanguageTask

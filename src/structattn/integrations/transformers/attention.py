@@ -16,7 +16,7 @@ from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as sees_backwards
 from structattn.integrations.transformers.masks import check_all, check_window, visible_keys
-from structattn.layers.levels import attend_levels
+from structattn.layers.kv_cache.mlr_cache import attend_levels
 from structattn.ops.attention import mlr_attention
 
 _FOREIGN = ("softcap", "s_aux", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "cache")

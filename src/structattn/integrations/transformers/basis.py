@@ -1,8 +1,8 @@
 """The change of basis that puts the most score energy first, folded into a model's own weights.
 
 Without a rotary embedding any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` leave every score as it was,
-up to a number for each query that softmax does not see (`structattn.layers.basis`). With `q = W_q x + b_q` they are new
-weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`: the model costs what it cost.
+up to a number for each query that softmax does not see (`structattn.layers.head_basis`). With `q = W_q x + b_q` they
+are new weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`: the model costs what it cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from structattn import checks
 from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
 from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import rotates
-from structattn.layers.basis import Moments, MomentSums, balanced
+from structattn.layers.head_basis import Moments, MomentSums, balanced
 
 
 def measure_moments(

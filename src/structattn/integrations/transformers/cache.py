@@ -20,9 +20,9 @@ from structattn.integrations.transformers.layers import (
     is_cross_attention,
 )
 from structattn.integrations.transformers.levels import LayerLevels
-from structattn.layers.cache import KeyValueCache
-from structattn.layers.levels import level_cache_layout
-from structattn.models.cache import StoreCache, StoreLayer
+from structattn.layers.kv_cache.key_value_cache import KeyValueCache
+from structattn.layers.kv_cache.mlr_cache import level_cache_layout
+from structattn.models.generation_cache import StoreCache, StoreLayer
 from structattn.models.transformers_internals import attention_implementation
 from structattn.ops.torch_internals import count_writes
 

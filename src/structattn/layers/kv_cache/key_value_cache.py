@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from structattn.layers.timeline import Timeline
+from structattn.layers.kv_cache.growing_buffer import Timeline
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from transformers.utils import can_return_tuple
 
 from structattn import flops
 from structattn.models.backbone import Backbone
-from structattn.models.cache import ModelCache
 from structattn.models.configuration import LanguageModelConfig
+from structattn.models.generation_cache import ModelCache
 from structattn.models.parameters import Description, Part
 from structattn.models.pretrained import StructuredModel, padding_bounds
 from structattn.models.transformers_internals import CACHE, mark_as_given, one_cache, prepares_cache

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.models.test_language import small, tokens, woken
 from transformers import AutoModelForCausalLM
 
-from models.test_language import small, tokens, woken
-from structattn.layers.basis import Basis, balanced, by_pair_energy
+from structattn.layers.head_basis import Basis, balanced, by_pair_energy
 from structattn.models import LanguageModel
-from structattn.models.retrofit import measure_moments, retrofit
+from structattn.models.mlr_conversion import measure_moments, retrofit
 
 MODELS = {
     "learned": {"positions": "learned"},

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from structattn import checks
-from structattn.layers.base import Attention, width_per_head
-from structattn.layers.bilinear import BilinearAttention
-from structattn.layers.config import (
+from structattn.layers.attention_configs import (
     AttentionConfig,
     BilinearConfig,
     GlobalSlidingWindowConfig,
@@ -18,7 +16,9 @@ from structattn.layers.config import (
     SlidingWindowConfig,
     StandardConfig,
 )
+from structattn.layers.bilinear import BilinearAttention
 from structattn.layers.grammar import as_config
+from structattn.layers.interface import Attention, width_per_head
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.layers.sliding import GlobalSlidingWindowAttention, SlidingWindowAttention

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from structattn import checks, flops
 from structattn.flops import Flops
-from structattn.layers.basis import Basis
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
+from structattn.layers.head_basis import Basis
+from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.arguments import check_key_bound, check_key_bounds

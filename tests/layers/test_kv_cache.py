@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.layers.cases import ROTARY, SPELLINGS, build, each_kind, tokens
 
-from layers.cases import ROTARY, SPELLINGS, build, each_kind, tokens
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
-from structattn.layers.levels import level_cache_layout
+from structattn.layers.kv_cache.growing_buffer import QUANTUM
+from structattn.layers.kv_cache.mlr_cache import level_cache_layout
 from structattn.layers.norm import LevelNorm
-from structattn.layers.timeline import QUANTUM
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 LENGTH = 53  # past three contexts of 16, and a multiple of no block

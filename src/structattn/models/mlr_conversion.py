@@ -1,6 +1,6 @@
 """From a trained model with standard attention to one with MLR attention: the same scores, dimensions in order.
 
-Symbols as in `structattn.layers.basis`: moments `C_q`, `C_k` of a head's queries and keys after norm and rotary
+Symbols as in `structattn.layers.head_basis`: moments `C_q`, `C_k` of a head's queries and keys after norm and rotary
 embedding, and the maps `A`, `B` between those and what the levels see.
 """
 
@@ -16,10 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from structattn import checks
 from structattn.layers import MLRAttention, MLRConfig, StandardAttention, StandardConfig, as_config
-from structattn.layers.base import ProjectedAttention
-from structattn.layers.basis import Moments, MomentSums, balanced, by_pair_energy
+from structattn.layers.head_basis import Moments, MomentSums, balanced, by_pair_energy
+from structattn.layers.interface import ProjectedAttention
 from structattn.models.configuration import LanguageModelConfig
-from structattn.models.language import LanguageModel
+from structattn.models.language_model import LanguageModel
 
 Order = Literal["measured", "trained"]
 Pairs = Literal["all", "far"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach, in_autocast_dtype
+from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache, Reach, in_autocast_dtype
 from structattn.ops.attention import mlr_attention
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy

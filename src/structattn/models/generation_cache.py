@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from structattn.layers.cache import KeyValueCache
+from structattn.layers.kv_cache.key_value_cache import KeyValueCache
 from structattn.ops.torch_internals import count_writes
 
 if TYPE_CHECKING:
