@@ -17,10 +17,11 @@ from structattn.layers.attention_configs import (
     config_from_dict,
 )
 from structattn.layers.bilinear import BilinearAttention
+from structattn.layers.deprecation import serve_old_names
 from structattn.layers.factory import build_attention
 from structattn.layers.grammar import as_config, parse_attention
 from structattn.layers.interface import Attention
-from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache, Reach
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.ranks import default_ranks
 from structattn.layers.rotary import RotaryEmbedding
@@ -37,7 +38,7 @@ __all__ = [
     "BilinearMLRConfig",
     "ButterflyConfig",
     "CacheLayout",
-    "CachePart",
+    "CacheSlice",
     "GlobalSlidingWindowAttention",
     "GlobalSlidingWindowConfig",
     "KeyValueCache",
@@ -46,7 +47,7 @@ __all__ = [
     "MLRAttention",
     "MLRConfig",
     "MonarchConfig",
-    "Reach",
+    "Retention",
     "RotaryEmbedding",
     "SlidingWindowAttention",
     "SlidingWindowConfig",
@@ -58,3 +59,5 @@ __all__ = [
     "default_ranks",
     "parse_attention",
 ]
+
+__getattr__ = serve_old_names(__name__, {"CachePart": "CacheSlice", "Reach": "Retention"})

@@ -15,7 +15,7 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
 from structattn.layers.interface import QKV, Attention, draw_linears, split_heads, width_per_head
-from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.dense import dense_attention
@@ -238,11 +238,11 @@ class BilinearAttention(Attention):
 
     def cache_layout(self) -> CacheLayout:
         """On the query side `y`, one for all heads, and with the norm on the key two numbers for each head."""
-        value = CachePart(self.kv_heads, self.value_dim)
+        value = CacheSlice(self.kv_heads, self.value_dim)
         if self.cached_side != "query":
-            return CacheLayout((CachePart(self.heads, self._width(self.cached_side)),), value)
-        statistics = (CachePart(self.heads, 2),) if self._keeps_statistics("query") else ()
-        return CacheLayout((CachePart(1, self.dim), *statistics), value)
+            return CacheLayout((CacheSlice(self.heads, self._width(self.cached_side)),), value)
+        statistics = (CacheSlice(self.heads, 2),) if self._keeps_statistics("query") else ()
+        return CacheLayout((CacheSlice(1, self.dim), *statistics), value)
 
     def _keeps_statistics(self, side: FixedSide) -> bool:
         return side == "query" and self.norm == "key"

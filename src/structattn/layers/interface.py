@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.head_basis import Basis
-from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.ops.arguments import check_key_bound, check_key_bounds
@@ -337,7 +337,7 @@ class ProjectedAttention(Attention):
 
     def cache_layout(self) -> CacheLayout:
         """All keys and values."""
-        return CacheLayout((CachePart(self.kv_heads, self.head_dim),), CachePart(self.kv_heads, self.value_dim))
+        return CacheLayout((CacheSlice(self.kv_heads, self.head_dim),), CacheSlice(self.kv_heads, self.value_dim))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""

@@ -11,8 +11,7 @@ from structattn.flops import Flops
 from structattn.layers.choices import LevelWeight, level_weights, spread
 from structattn.layers.head_basis import Basis
 from structattn.layers.interface import QKV, LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.kv_cache.key_value_cache import CacheLayout, KeyValueCache
-from structattn.layers.kv_cache.mlr_cache import attend_levels, level_cache_layout
+from structattn.layers.kv_cache import CacheLayout, KeyValueCache, attend_mlr_cache, mlr_cache_layout
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 
@@ -95,11 +94,11 @@ class MLRAttention(ProjectedAttention):
 
     def cache_layout(self) -> CacheLayout:
         """Keys level by level, level `l` for the current block alone; all values."""
-        return level_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
+        return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
-        return attend_levels(query, cache, self.hierarchy, scale=1.0, key_start=key_start)
+        return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=key_start)
 
     def key_numbers(self, length: int) -> int:
         """`T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` for each key head where causal, `T·r` where not."""

@@ -10,7 +10,7 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.layers.interface import LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.kv_cache.key_value_cache import CacheLayout, CachePart, KeyValueCache, Reach
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.window import window_attention
@@ -86,9 +86,9 @@ class SlidingWindowAttention(ProjectedAttention):
 
     def cache_layout(self) -> CacheLayout:
         """Keys and values of the last `window` tokens."""
-        near = Reach(window=self.window)
-        keys = CachePart(self.kv_heads, self.head_dim, near)
-        return CacheLayout((keys,), CachePart(self.kv_heads, self.value_dim, near))
+        near = Retention(window=self.window)
+        keys = CacheSlice(self.kv_heads, self.head_dim, near)
+        return CacheLayout((keys,), CacheSlice(self.kv_heads, self.value_dim, near))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""
@@ -191,9 +191,9 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
 
     def cache_layout(self) -> CacheLayout:
         """Global keys and values of all tokens, the other keys of the last `window`."""
-        far = CachePart(self.kv_heads, self.global_rank)
-        near = CachePart(self.kv_heads, self.head_dim - self.global_rank, Reach(window=self.window))
-        return CacheLayout((far, near), CachePart(self.kv_heads, self.value_dim))
+        far = CacheSlice(self.kv_heads, self.global_rank)
+        near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
+        return CacheLayout((far, near), CacheSlice(self.kv_heads, self.value_dim))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
         """Mixed values `(B, H, Tq, dv)`."""

@@ -11,6 +11,7 @@ checks.require("transformers", "hf")
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
 
+from structattn.layers.deprecation import serve_old_names  # noqa: E402
 from structattn.models.configuration import (  # noqa: E402
     BackboneConfig,
     ForecastModelConfig,
@@ -18,7 +19,7 @@ from structattn.models.configuration import (  # noqa: E402
     RegressionModelConfig,
 )
 from structattn.models.forecast_model import ForecastModel, ForecastOutput  # noqa: E402
-from structattn.models.generation_cache import ModelCache, StoreCache, StoreLayer  # noqa: E402
+from structattn.models.generation_cache import GenerationCache, GenerationCacheLayer, ModelCache  # noqa: E402
 from structattn.models.language_model import LanguageModel  # noqa: E402
 from structattn.models.pretrained import StructuredModel  # noqa: E402
 from structattn.models.regression_model import RegressionModel, RegressionOutput  # noqa: E402
@@ -28,16 +29,18 @@ __all__ = [
     "ForecastModel",
     "ForecastModelConfig",
     "ForecastOutput",
+    "GenerationCache",
+    "GenerationCacheLayer",
     "LanguageModel",
     "LanguageModelConfig",
     "ModelCache",
     "RegressionModel",
     "RegressionModelConfig",
     "RegressionOutput",
-    "StoreCache",
-    "StoreLayer",
     "StructuredModel",
 ]
+
+__getattr__ = serve_old_names(__name__, {"StoreCache": "GenerationCache", "StoreLayer": "GenerationCacheLayer"})
 
 AutoConfig.register(LanguageModelConfig.model_type, LanguageModelConfig)
 AutoConfig.register(RegressionModelConfig.model_type, RegressionModelConfig)
