@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.layers.cases import DIM, HEADS, ROTARY, SPELLINGS, build, each_kind, tokens
 from torch.func import functional_call
 
-from structattn.layers import RotaryEmbedding, build_attention
+from structattn.layers import KeySpan, RotaryEmbedding, build_attention
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -225,7 +225,7 @@ def test_a_chunk_of_queries_against_cached_keys(spelling: str) -> None:
     layer, x = build(spelling, rotary=RotaryEmbedding()), tokens(2, 21)
     _, key, value = layer.project(x, torch.arange(21))
     query, _, _ = layer.project(x[:, 17:], torch.arange(17, 21))
-    chunk = layer.output(layer.attend(query, key, value, query_offset=17))
+    chunk = layer.output(layer.attend(query, key, value, KeySpan(query_offset=17)))
     torch.testing.assert_close(chunk, layer(x)[:, 17:], **CLOSE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from structattn import Hierarchy
 from structattn.layers import (
     BilinearAttention,
     GlobalSlidingWindowAttention,
+    KeySpan,
     MLRAttention,
     RotaryEmbedding,
     SlidingWindowAttention,
     StandardAttention,
 )
+from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.structures import MLR, LowRank
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -333,3 +336,21 @@ def test_rotary_checks_its_choices(options: dict, error: type[Exception], messag
 def test_constructors_refuse(make: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("option", ["drop", "qk_norm"])
+def test_bilinear_refuses_options_it_does_not_have(option: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        BilinearAttention(LowRank(DIM, DIM, 4, heads=HEADS), **{option: True})
+
+
+def test_keywords_of_layers_are_the_fields_of_their_options() -> None:
+    assert get_type_hints(LayerKeywords) == get_type_hints(LayerOptions)
+
+
+def test_a_span_counts_from_a_later_key() -> None:
+    span = KeySpan(torch.tensor([0, 7]), torch.tensor([9, 12]), 8).from_key(5)
+    assert span.key_start is not None
+    assert span.key_end is not None
+    assert (span.key_start.tolist(), span.key_end.tolist(), span.query_offset) == ([0, 2], [4, 7], 3)
+    assert KeySpan(query_offset=8).from_key(5).arguments() == {"key_start": None, "key_end": None, "query_offset": 3}

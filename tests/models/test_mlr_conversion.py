@@ -5,7 +5,7 @@ import torch
 from tests.models.test_language import small, tokens, woken
 from transformers import AutoModelForCausalLM
 
-from structattn.layers.head_basis import Basis, balanced, by_pair_energy
+from structattn.layers.head_basis import HeadBasis, balanced, by_pair_energy
 from structattn.models import LanguageModel
 from structattn.models.mlr_conversion import measure_moments, retrofit
 
@@ -200,7 +200,7 @@ class TestBadInput:
 
 
 def test_a_basis_starts_as_the_identity():
-    basis = Basis(2, 4)
+    basis = HeadBasis(2, 4)
     query, key = torch.randn(1, 4, 3, 4), torch.randn(1, 2, 3, 4)
     for given, mapped in zip((query, key), basis(query, key), strict=True):
         assert torch.equal(given, mapped)

@@ -18,7 +18,7 @@ _FLOOR = 1e-6
 """Smallest eigenvalue of a moment, as a share of the mean one: what calibration never saw stays invertible."""
 
 
-class Basis(nn.Module):
+class HeadBasis(nn.Module):
     """Maps of queries and keys that leave every whole score as it was, up to a number for each query.
 
     `q' = A q` and `k' = B (k - μ)` with `Aᵀ B = I`, so that `q'·k' = q·k - q·μ`, and softmax does not see `q·μ`. They

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from structattn import checks
 from structattn.layers import MLRAttention, MLRConfig, StandardAttention, StandardConfig, as_config
 from structattn.layers.head_basis import Moments, MomentSums, balanced, by_pair_energy
-from structattn.layers.interface import ProjectedAttention
+from structattn.layers.projected import ProjectedAttention
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.language_model import LanguageModel
 
