@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.layers.cases import DIM, HEADS, ROTARY, SPELLINGS, build, each_kind, tokens
 from torch.func import functional_call
 
-from structattn.layers import KeySpan, RotaryEmbedding, build_attention
+from structattn.layers import RotaryEmbedding, build_attention
+from structattn.ops.key_span import KeySpan
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

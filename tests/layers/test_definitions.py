@@ -16,13 +16,13 @@ from structattn import Hierarchy
 from structattn.layers import (
     BilinearAttention,
     GlobalSlidingWindowAttention,
-    KeySpan,
     MLRAttention,
     RotaryEmbedding,
     SlidingWindowAttention,
     StandardAttention,
 )
 from structattn.layers.options import LayerKeywords, LayerOptions
+from structattn.ops.key_span import KeySpan
 from structattn.structures import MLR, LowRank
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -353,4 +353,4 @@ def test_a_span_counts_from_a_later_key() -> None:
     assert span.key_start is not None
     assert span.key_end is not None
     assert (span.key_start.tolist(), span.key_end.tolist(), span.query_offset) == ([0, 2], [4, 7], 3)
-    assert KeySpan(query_offset=8).from_key(5).arguments() == {"key_start": None, "key_end": None, "query_offset": 3}
+    assert KeySpan(query_offset=8).from_key(5).query_offset == 3

@@ -21,7 +21,6 @@ from structattn.layers.deprecation import serve_old_names
 from structattn.layers.factory import build_attention
 from structattn.layers.grammar import as_config, parse_attention
 from structattn.layers.interface import Attention
-from structattn.layers.key_span import KeySpan
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.ranks import default_ranks
@@ -42,7 +41,6 @@ __all__ = [
     "CacheSlice",
     "GlobalSlidingWindowAttention",
     "GlobalSlidingWindowConfig",
-    "KeySpan",
     "KeyValueCache",
     "KroneckerConfig",
     "LowRankConfig",

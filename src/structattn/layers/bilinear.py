@@ -15,11 +15,11 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
 from structattn.layers.interface import QKV, Attention, draw_linears, split_heads, width_per_head
-from structattn.layers.key_span import UNPADDED, KeySpan
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions, SharedKeywords
 from structattn.ops.dense import dense_attention
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.structures import MLR, LowRank, Structure
 from structattn.structures.base import Operation
 
@@ -200,7 +200,9 @@ class BilinearAttention(Attention):
             is_causal=self.is_causal,
             scale=1.0,
             dropout_p=self._dropout_p(),
-            **span.arguments(),
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
         )
 
     # ---- the cache

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.head_basis import HeadBasis
-from structattn.layers.key_span import UNPADDED, KeySpan
 from structattn.layers.kv_cache import CacheLayout, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions
 from structattn.ops.arguments import check_key_bound, check_key_bounds
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.structures.base import Structure
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from structattn.flops import Flops
 from structattn.layers.choices import LevelWeight, level_weights, spread
 from structattn.layers.head_basis import HeadBasis
 from structattn.layers.interface import QKV, width_per_head
-from structattn.layers.key_span import UNPADDED, KeySpan
 from structattn.layers.kv_cache import CacheLayout, KeyValueCache, attend_mlr_cache, mlr_cache_layout
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.layers.projected import ProjectedAttention
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,7 +86,9 @@ class MLRAttention(ProjectedAttention):
             scale=1.0,
             enable_gqa=True,
             dropout_p=self._dropout_p(),
-            **span.arguments(),
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
         )
 
     def cache_layout(self) -> CacheLayout:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.layers.interface import QKV, Attention, draw_linears, new_linear, split_heads, width_per_head
-from structattn.layers.key_span import KeySpan
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerKeywords, LayerOptions
+from structattn.ops.key_span import KeySpan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,12 +10,12 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.layers.interface import width_per_head
-from structattn.layers.key_span import UNPADDED, KeySpan
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.layers.projected import ProjectedAttention, ScaledAttention
 from structattn.ops.dense import dense_attention
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.window import window_attention
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             is_causal=self.is_causal,
             scale=self.global_scale,
             dropout_p=self._dropout_p(),
-            **span.arguments(),
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
         )
 
     def cache_layout(self) -> CacheLayout:
@@ -182,7 +184,9 @@ def _attend_in_window(
         scale=scale,
         enable_gqa=True,
         dropout_p=layer._dropout_p(),
-        **span.arguments(),
+        key_start=span.key_start,
+        key_end=span.key_end,
+        query_offset=span.query_offset,
     )
 
 

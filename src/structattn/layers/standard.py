@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from structattn.flops import Flops
-from structattn.layers.key_span import UNPADDED, KeySpan
 from structattn.layers.projected import ScaledAttention
 from structattn.ops.dense import dense_attention
+from structattn.ops.key_span import UNPADDED, KeySpan
 
 
 class StandardAttention(ScaledAttention):
@@ -31,7 +31,9 @@ class StandardAttention(ScaledAttention):
             is_causal=self.is_causal,
             scale=self.scale,
             dropout_p=self._dropout_p(),
-            **span.arguments(),
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
         )
 
     def key_numbers(self, length: int) -> int:

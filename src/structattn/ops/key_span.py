@@ -1,19 +1,10 @@
-"""The valid keys of each row of a batch, and where the queries stand among them."""
+"""The valid keys of each row and the place of the queries among them, as attention ops and layers pass them on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 from torch import Tensor
-
-
-class KeySpanArguments(TypedDict):
-    """Keyword arguments that the attention ops share."""
-
-    key_start: Tensor | None
-    key_end: Tensor | None
-    query_offset: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +12,8 @@ class KeySpan:
     """The padding of a batch, and the offset of its queries.
 
     Args:
-        key_start: `(B,)` integers, the first valid key of each row.
-        key_end: `(B,)` integers, one past the last valid key of each row.
+        key_start: `(B,)` integers, the first valid key of each row; positions count from it. None means 0.
+        key_end: `(B,)` integers, one past the last valid key of each row. None means all keys.
         query_offset: index of the first query among the keys.
     """
 
@@ -30,9 +21,10 @@ class KeySpan:
     key_end: Tensor | None = None
     query_offset: int = 0
 
-    def arguments(self) -> KeySpanArguments:
-        """Return the keyword arguments of an attention op."""
-        return {"key_start": self.key_start, "key_end": self.key_end, "query_offset": self.query_offset}
+    @property
+    def is_padded(self) -> bool:
+        """True if rows may have keys that are padding."""
+        return self.key_start is not None or self.key_end is not None
 
     def from_key(self, first: int) -> KeySpan:
         """Return the span among the keys from index `first` on."""
