@@ -6,7 +6,7 @@ from transformers import AutoModel
 
 from structattn import flops
 from structattn.models import ForecastModel, ForecastModelConfig
-from structattn.models.parameters import Part
+from structattn.models.parameters import ParameterRole
 from structattn.training import TrainConfig
 from structattn.training.mup import parameter_groups
 
@@ -22,7 +22,7 @@ def small(**fields):
 def woken(config):
     model = ForecastModel(config).eval()
     for name, description in model.describe().items():
-        if description.part in (Part.RESIDUAL, Part.READ_OUT):
+        if description.role in (ParameterRole.RESIDUAL, ParameterRole.READ_OUT):
             torch.nn.init.normal_(model.get_parameter(name), std=0.3)
     return model
 
@@ -74,9 +74,9 @@ def test_every_parameter_is_described_and_trains(mup, inputs):
 
 def test_parts():
     parts = {name: each.part for name, each in ForecastModel(small()).describe().items()}
-    assert parts["read_in.weight"] is Part.READ_IN
-    assert parts["to_channels.weight"] is Part.READ_OUT
-    assert parts["to_horizon.weight"] is Part.READ_IN
+    assert parts["read_in.weight"] is ParameterRole.READ_IN
+    assert parts["to_channels.weight"] is ParameterRole.READ_OUT
+    assert parts["to_horizon.weight"] is ParameterRole.READ_IN
 
 
 @pytest.mark.parametrize(("norm", "expected"), [("last", "last"), ("standard", "mean"), ("none", "zero")])

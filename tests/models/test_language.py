@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from structattn import flops
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.models.parameters import Part
+from structattn.models.parameters import ParameterRole
 from transformers_versions import checkpoint_activations
 
 STRUCTURES = ["standard", "mlr", "mlr:4,2,2", "swa:4", "gswa:4,4", "btt", "bmlr:4,2,2", "lowrank", "monarch"]
@@ -25,7 +25,7 @@ def woken(config):
     """A model whose zero matrices are drawn too, so that its outputs depend on everything."""
     model = LanguageModel(config).eval()
     for name, description in model.describe().items():
-        if description.part in (Part.RESIDUAL, Part.READ_OUT):
+        if description.role in (ParameterRole.RESIDUAL, ParameterRole.READ_OUT):
             torch.nn.init.normal_(model.get_parameter(name), std=0.3)
     return model
 
@@ -92,11 +92,11 @@ def test_starts_follow_the_fans():
     model = LanguageModel(small(dim=256, vocab_size=300))
     for name, description in model.describe().items():
         tensor = model.get_parameter(name)
-        if description.part is Part.HIDDEN:
+        if description.role is ParameterRole.HIDDEN:
             assert tensor.std().item() == pytest.approx(1 / math.sqrt(description.fan_in), rel=0.05), name
-        elif description.part in (Part.RESIDUAL, Part.READ_OUT):
+        elif description.role in (ParameterRole.RESIDUAL, ParameterRole.READ_OUT):
             assert tensor.abs().max() == 0, name
-        elif description.part is Part.GAIN:
+        elif description.role is ParameterRole.GAIN:
             assert tensor.eq(1).all(), name
     assert model.describe()["backbone.blocks.0.mlp.contract.weight"].fan_in == 1024
 

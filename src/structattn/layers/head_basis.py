@@ -1,4 +1,6 @@
-"""The basis of queries and keys: which of their dimensions come first, when far pairs see only the first.
+"""The basis of a head: maps of queries and keys that put the most useful dimensions first.
+
+Far pairs of MLR attention see the first dimensions alone.
 
 Shapes: Hkv key heads, r head rank. Moments are `(Hkv, r, r)`: `E[q qᵀ]` over the queries that read a key head, and the
 covariance of its keys.
@@ -15,14 +17,14 @@ from structattn import flops
 from structattn.flops import Flops
 
 _FLOOR = 1e-6
-"""Smallest eigenvalue of a moment, as a share of the mean one: what calibration never saw stays invertible."""
+"""Smallest eigenvalue of a moment, as a share of the mean one: moments stay invertible in unseen directions."""
 
 
 class HeadBasis(nn.Module):
-    """Maps of queries and keys that leave every whole score as it was, up to a number for each query.
+    """Fixed linear maps of queries and keys that leave softmax over whole scores unchanged.
 
-    `q' = A q` and `k' = B (k - μ)` with `Aᵀ B = I`, so that `q'·k' = q·k - q·μ`, and softmax does not see `q·μ`. They
-    stand after norm and rotary embedding, are fixed, and start as the identity.
+    `q' = A q` and `k' = B (k - μ)` with `Aᵀ B = I`, so that `q'·k' = q·k - q·μ`: `q·μ` is the same for all keys of a
+    query, and softmax does not see it. The maps come after norm and rotary embedding. They start as the identity.
 
     Args:
         kv_heads: `Hkv`; query heads share the maps of the key head they read.
@@ -43,7 +45,7 @@ class HeadBasis(nn.Module):
         self.register_buffer("mean", torch.zeros(kv_heads, rank, device=device, dtype=dtype))
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """`q'` and `k'`.
+        """Return `q'` and `k'`.
 
         Args:
             query: `(B, Hq, T, r)`.
@@ -54,19 +56,19 @@ class HeadBasis(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Become the identity."""
+        """Set both maps to the identity."""
         eye = torch.eye(self.query.shape[-1], device=self.query.device, dtype=self.query.dtype)
         self.set_(eye, eye, torch.zeros_like(self.mean))
 
     @torch.no_grad()
     def set_(self, query: Tensor, key: Tensor, mean: Tensor) -> None:
-        """Take these `A`, `B` and `μ`."""
+        """Set `A`, `B` and `μ`."""
         self.query.copy_(query)
         self.key.copy_(key)
         self.mean.copy_(mean)
 
     def flops(self, heads: int, tokens: int) -> Flops:
-        """On `tokens` tokens of `heads` query heads. Backward there is only the gradient of the input."""
+        """Return the FLOPs on `tokens` tokens of `heads` query heads; the maps themselves have no gradient."""
         kv_heads, rank, _ = self.query.shape
         forward = (heads + kv_heads) * flops.linear(rank, rank, tokens).forward
         return Flops(forward, forward)
@@ -74,7 +76,7 @@ class HeadBasis(nn.Module):
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of one layer's queries and keys, in float64 and on the CPU.
+    """Second moments of one layer's queries and keys, in float64 on the CPU.
 
     Attributes:
         query: `C_q (Hkv, r, r)`, `E[q qᵀ]` over the queries that read a key head.
@@ -88,20 +90,20 @@ class Moments:
 
 
 class MomentSums:
-    """Adds up the moments of one layer, batch by batch, in float64."""
+    """Sums of one layer's moments over batches, in float64."""
 
     def __init__(self) -> None:
         self._query, self._key, self._mean = torch.zeros(3, 1, dtype=torch.float64)
         self._queries, self._keys = torch.zeros(2, dtype=torch.float64)
 
     def add(self, query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor) -> None:
-        """Count a batch.
+        """Add a batch.
 
         Args:
             query: `(B, Hq, T, r)`.
             key: `(B, Hkv, T, r)`.
-            query_weight: `(B, T)`, how often each position counts as a query.
-            key_weight: `(B, T)`, and as a key.
+            query_weight: `(B, T)`, how often to count each position as a query.
+            key_weight: `(B, T)`, how often to count it as a key.
         """
         query = query.double().unflatten(1, (key.shape[1], -1))  # query heads by the key head they read
         key, of_query, of_key = key.double(), query_weight.double(), key_weight.double()
@@ -115,10 +117,10 @@ class MomentSums:
         self._keys = self._keys + of_key.sum().cpu()
 
     def moments(self) -> Moments:
-        """What they come to.
+        """Return the moments of all batches.
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: all weights are zero.
         """
         if not (self._queries > 0 and self._keys > 0):
             raise ValueError("batches must hold pairs of tokens to measure, far enough apart; got none")
@@ -127,8 +129,8 @@ class MomentSums:
         return Moments(self._query / self._queries, key, mean)
 
 
-def balanced(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The maps that put the most score energy into the first dimensions.
+def balancing_maps(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return the maps that put the most score energy into the first dimensions.
 
     With `C_q^{1/2} C_k^{1/2} = U Σ Vᵀ`::
 
@@ -152,17 +154,17 @@ def balanced(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tens
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of a symmetric matrix and its inverse."""
+    """Return the square root of a symmetric matrix, and its inverse."""
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp(min=_FLOOR * values.mean(-1, keepdim=True)).sqrt().unsqueeze(-2)
     return (vectors * values) @ vectors.transpose(-2, -1), (vectors / values) @ vectors.transpose(-2, -1)
 
 
-def by_pair_energy(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The order of rotary pairs by the energy of their share of the score, largest first.
+def order_pairs_by_energy(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the permutation that sorts rotary pairs by the energy of their share of the score, largest first.
 
-    Under a rotary embedding only maps that commute with the rotations leave scores as they were: within a pair a scale
-    and a turn, which truncation does not see, and the order of the pairs. The energy of pair `p` over independent
+    Under a rotary embedding only maps that commute with the rotations leave scores unchanged: scaling and rotation
+    within a pair, which truncation does not see, and the order of pairs. The energy of pair `p` over independent
     queries and keys is `tr(C_q[p] C_k[p])`, over its 2 x 2 blocks.
 
     Args:

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from structattn import flops
 from structattn.layers import KeyValueCache, build_attention
 from structattn.models.configuration import BackboneConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 
 
 class MLP(nn.Module):
@@ -35,8 +35,8 @@ class MLP(nn.Module):
         """Every parameter by its name."""
         hidden_dim, dim = self.expand.weight.shape
         return {
-            "expand.weight": Description(dim, hidden_dim, Part.HIDDEN),
-            "contract.weight": Description(hidden_dim, dim, Part.RESIDUAL),
+            "expand.weight": Description(dim, hidden_dim, ParameterRole.HIDDEN),
+            "contract.weight": Description(hidden_dim, dim, ParameterRole.RESIDUAL),
         }
 
     def flops(self, tokens: int) -> flops.Flops:

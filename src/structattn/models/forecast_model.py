@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import ForecastModelConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.pretrained import StructuredModel
 
 _EPSILON = 1e-5
@@ -96,11 +96,11 @@ class ForecastModel(StructuredModel):
     def _describe_ends(self) -> dict[str, Description]:
         config = self.config
         return {
-            "read_in.weight": Description(config.channels, config.dim, Part.READ_IN),
-            "to_channels.weight": Description(config.dim, config.channels, Part.READ_OUT),
+            "read_in.weight": Description(config.channels, config.dim, ParameterRole.READ_IN),
+            "to_channels.weight": Description(config.dim, config.channels, ParameterRole.READ_OUT),
             # Its fan-in is the context's, whatever the width: it trains as a read-in does, and must not start at zero
             # beside `to_channels`, or neither would have a gradient.
-            "to_horizon.weight": Description(config.context_length, config.horizon, Part.READ_IN),
+            "to_horizon.weight": Description(config.context_length, config.horizon, ParameterRole.READ_IN),
         }
 
     def _ends_flops(self, tokens: int) -> flops.Flops:

@@ -13,7 +13,7 @@ from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.generation_cache import ModelCache
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.pretrained import StructuredModel, padding_bounds
 from structattn.models.transformers_internals import CACHE, mark_as_given, one_cache, prepares_cache
 
@@ -187,9 +187,9 @@ class LanguageModel(StructuredModel, GenerationMixin):
 
     def _describe_ends(self) -> dict[str, Description]:
         vocabulary, dim = self.embedding.weight.shape
-        described = {"embedding.weight": Description(1, dim, Part.EMBEDDING)}
+        described = {"embedding.weight": Description(1, dim, ParameterRole.EMBEDDING)}
         if not self.config.tie_word_embeddings:
-            described["head.weight"] = Description(dim, vocabulary, Part.READ_OUT)
+            described["head.weight"] = Description(dim, vocabulary, ParameterRole.READ_OUT)
         return described
 
     def _ends_flops(self, tokens: int) -> flops.Flops:

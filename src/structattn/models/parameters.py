@@ -14,7 +14,7 @@ import torch
 from transformers import initialization
 
 
-class Part(enum.Enum):
+class ParameterRole(enum.Enum):
     """The part a tensor plays, which says how it starts and how it trains."""
 
     EMBEDDING = "embedding"
@@ -52,7 +52,7 @@ class Description:
     fan_out: int
     """Outputs that each input of the tensor feeds."""
 
-    part: Part
+    role: ParameterRole
     """The part it plays."""
 
     deviation: float = 1.0
@@ -61,12 +61,12 @@ class Description:
     @property
     def grows(self) -> bool:
         """Whether the fan-in grows with the width of the model."""
-        return self.part in (Part.HIDDEN, Part.RESIDUAL, Part.READ_OUT)
+        return self.role in (ParameterRole.HIDDEN, ParameterRole.RESIDUAL, ParameterRole.READ_OUT)
 
     @property
     def decays(self) -> bool:
         """Whether weight decay is for it: matrices, not tables or gains."""
-        return self.part not in (Part.EMBEDDING, Part.POSITION, Part.GAIN)
+        return self.role not in (ParameterRole.EMBEDDING, ParameterRole.POSITION, ParameterRole.GAIN)
 
 
 def initialise_(tensor: torch.Tensor, description: Description) -> None:
@@ -74,13 +74,13 @@ def initialise_(tensor: torch.Tensor, description: Description) -> None:
 
     Tensors that `from_pretrained` has filled are left alone: `transformers.initialization` sees their mark.
     """
-    if description.part in (Part.RESIDUAL, Part.READ_OUT):
+    if description.role in (ParameterRole.RESIDUAL, ParameterRole.READ_OUT):
         initialization.zeros_(tensor)
-    elif description.part is Part.GAIN:
+    elif description.role is ParameterRole.GAIN:
         initialization.ones_(tensor)
-    elif description.part is Part.EMBEDDING:
+    elif description.role is ParameterRole.EMBEDDING:
         initialization.normal_(tensor, std=1.0)
-    elif description.part is Part.POSITION:
+    elif description.role is ParameterRole.POSITION:
         initialization.normal_(tensor, std=description.deviation)
     else:
         initialization.normal_(tensor, std=1.0 / math.sqrt(description.fan_in))

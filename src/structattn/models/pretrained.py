@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import BackboneConfig
-from structattn.models.parameters import Description, Part, initialise_
+from structattn.models.parameters import Description, ParameterRole, initialise_
 
 
 class StructuredModel(PreTrainedModel):
@@ -45,18 +45,18 @@ class StructuredModel(PreTrainedModel):
         described = self._describe_ends()
         if self.backbone.positions is not None:
             described["backbone.positions.weight"] = Description(
-                1, self.config.dim, Part.POSITION, self.position_deviation
+                1, self.config.dim, ParameterRole.POSITION, self.position_deviation
             )
         for index, block in enumerate(self.backbone.layers):
             prefix = f"backbone.blocks.{index}"
             for name, (fan_in, fan_out) in block.attention.fans().items():
-                part = Part.RESIDUAL if name == "out_proj.weight" else Part.HIDDEN
+                part = ParameterRole.RESIDUAL if name == "out_proj.weight" else ParameterRole.HIDDEN
                 described[f"{prefix}.attention.{name}"] = Description(fan_in, fan_out, part)
             for name, description in block.mlp.describe().items():
                 described[f"{prefix}.mlp.{name}"] = description
         for name, parameter in self.named_parameters():
             if name not in described:
-                described[name] = Description(1, parameter.numel(), Part.GAIN)
+                described[name] = Description(1, parameter.numel(), ParameterRole.GAIN)
         return described
 
     def flops(self, length: int, batch: int = 1) -> flops.Flops:

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import RegressionModelConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.pretrained import StructuredModel
 
 
@@ -74,8 +74,8 @@ class RegressionModel(StructuredModel):
     def _describe_ends(self) -> dict[str, Description]:
         dim, input_dim = self.read_in.weight.shape
         return {
-            "read_in.weight": Description(input_dim, dim, Part.READ_IN),
-            "head.weight": Description(dim, 1, Part.READ_OUT),
+            "read_in.weight": Description(input_dim, dim, ParameterRole.READ_IN),
+            "head.weight": Description(dim, 1, ParameterRole.READ_OUT),
         }
 
     def _ends_flops(self, tokens: int) -> flops.Flops:

@@ -19,7 +19,7 @@ from structattn import checks
 from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
 from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import rotates
-from structattn.layers.head_basis import Moments, MomentSums, balanced
+from structattn.layers.head_basis import Moments, MomentSums, balancing_maps
 
 
 def measure_moments(
@@ -96,7 +96,7 @@ def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) ->
         if moment.query.shape != expected:
             raise ValueError(f"moments of {layer.name} must be {expected}, got {tuple(moment.query.shape)}")
     for projection, moment in zip(projections, each, strict=True):
-        query, key, _ = balanced(moment.query, moment.key)
+        query, key, _ = balancing_maps(moment.query, moment.key)
         _fold(projection, 0, query, torch.zeros_like(moment.mean))
         _fold(projection, 1, key, moment.mean)
 
