@@ -1,6 +1,6 @@
-"""Models: one backbone with an injected attention layer, heads for tasks, native to Hugging Face.
+"""Models of Hugging Face: one backbone, attention by config, and heads for tasks.
 
-Importing this registers the models with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
+Importing this package registers the models with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
 """
 
 from __future__ import annotations

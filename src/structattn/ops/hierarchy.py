@@ -96,8 +96,7 @@ class Hierarchy:
             raise ValueError(f"hierarchy {text!r} has {len(ranks)} levels and needs blocks: '{ranks_text}@1024'")
         if blocks_text and "|" not in blocks_text and blocks_text != "*":
             return cls.dyadic(ranks, _integer(blocks_text, text), gains)
-        blocks = [None if part == "*" else _integer(part, text) for part in (blocks_text or "*").split("|")]
-        return cls(ranks, blocks, gains)
+        return cls(ranks, parse_block_sizes(blocks_text or "*"), gains)
 
     def __str__(self) -> str:
         """The text form, which `parse` reads back."""
@@ -196,11 +195,20 @@ class Hierarchy:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """Ranks from `32|8|4` (bars or commas) or `8x4`, four levels of 8; ValueError otherwise."""
+    """Read ranks from `32|8|4` (bars or commas) or `8x4`, four levels of 8; ValueError otherwise.
+
+    Every spelling of ranks is read here, so that it means the same in a hierarchy, a config and a command.
+    """
     rank, times, count = text.partition("x")
     if times:
         return (_integer(rank, text),) * _integer(count, text)
     return tuple(_integer(part, text) for part in text.replace(",", "|").split("|"))
+
+
+def parse_block_sizes(text: str) -> tuple[int | None, ...]:
+    """Read block sizes from `*|96|48` (bars or commas), where `*` is the whole sequence; ValueError otherwise."""
+    parts = text.replace(",", "|").split("|")
+    return tuple(None if part == "*" else _integer(part, text) for part in parts)
 
 
 def _integer(part: str, text: str) -> int:
