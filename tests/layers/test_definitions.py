@@ -9,7 +9,6 @@ from typing import get_type_hints
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.layers.cases import CONTEXT, DIM, HEADS, build, tokens
 from torch import Tensor
 
 from structattn import Hierarchy
@@ -24,8 +23,8 @@ from structattn.layers import (
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.ops.key_span import KeySpan
 from structattn.structures import MLR, LowRank
+from tests.layers.cases import CLOSE, CONTEXT, DIM, HEADS, build, tokens
 
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 F64 = torch.float64
 
 
@@ -267,7 +266,7 @@ def test_the_score_of_a_level_depends_on_distance_alone(frequencies: str) -> Non
         query, key, _ = layer.project(x, torch.arange(9) + shift)
         scores.append([q @ k.mT for q, k in zip(query.split((2, 2), -1), key.split((2, 2), -1), strict=True)])
     for here, there in zip(*scores, strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(here, there, **CLOSE)
     still = build("mlr:2|2").project(x, torch.arange(9))[0]
     assert not torch.allclose(query, still)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.layers.cases import SPELLINGS
 
 from structattn.layers import (
     KINDS,
@@ -39,6 +38,7 @@ from structattn.layers import (
 )
 from structattn.ops.hierarchy import Hierarchy, parse_ranks
 from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch
+from tests.layers.cases import SPELLINGS
 
 EXAMPLES = {
     "standard": StandardConfig(),

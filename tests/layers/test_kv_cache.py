@@ -1,4 +1,4 @@
-"""The key-value cache: the numbers of a whole recompute, and no more of them kept than can be read again."""
+"""The key-value cache: it gives what one call gives, and keeps only what can be read again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.layers.cases import ROTARY, SPELLINGS, build, each_kind, tokens
 
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
@@ -14,14 +13,15 @@ from structattn.layers.kv_cache import mlr_cache_layout
 from structattn.layers.kv_cache.growing_buffer import QUANTUM
 from structattn.layers.norm import LevelNorm
 from structattn.ops import operator
+from tests.layers.cases import CLOSE, ROTARY, SPELLINGS, build, each_kind, tokens
+from tests.tolerance import assert_calibrated
 
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 LENGTH = 53  # past three contexts of 16, and a multiple of no block
 
 
 @torch.no_grad()
 def in_chunks(layer: Attention, x: torch.Tensor, chunks: list[int], key_start=None) -> torch.Tensor:
-    """What the layer gives for `x`, read in chunks of these lengths."""
+    """Return the output of the layer for `x`, read in chunks of these lengths."""
     cache = layer.new_cache()
     parts = x.split(chunks, dim=1)
     return torch.cat([layer(part, key_start=key_start, cache=cache) for part in parts], dim=1)
@@ -60,14 +60,16 @@ def test_with_a_rotary_embedding(spelling, padding):
 @each_kind
 def test_under_autocast(spelling, monkeypatch):
     """Also where norms give float32, as a GPU's autocast has it: what is kept has the type that attention reads."""
+    layer, x = build(spelling), tokens(2, LENGTH)
+    exact = layer(x).detach()
     monkeypatch.setattr(LevelNorm, "forward", lambda self, x, norm=LevelNorm.forward: norm(self, x.float()))
-    layer, x = build(spelling).float(), tokens(2, LENGTH).float()
+    layer, x = layer.float(), x.float()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole, chunked = layer(x), in_chunks(layer, x, [20, 11, 3, *[1] * 19])
         cache = layer.new_cache()
         layer(x, cache=cache)
     assert {timeline.storage.dtype for timeline in (*cache.keys, cache.value)} == {torch.bfloat16}
-    torch.testing.assert_close(chunked, whole, rtol=0.05, atol=0.05)
+    assert_calibrated(chunked, exact, whole)
 
 
 @settings(max_examples=40, deadline=None)

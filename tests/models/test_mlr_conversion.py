@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.models.test_language import small, tokens, woken
 from transformers import AutoModelForCausalLM
 
 from structattn.layers.head_basis import HeadBasis, balancing_maps, order_pairs_by_energy
 from structattn.models import LanguageModel
 from structattn.models.mlr_conversion import convert_to_mlr, measure_head_moments
+from tests.models.test_language import small, tokens, woken
 
 MODELS = {
     "learned": {"positions": "learned"},
@@ -39,7 +39,7 @@ def test_the_change_of_basis_alone_leaves_the_logits(name, far):
     model, x = model_of(name), tokens(length=32)
     fitted = convert_to_mlr(model, (8,), measure_head_moments(model, batches(), far))
     assert fitted.config.attention.startswith("mlr:8+")
-    torch.testing.assert_close(fitted(x).logits, model(x).logits, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(fitted(x).logits, model(x).logits, rtol=1e-10, atol=1e-10)
     maps = torch.stack([block.attention.basis.query for block in fitted.backbone.layers])
     assert not torch.equal(maps, torch.eye(8, dtype=torch.float64).expand_as(maps))  # they do something
 
@@ -49,7 +49,7 @@ def test_pairs_that_share_every_level_score_as_before(name):
     """Before the first edge of the smallest block nothing is cut off, whatever the ranks."""
     model, x = model_of(name), tokens(length=32)
     fitted = convert_to_mlr(model, (4, 2, 2), measure_head_moments(model, batches()))
-    torch.testing.assert_close(fitted(x).logits[:, :8], model(x).logits[:, :8], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(fitted(x).logits[:, :8], model(x).logits[:, :8], rtol=1e-10, atol=1e-10)
     assert (fitted(x).logits[:, 8:] - model(x).logits[:, 8:]).abs().max() > 1e-3
 
 
@@ -70,10 +70,10 @@ def test_balanced_moments_are_equal_diagonal_and_descending():
     query, key = moments_of_any()
     a, b, sigma = balancing_maps(query, key)
     diagonal = torch.diag_embed(sigma)
-    torch.testing.assert_close(a @ query @ a.transpose(-2, -1), diagonal, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(b @ key @ b.transpose(-2, -1), diagonal, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(a @ query @ a.transpose(-2, -1), diagonal, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(b @ key @ b.transpose(-2, -1), diagonal, rtol=1e-10, atol=1e-10)
     eye = torch.eye(8, dtype=torch.float64).expand(3, 8, 8)
-    torch.testing.assert_close(a.transpose(-2, -1) @ b, eye, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(a.transpose(-2, -1) @ b, eye, rtol=1e-10, atol=1e-10)
     assert (sigma.diff(dim=-1) <= 0).all()
 
 

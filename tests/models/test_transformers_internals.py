@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.models.test_language import small, tokens, woken
 from transformers import GenerationMixin
 
 from structattn.models import ModelCache, transformers_internals
 from structattn.models.transformers_internals import CACHE, attention_implementation, set_attention_implementation
+from tests.models.test_language import small, tokens, woken
 
 GREEDY = {"max_new_tokens": 9, "do_sample": False}
 
