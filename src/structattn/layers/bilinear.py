@@ -122,7 +122,10 @@ class BilinearAttention(Attention):
         return length * per_token + 2 * self.heads * pairs * self._width(side)
 
     def _operations(self, side: FixedSide) -> tuple[Operation, ...]:
-        """Return the structure's operations that a side calls; the norm on the key needs `M y` on every side."""
+        """Return the structure's operations that a side calls.
+
+        The norm on the key needs `M y` on every side.
+        """
         own = _OPERATIONS[side]
         return (*own, "forward") if self.norm == "key" and side != "key" else own
 
@@ -173,7 +176,7 @@ class BilinearAttention(Attention):
         return x * self.k_norm.weight if self.norm == "key" and self.k_norm is not None else x
 
     def _with_mean(self, query: Tensor, key: Tensor, gained: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `[q, Σ g]` and `[k, -μ] / σ`, which score `xᵀ LN(M y)`, where the norm is on the key."""
+        """Add the feature of the norm on the key: `[q, Σ g]` and `[k, -μ] / σ` score `xᵀ LN(M y)`."""
         if self.norm != "key":
             return query, key
         rate, shift = self._statistics(x)
@@ -231,7 +234,7 @@ class BilinearAttention(Attention):
         return self._project(x, positions, self.cached_side)
 
     def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
-        """Return the keys; on the query side with the norm on the key, `y` and `(1/σ, -μ/σ)`."""
+        """Return the keys, or `y` and `(1/σ, -μ/σ)` where the cache keeps statistics."""
         if self._keeps_statistics(self.cached_side):
             return x.unsqueeze(1).to(key.dtype), torch.cat(self._statistics(x), dim=-1).to(key.dtype)
         return (key,)
@@ -254,9 +257,10 @@ class BilinearAttention(Attention):
         return probability @ _widen(value, self.heads)
 
     def key_numbers(self, length: int) -> int:
-        """Return the key numbers of a cache: `H·width` for each token; on the query side `D`, one `y` for all heads.
+        """Return the live key numbers of one row.
 
-        On the query side the norm on the key adds two statistics for each head. With `side="auto"` the smallest counts.
+        That is `H·width` for each token. On the query side it is `D`, one `y` for all heads, and two statistics for each
+        head where the norm is on the key. With `side="auto"` the smallest counts.
         """
         return length * min(self._key_numbers_per_token(side) for side in self._sides)
 
@@ -265,7 +269,7 @@ class BilinearAttention(Attention):
         return (self.dim if side == "query" else self.heads * self._width(side)) + statistics
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the structure's products, of scores and of mixing values, on the side of such a call."""
+        """Return the FLOPs of the structure, of scores and of mixing values."""
         side = self.side_for(length)
         products = [flops.structure(self.structure, operation, batch * length) for operation in self._operations(side)]
         return sum(products, self._dot_product_flops(self._width(side), length, batch, dense))
@@ -291,7 +295,11 @@ def _check_structure(structure: Structure) -> int:
 
 
 def _possible_sides(norm: str, scales: tuple[float, ...], rotary: bool, side: str) -> tuple[FixedSide, ...]:
-    """Return the sides that allow these choices, in order of preference; ValueError if the fixed one does not."""
+    """Return the sides that allow these choices, preferred first.
+
+    Raises:
+        ValueError: a choice is unknown, or the fixed side does not allow the others.
+    """
     checks.one_of("side", side, ["auto", "split", "key", "query"])
     checks.one_of("norm", norm, ["features", "key", "none"])
     levels_differ = len(set(scales)) > 1
@@ -317,7 +325,7 @@ def _possible_sides(norm: str, scales: tuple[float, ...], rotary: bool, side: st
 
 
 def _widen(tensor: Tensor, heads: int) -> Tensor:
-    """Return `(B, h, T, width)` as `(B, heads, T, width)`: a view where `h` is 1, else with each head repeated."""
+    """Repeat each head of `(B, h, T, width)` up to `heads`; a view where `h` is 1."""
     if tensor.shape[1] == 1:
         return tensor.expand(-1, heads, -1, -1)
     return tensor.repeat_interleave(heads // tensor.shape[1], dim=1)

@@ -30,7 +30,9 @@ def head_scale(name: str, rank: int) -> float:
 
 
 def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
-    """Return the factor on each level's share of the dot product, for ranks `r_1 … r_L` and `r = Σ r_l`.
+    """Return the factor on each level's share of the dot product.
+
+    Ranks are `r_1 … r_L`, and `r = Σ r_l`.
 
     `"1/r_l"` is the paper's for MLR attention. Weights without `r_l` are the scales of standard attention
     (`head_scale`): with them a pair that shares all levels scores as in standard attention.
@@ -43,7 +45,9 @@ def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
 
 
 def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple[float, ...]:
-    """Return the factor on each level's share of a bilinear score at width `D`, with `f_l` features at level `l`.
+    """Return the factor on each level's share of a bilinear score.
+
+    The model is `D` wide, and level `l` has `f_l` features.
 
     `"1/sqrt(D)"` (option `"1/D"`) is the paper's for a Block Tensor Train. `"1/sqrt(f_l)"`, `f_l = p_l·r_l`, is the
     paper's for MLR; for a low-rank matrix it equals the scale of standard attention.

@@ -55,7 +55,7 @@ def to_text(value: Any) -> str:
 
 
 def from_text(name: str, hint: Any, text: str) -> Any:
-    """Read a value from text, where bars and commas mean the same. Call `checked` on it afterwards.
+    """Read a value from text; `checked` must follow. Bars and commas mean the same.
 
     Raises:
         ValueError: the text has another form; mostly naming `name`.

@@ -161,7 +161,7 @@ def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def order_pairs_by_energy(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the permutation that sorts rotary pairs by the energy of their share of the score, largest first.
+    """Return the permutation that sorts rotary pairs by score energy, largest first.
 
     Under a rotary embedding only maps that commute with the rotations leave scores unchanged: scaling and rotation
     within a pair, which truncation does not see, and the order of pairs. The energy of pair `p` over independent

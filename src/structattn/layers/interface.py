@@ -94,7 +94,12 @@ class Attention(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def project(self, x: Tensor, positions: Tensor) -> QKV:
-        """Return queries, keys and values of tokens `x (B, T, D)` at `positions`, `(T,)` or `(B, T)` integers."""
+        """Return queries, keys and values.
+
+        Args:
+            x: `(B, T, D)`.
+            positions: of the tokens, `(T,)` or `(B, T)` integers.
+        """
 
     @abc.abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
@@ -119,7 +124,7 @@ class Attention(nn.Module, abc.ABC):
         return self.project(x, positions)
 
     def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
-        """Return a tensor for each key slice of the cache, from tokens `x` and their keys of `project_for_cache`."""
+        """Split keys of `project_for_cache`, made of tokens `x`, into the slices of the cache."""
         return key.split([each.width for each in self.cache_layout().keys], dim=-1)
 
     @abc.abstractmethod
@@ -176,10 +181,10 @@ class Attention(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the part of `flops` outside dense projections: features of structures, scores, mixing of values."""
+        """Return the part of `flops` outside dense projections."""
 
     def _dot_product_flops(self, rank: int, length: int, batch: int, dense: bool) -> Flops:
-        """Return the FLOPs of scores of this rank over all visible pairs, and of mixing the values."""
+        """Return the FLOPs of scores of this rank, and of mixing values."""
         flat, causal = Hierarchy.flat(rank), self.is_causal and not dense
         return flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
 
@@ -229,7 +234,7 @@ class Attention(nn.Module, abc.ABC):
 
 
 def _positions(x: Tensor, read: int, key_start: Tensor | None) -> Tensor:
-    """Return positions of tokens `x` after `read` others: `(T,)`, or `(B, T)` where rows have a start."""
+    """Return positions of tokens after `read` others, `(T,)` or `(B, T)`."""
     positions = torch.arange(read, read + x.shape[1], device=x.device)
     return positions if key_start is None else positions - key_start[:, None]
 

@@ -92,7 +92,7 @@ class MLRAttention(ProjectedAttention):
         )
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of level 1 of all keys, level `l` of the current block, and all values."""
+        """Return the layout of `mlr_cache_layout`."""
         return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
@@ -100,7 +100,10 @@ class MLRAttention(ProjectedAttention):
         return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
 
     def key_numbers(self, length: int) -> int:
-        """Return `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` for each key head where causal, `T·r` where not."""
+        """Return the live key numbers of one row.
+
+        Each key head has `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` where causal, `T·r` where not.
+        """
         per_head = self.hierarchy.key_numbers(length) if self.is_causal else length * self.head_dim
         return self.kv_heads * per_head
 

@@ -15,7 +15,9 @@ _SMALLEST_BLOCK = 8
 
 
 def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
-    """Return the paper's ranks, `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens, scaled to a head and a context.
+    """Return the paper's ranks, scaled to a head and a context.
+
+    The paper has `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens.
 
     Prefix ranks keep their share of the head, so that a pair at a given depth keeps its share of the dot product. They
     are even where the head is even. Levels of rank 0 are dropped. There are `levels` levels, or as many as leave the

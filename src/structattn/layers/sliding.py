@@ -72,7 +72,7 @@ class SlidingWindowAttention(ScaledAttention):
         return self.kv_heads * self.head_dim * (min(length, self.window) if self.is_causal else length)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the blocks that the op multiplies; if `dense`, of a full window for every token."""
+        """Return the FLOPs of the op's blocks; if `dense`, of a full window for every token."""
         return _window_flops(self, self.window, self.head_dim, length, batch, dense)
 
     def extra_repr(self) -> str:
@@ -141,7 +141,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         )
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of all global keys, the other keys of the last `window` tokens, and all values."""
+        """Return a layout of all global keys, near keys in the window, all values."""
         far = CacheSlice(self.kv_heads, self.global_rank)
         near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
         return CacheLayout((far, near), CacheSlice(self.kv_heads, self.value_dim))

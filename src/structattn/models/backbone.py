@@ -127,7 +127,10 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def _learned_positions(self, table: nn.Embedding, read: int, length: int, key_start: Tensor | None) -> Tensor:
-        """Return position vectors `(1 or B, T, D)` of the tokens after `read` others. Padding gets the first one."""
+        """Return position vectors `(1 or B, T, D)` of tokens after `read` others.
+
+        Padding gets the vector of position 0, which is never read.
+        """
         longest = read + length - (0 if key_start is None else int(key_start.min()))
         if longest > self.context_length:
             raise ValueError(

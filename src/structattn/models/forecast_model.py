@@ -84,7 +84,7 @@ class ForecastModel(StructuredModel):
         return ForecastOutput(loss=loss, logits=predictions)
 
     def _window_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the centre to subtract from each window and the scale to divide it by, `(B, 1, C)` each."""
+        """Return the centre and scale of each window, `(B, 1, C)` each."""
         if self.config.window_norm == "last":
             centre = inputs[:, -1:]
             return centre, torch.ones_like(centre)

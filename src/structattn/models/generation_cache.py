@@ -60,7 +60,7 @@ class GenerationCacheLayer(CacheLayerMixin):
         return self.store.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys a mask for so many new tokens spans, and the index of the first."""
+        """Return how many keys a mask spans, and the index of the first."""
         return self.store.length + query_length, 0
 
     def get_max_length(self) -> int:

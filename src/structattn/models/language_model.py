@@ -151,7 +151,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
         past_key_values: ModelCache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Return the inputs of the next call: the tokens not yet in the cache, or all without one."""
+        """Return the inputs of the next call: tokens that are not cached yet."""
         cache = one_cache(cache, past_key_values)
         read = 0 if cache is None else cache.get_seq_length()
         return {

@@ -76,7 +76,7 @@ def _adding_moments(model: LanguageModel, sums: list[MomentSums], far: int | Non
 
 
 def _pair_counts(positions: Tensor, far: int | None) -> tuple[Tensor, Tensor]:
-    """Return for each query the number of keys in earlier blocks, for each key that of queries in later blocks."""
+    """Count for each query the keys in earlier blocks, for each key the queries in later ones."""
     if far is None:
         ones = torch.ones(len(positions), dtype=torch.float64, device=positions.device)
         return ones, ones
@@ -138,7 +138,7 @@ def _check_standard(layer: nn.Module) -> StandardAttention:
 def _spelling(
     config: LanguageModelConfig, block: int, ranks: tuple[int, ...], block_sizes: tuple[int | None, ...]
 ) -> str:
-    """Return the spelling of MLR attention that scores pairs at full depth as the block's standard attention does."""
+    """Return the spelling of MLR attention that scores pairs at full depth as before."""
     old = as_config(config.structure(block))
     if not isinstance(old, StandardConfig) or old.heads is not None:
         raise ValueError(f"attention must be standard in every block, got {old} in block {block}")

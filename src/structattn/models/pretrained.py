@@ -60,7 +60,7 @@ class StructuredModel(PreTrainedModel):
         return described
 
     def flops(self, length: int, batch: int = 1) -> flops.Flops:
-        """Return the FLOPs of one call on `batch` unpadded rows of `length` tokens, and of its backward pass."""
+        """Return the FLOPs of one call on unpadded rows, and of its backward pass."""
         return self.backbone.flops(length, batch) + self._ends_flops(batch * length)
 
     def key_numbers(self, length: int) -> int:
@@ -69,7 +69,10 @@ class StructuredModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw every parameter that `from_pretrained` has not filled. Hugging Face calls this when a model is made."""
+        """Draw every parameter that `from_pretrained` has not filled.
+
+        Hugging Face calls this when a model is made.
+        """
         parameters = dict(self.named_parameters())
         for name, description in self.describe().items():
             initialise_(parameters[name], description)

@@ -88,7 +88,10 @@ class GrowingBuffer:
 
 
 def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:
-    """Return zeros for so many positions, rounded up. Kernels may read the unused room, so it must be finite."""
+    """Return zeros for so many positions, rounded up.
+
+    Kernels may read the unused room, so it must be finite.
+    """
     shape = list(like.shape)
     shape[axis] = -(-positions // QUANTUM) * QUANTUM
     return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -15,7 +15,7 @@ from structattn.layers.kv_cache.layout import CacheLayout
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
-    """Cast `x` as the attention op does under autocast, so that cached and uncached keys round alike."""
+    """Cast `x` as the attention op does under autocast."""
     if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
@@ -75,7 +75,7 @@ class KeyValueCache:
         return self.key_bytes + self.value.nbytes
 
     def append(self, keys: Sequence[Tensor], value: Tensor) -> None:
-        """Add the keys and values of new tokens; under autocast, in the dtype that attention would cast them to.
+        """Add the keys and values of new tokens, in the dtype of autocast where it is on.
 
         Args:
             keys: for each slice of the keys `(B, heads, T', width)`.
@@ -137,10 +137,10 @@ class KeyValueCache:
             self.reset()
 
     def take_rows(self, rows: Tensor) -> None:
-        """Replace the batch by the rows at these indices. An index may repeat (beams) or be left out.
+        """Replace the batch by the rows at these indices.
 
-        The starts of rows that are left out still count for what `forget` keeps: which rows they are is known to the
-        device alone.
+        An index may repeat (beams) or be left out. The starts of rows that are left out still count for what `forget`
+        keeps: only the device knows which rows they are.
         """
         for buffer in self._buffers:
             buffer.take_rows(rows)

@@ -66,5 +66,5 @@ class CacheLayout:
         return (*self.keys, self.value)
 
     def __str__(self) -> str:
-        """Return the layout in words, such as `keys 2 x 8, 2 x 8 in blocks of 64; values 2 x 16`."""
+        """Return the layout in words: `keys 2 x 8, 2 x 8 in blocks of 64; values 2 x 16`."""
         return f"keys {', '.join(map(str, self.keys))}; values {self.value}"

@@ -16,7 +16,10 @@ slices costs less than a pass for each."""
 
 
 def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
-    """Return the layout that keeps level 1 of all keys, level `l` of the current block, and all values."""
+    """Return the layout of MLR attention.
+
+    It keeps level 1 of all keys, level `l >= 2` of the keys in the current block, and all values.
+    """
     levels = zip(hierarchy.ranks, hierarchy.block_sizes, strict=True)
     keys = tuple(CacheSlice(kv_heads, rank, Retention(block=size)) for rank, size in levels)
     return CacheLayout(keys, CacheSlice(kv_heads, value_dim), dimension_major=True)
@@ -72,7 +75,7 @@ def attend_mlr_cache(
 
 
 def _joined_keys(cache: KeyValueCache) -> Tensor:
-    """Return keys `(B, Hkv, T, r)`, with zeros where a level was dropped, which no query reads."""
+    """Return keys `(B, Hkv, T, r)`, zero where a level was dropped: no query reads that."""
     levels = [keys.live for keys in cache.keys]
     rows, heads, _, length = levels[0].shape
     joined = levels[0].new_zeros(rows, heads, length, sum(keys.shape[2] for keys in levels))
