@@ -259,7 +259,7 @@ class BilinearAttention(Attention):
     def key_numbers(self, length: int) -> int:
         """Return the live key numbers of one row.
 
-        That is `H·width` for each token. On the query side it is `D`, one `y` for all heads, and two statistics for each
+        That is `H·width` for each token. On the query side it is `D`, one `y` for all heads, and two statistics of each
         head where the norm is on the key. With `side="auto"` the smallest counts.
         """
         return length * min(self._key_numbers_per_token(side) for side in self._sides)
