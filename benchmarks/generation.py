@@ -20,7 +20,7 @@ import torch
 from benchmarks import machine
 from benchmarks.output import describe_machine, table, write_json
 from benchmarks.timing import sample_warm
-from structattn.layers.timeline import Timeline
+from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.models import LanguageModel, LanguageModelConfig, ModelCache
 from structattn.studies.style import new_figure, styled
 
@@ -30,7 +30,7 @@ SMALL = {"layers": 1, "dim": 64, "heads": 1, "positions": "rotary", "context_len
 PREFILL = 4096
 
 
-class Concatenating(Timeline):
+class Concatenating(GrowingBuffer):
     """A timeline that concatenates at every step, as transformers' `DynamicLayer` does."""
 
     def append(self, entries: torch.Tensor) -> None:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layers.cases import DIM, build, each_kind, tokens
 from structattn import Hierarchy, flops, mlr_attention
 from structattn.flops import Flops
 from structattn.layers import Attention, build_attention
+from tests.layers.cases import DIM, build, each_kind, tokens
 from tests.structures.cases import Case, each_case
 
 

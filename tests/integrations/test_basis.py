@@ -9,7 +9,7 @@ from integrations.families import HEAD, make, mask, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers.measuring import measure
-from structattn.layers.basis import Moments
+from structattn.layers.head_basis import Moments
 
 
 def gpt2(**fields):

@@ -26,7 +26,7 @@ from structattn.integrations.chronos import (  # noqa: E402
     set_attention,
 )
 from structattn.integrations.transformers import get_hierarchy  # noqa: E402
-from structattn.models.parameters import Part  # noqa: E402
+from structattn.models.parameters import ParameterRole  # noqa: E402
 from structattn.models.transformers_internals import set_attention_implementation  # noqa: E402
 
 SMALL = ChronosSize(d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
@@ -219,10 +219,10 @@ def test_every_parameter_is_described():
     described = learner.describe()
     assert list(described) == [name for name, _ in learner.named_parameters()]
     parts = {name.removeprefix("model."): described[name] for name in described}
-    assert parts["shared.weight"].part is Part.EMBEDDING
-    assert parts["encoder.final_layer_norm.weight"].part is Part.GAIN
+    assert parts["shared.weight"].role is ParameterRole.EMBEDDING
+    assert parts["encoder.final_layer_norm.weight"].role is ParameterRole.GAIN
     wo = parts["encoder.block.0.layer.1.DenseReluDense.wo.weight"]
-    assert (wo.part, wo.fan_in, wo.fan_out) == (Part.RESIDUAL, 32, 16)
+    assert (wo.role, wo.fan_in, wo.fan_out) == (ParameterRole.RESIDUAL, 32, 16)
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------

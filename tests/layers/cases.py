@@ -34,6 +34,9 @@ SPELLINGS = [
 ]
 ROTARY = ["standard", "swa:3", "gswa:3|2", "mlr:2|2", "lowrank", "btt"]
 
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+"""What `tests/tolerance.py` allows in float64."""
+
 each_kind = pytest.mark.parametrize("spelling", SPELLINGS)
 
 

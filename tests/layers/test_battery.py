@@ -1,4 +1,4 @@
-"""One battery for every attention layer: any length, padding, causality, gradients, dropout, being a good module."""
+"""One battery for every attention layer: length, padding, causality, gradients, dropout, module state."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from layers.cases import DIM, HEADS, ROTARY, SPELLINGS, build, each_kind, tokens
 from structattn.layers import RotaryEmbedding, build_attention
 from structattn.ops.key_span import KeySpan
-
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+from tests.layers.cases import CLOSE, DIM, HEADS, ROTARY, SPELLINGS, build, each_kind, tokens
+from tests.tolerance import assert_calibrated
 
 
 @each_kind
@@ -183,17 +182,17 @@ def test_initial_deviation_is_one_over_the_root_of_fan_in() -> None:
 
 
 @each_kind
+@torch.no_grad()
 def test_low_precision(spelling: str) -> None:
+    """Against the error that rounding parameters and input alone makes."""
     layer, x = build(spelling), tokens(2, 12)
     exact = layer(x)
-    low = copy.deepcopy(layer).to(torch.bfloat16)(x.to(torch.bfloat16))
-    assert low.dtype == torch.bfloat16
-    assert (low - exact).norm() < 0.05 * exact.norm()
+    low = copy.deepcopy(layer).to(torch.bfloat16)
+    rounded = copy.deepcopy(low).double()(x.to(torch.bfloat16).double()).to(torch.bfloat16)
+    assert_calibrated(low(x.to(torch.bfloat16)), exact, rounded, "in bfloat16")
     single = copy.deepcopy(layer).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = single(x.float())
-    assert cast.dtype == torch.bfloat16
-    assert (cast - exact).norm() < 0.05 * exact.norm()
+        assert_calibrated(single(x.float()), exact, rounded, "under autocast")
 
 
 @pytest.mark.parametrize("spelling", ["standard", "mlr", "gswa:3|2", "btt", "btt+side=query"])
@@ -222,7 +221,7 @@ def test_builds_on_the_meta_device(spelling: str) -> None:
 
 @pytest.mark.parametrize("spelling", ["standard", "swa:3", "gswa:3|2", "mlr:2|2", "lowrank", "btt"])
 def test_a_chunk_of_queries_against_cached_keys(spelling: str) -> None:
-    """What a key-value cache does: project new tokens, attend to all keys so far."""
+    """As with a key-value cache: project new tokens, attend to all keys so far."""
     layer, x = build(spelling, rotary=RotaryEmbedding()), tokens(2, 21)
     _, key, value = layer.project(x, torch.arange(21))
     query, _, _ = layer.project(x[:, 17:], torch.arange(17, 21))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_type_hints
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers.cases import CONTEXT, DIM, HEADS, build, tokens
 from structattn import Hierarchy
 from structattn.layers import (
     BilinearAttention,
@@ -20,9 +20,11 @@ from structattn.layers import (
     SlidingWindowAttention,
     StandardAttention,
 )
+from structattn.layers.options import LayerKeywords, LayerOptions
+from structattn.ops.key_span import KeySpan
 from structattn.structures import MLR, LowRank
+from tests.layers.cases import CLOSE, CONTEXT, DIM, HEADS, build, tokens
 
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 F64 = torch.float64
 
 
@@ -264,7 +266,7 @@ def test_the_score_of_a_level_depends_on_distance_alone(frequencies: str) -> Non
         query, key, _ = layer.project(x, torch.arange(9) + shift)
         scores.append([q @ k.mT for q, k in zip(query.split((2, 2), -1), key.split((2, 2), -1), strict=True)])
     for here, there in zip(*scores, strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(here, there, **CLOSE)
     still = build("mlr:2|2").project(x, torch.arange(9))[0]
     assert not torch.allclose(query, still)
 
@@ -333,3 +335,21 @@ def test_rotary_checks_its_choices(options: dict, error: type[Exception], messag
 def test_constructors_refuse(make: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("option", ["drop", "qk_norm"])
+def test_bilinear_refuses_options_it_does_not_have(option: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        BilinearAttention(LowRank(DIM, DIM, 4, heads=HEADS), **{option: True})
+
+
+def test_keywords_of_layers_are_the_fields_of_their_options() -> None:
+    assert get_type_hints(LayerKeywords) == get_type_hints(LayerOptions)
+
+
+def test_a_span_counts_from_a_later_key() -> None:
+    span = KeySpan(torch.tensor([0, 7]), torch.tensor([9, 12]), 8).from_key(5)
+    assert span.key_start is not None
+    assert span.key_end is not None
+    assert (span.key_start.tolist(), span.key_end.tolist(), span.query_offset) == ([0, 2], [4, 7], 3)
+    assert KeySpan(query_offset=8).from_key(5).query_offset == 3

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layers.cases import SPELLINGS
 from structattn.layers import (
     KINDS,
     AttentionConfig,
@@ -37,7 +36,9 @@ from structattn.layers import (
     default_ranks,
     parse_attention,
 )
+from structattn.ops.hierarchy import Hierarchy, parse_ranks
 from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch
+from tests.layers.cases import SPELLINGS
 
 EXAMPLES = {
     "standard": StandardConfig(),
@@ -335,3 +336,31 @@ def test_a_head_width_of_its_own() -> None:
         assert layer(torch.randn(1, 5, 16)).shape == (1, 5, 16)
     one_head = build_attention("standard:1", 16, 4, 16, head_dim=6)
     assert (one_head.heads, one_head.value_dim) == (1, 24)
+
+
+# --- one reader of ranks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["8", "8|8", "8,8", "8x4", "16|8|4|4", "16,8|4,4", " 8 | 4", "1x1"])
+def test_ranks_mean_the_same_everywhere(text: str) -> None:
+    ranks = parse_ranks(text)
+    for kind in ("mlr", "bmlr"):
+        assert parse_attention(f"{kind}:{text}").ranks == ranks  # type: ignore[attr-defined]
+    assert Hierarchy.parse(f"{text}@1024").ranks == ranks
+
+
+@pytest.mark.parametrize("text", ["8|y", "8x", "x8", "8||8", "8x4|2", "8.5", "-8", "8x2x2", "8 8"])
+def test_bad_ranks_are_refused_everywhere(text: str) -> None:
+    readers = [parse_ranks, Hierarchy.parse, lambda ranks: parse_attention(f"mlr:{ranks}")]
+    for read in readers:
+        with pytest.raises(ValueError, match="expected a positive integer, got"):
+            read(text)
+
+
+@pytest.mark.parametrize("text", ["*|96|48", "*,96,48"])
+def test_block_sizes_mean_the_same_everywhere(text: str) -> None:
+    config = parse_attention(f"mlr:8|4|4+block_sizes={text}")
+    assert isinstance(config, MLRConfig)
+    assert config.block_sizes == Hierarchy.parse(f"8|4|4@{text}").block_sizes == (None, 96, 48)
+    with pytest.raises(ValueError, match="expected a positive integer, got 'wide'"):
+        parse_attention("mlr:8|4+block_sizes=*|wide")

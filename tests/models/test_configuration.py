@@ -1,8 +1,12 @@
 """Configs: what they accept, what they refuse, and that files bring them back."""
 
+import json
+
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError as WrongType
-from transformers import AutoConfig
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from structattn.layers import MLRConfig, RotaryEmbedding
 from structattn.models import LanguageModelConfig, RegressionModelConfig
@@ -69,3 +73,47 @@ def test_hugging_face_names():
 def test_bad_fields(config, fields, error, message):
     with pytest.raises(error, match=message):
         config(**fields)
+
+
+def test_folders_of_version_0_1_load(tmp_path):
+    """Fields of the config and names of the tensors are those that were saved then."""
+    fields = {
+        "model_type": "structattn",
+        "layers": 1,
+        "dim": 16,
+        "heads": 2,
+        "context_length": 16,
+        "attention": "mlr:4|2|2+gains=none+level_weight=1/sqrt(r)+basis=true",
+        "kv_heads": None,
+        "positions": "learned",
+        "rotary_base": 10000.0,
+        "mlp_ratio": 4,
+        "dropout": 0.0,
+        "vocab_size": 11,
+        "tie_word_embeddings": False,
+    }
+    block = "backbone.blocks.0."
+    shapes = {
+        "embedding.weight": (11, 16),
+        "head.weight": (11, 16),
+        "backbone.positions.weight": (16, 16),
+        "backbone.norm.weight": (16,),
+        f"{block}attention_norm.weight": (16,),
+        f"{block}mlp_norm.weight": (16,),
+        f"{block}mlp.expand.weight": (64, 16),
+        f"{block}mlp.contract.weight": (16, 64),
+        f"{block}attention.q_norm.weight": (8,),
+        f"{block}attention.k_norm.weight": (8,),
+        f"{block}attention.basis.query": (2, 8, 8),
+        f"{block}attention.basis.key": (2, 8, 8),
+        f"{block}attention.basis.mean": (2, 8),
+    }
+    shapes |= {f"{block}attention.{name}_proj.weight": (16, 16) for name in ("q", "k", "v", "out")}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.state_dict().keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())

@@ -6,7 +6,7 @@ from transformers import AutoModel
 
 from structattn import flops
 from structattn.models import RegressionModel, RegressionModelConfig
-from structattn.models.parameters import Part
+from structattn.models.parameters import ParameterRole
 from structattn.tasks import RegressionConfig, RegressionTask
 
 
@@ -19,7 +19,7 @@ def small(**fields):
 def woken(config):
     model = RegressionModel(config).eval()
     for name, description in model.describe().items():
-        if description.part in (Part.RESIDUAL, Part.READ_OUT):
+        if description.role in (ParameterRole.RESIDUAL, ParameterRole.READ_OUT):
             torch.nn.init.normal_(model.get_parameter(name), std=0.3)
     return model
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import GenerationMixin
 
-from models.test_language import small, tokens, woken
 from structattn.models import ModelCache, transformers_internals
 from structattn.models.transformers_internals import CACHE, attention_implementation, set_attention_implementation
+from tests.models.test_language import small, tokens, woken
 
 GREEDY = {"max_new_tokens": 9, "do_sample": False}
 
@@ -15,7 +15,7 @@ def test_without_the_hook_for_caches_nothing_is_cached(monkeypatch):
     model, x = woken(small(attention="mlr:4,2,2", positions="rotary")), tokens(1, 10)
     expected = model.generate(x, **GREEDY)
     made = []
-    monkeypatch.setattr("structattn.models.language.ModelCache", lambda *_: made.append(1))
+    monkeypatch.setattr("structattn.models.language_model.ModelCache", lambda *_: made.append(1))
     monkeypatch.delattr(GenerationMixin, "_prepare_cache_for_generation")
     assert not transformers_internals.prepares_cache()
     assert torch.equal(model.generate(x, **GREEDY), expected)

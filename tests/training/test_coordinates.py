@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 
 from structattn.models import parameters
-from structattn.models.parameters import Part
+from structattn.models.parameters import ParameterRole
 from structattn.training import mup
 from structattn.training.coordinates import CoordinateCheck, check_coordinates
 
@@ -33,11 +33,15 @@ def test_one_rate_for_all_fails():
 
 @pytest.mark.parametrize(
     ("part", "layer"),
-    [(Part.HIDDEN, "change of k_proj 2"), (Part.RESIDUAL, "size of contract 1"), (Part.READ_OUT, "size of head")],
+    [
+        (ParameterRole.HIDDEN, "change of k_proj 2"),
+        (ParameterRole.RESIDUAL, "size of contract 1"),
+        (ParameterRole.READ_OUT, "size of head"),
+    ],
 )
 def test_a_rate_that_is_not_scaled_fails(monkeypatch, part, layer):
     right = mup.rate_multiplier
-    monkeypatch.setattr(mup, "rate_multiplier", lambda what, base: 1.0 if what.part is part else right(what, base))
+    monkeypatch.setattr(mup, "rate_multiplier", lambda what, base: 1.0 if what.role is part else right(what, base))
     result = check()
     assert layer in result.failures
     assert result.slopes[layer] > 0.5
@@ -48,7 +52,7 @@ def test_structured_factors_that_are_not_scaled_fail(monkeypatch):
 
     def of_the_whole_matrix(what, base):
         """Scale factors as if their fan-in did not depend on the width."""
-        return base / 8 if what.part is Part.HIDDEN and what.fan_in < 64 else right(what, base)
+        return base / 8 if what.role is ParameterRole.HIDDEN and what.fan_in < 64 else right(what, base)
 
     monkeypatch.setattr(mup, "rate_multiplier", of_the_whole_matrix)
     # The fan-ins of BTT's factors grow as the square root of the width, so the error does too.
@@ -60,7 +64,7 @@ def test_embeddings_that_are_scaled_fail(monkeypatch):
     right = mup.rate_multiplier
 
     def scaled(what, base):
-        return base / what.fan_out if what.part is Part.EMBEDDING else right(what, base)
+        return base / what.fan_out if what.role is ParameterRole.EMBEDDING else right(what, base)
 
     monkeypatch.setattr(mup, "rate_multiplier", scaled)
     assert "change of embedding" in check().failures
@@ -71,7 +75,7 @@ def test_a_start_of_fixed_deviation_fails(monkeypatch):
 
     def fixed(tensor, what):
         right(tensor, what)
-        if what.part is Part.HIDDEN:
+        if what.role is ParameterRole.HIDDEN:
             tensor.div_(tensor.std()).mul_(0.02)
 
     monkeypatch.setattr("structattn.models.pretrained.initialise_", fixed)

@@ -1,10 +1,6 @@
 """Attention layers behind one face, and the configs and grammar that name them."""
 
-from structattn.layers.base import Attention
-from structattn.layers.bilinear import BilinearAttention
-from structattn.layers.build import build_attention
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
-from structattn.layers.config import (
+from structattn.layers.attention_configs import (
     KINDS,
     AttentionConfig,
     BilinearConfig,
@@ -20,7 +16,12 @@ from structattn.layers.config import (
     StandardConfig,
     config_from_dict,
 )
+from structattn.layers.bilinear import BilinearAttention
+from structattn.layers.deprecation import serve_old_names
+from structattn.layers.factory import build_attention
 from structattn.layers.grammar import as_config, parse_attention
+from structattn.layers.interface import Attention
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.layers.mlr import MLRAttention
 from structattn.layers.ranks import default_ranks
 from structattn.layers.rotary import RotaryEmbedding
@@ -37,7 +38,7 @@ __all__ = [
     "BilinearMLRConfig",
     "ButterflyConfig",
     "CacheLayout",
-    "CachePart",
+    "CacheSlice",
     "GlobalSlidingWindowAttention",
     "GlobalSlidingWindowConfig",
     "KeyValueCache",
@@ -46,7 +47,7 @@ __all__ = [
     "MLRAttention",
     "MLRConfig",
     "MonarchConfig",
-    "Reach",
+    "Retention",
     "RotaryEmbedding",
     "SlidingWindowAttention",
     "SlidingWindowConfig",
@@ -58,3 +59,5 @@ __all__ = [
     "default_ranks",
     "parse_attention",
 ]
+
+__getattr__ = serve_old_names(__name__, {"CachePart": "CacheSlice", "Reach": "Retention"})

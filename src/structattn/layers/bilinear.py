@@ -6,23 +6,25 @@ Shapes: x (B, T, D), features (B, H, T, F), contracted vectors (B, H, T, D), val
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from structattn import checks, flops
 from structattn.flops import Flops
-from structattn.layers.base import QKV, Attention, draw_linears, split_heads, width_per_head
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
+from structattn.layers.interface import QKV, Attention, draw_linears, split_heads, width_per_head
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
-from structattn.layers.rotary import RotaryEmbedding
-from structattn.ops.hierarchy import Hierarchy
+from structattn.layers.options import LayerOptions, SharedKeywords
 from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
 from structattn.structures import MLR, LowRank, Structure
 from structattn.structures.base import Operation
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FixedSide = Literal["key", "split", "query"]
 _OPERATIONS: dict[FixedSide, tuple[Operation, ...]] = {
@@ -37,8 +39,8 @@ class BilinearAttention(Attention):
 
     Values and output are those of standard attention. Source: arXiv 2509.07963, section 3.
 
-    The same score can be contracted three ways, at different prices: with `H` heads, `T` tokens, `P` visible pairs and
-    `m_s` the FLOPs of the structure for a token, `T·m_s + 2·H·P·width`.
+    The same score can be contracted on three sides. With `H` heads, `T` tokens, `P` visible pairs and `m_s` FLOPs of
+    the structure for a token, a side costs `T·m_s + 2·H·P·width` FLOPs.
 
     | side | query | key | width |
     |---|---|---|---|
@@ -46,33 +48,30 @@ class BilinearAttention(Attention):
     | `"key"` | `x`, the same for all heads | `M_h y` | `D` |
     | `"query"` | `M_hᵀ x` | `y`, the same for all heads: a cache holds one vector for each token | `D` |
 
-    `"auto"` takes the cheapest for the `T` of the call by this formula. All give the same numbers.
+    `"auto"` takes the cheapest side for the `T` of the call. All sides give the same result.
 
-    Where the norm sits (the paper's: `"features"` for LowRank and MLR, `"key"` for the others):
+    `norm` places the LayerNorm (in the paper: `"features"` for LowRank and MLR, `"key"` for the others):
 
-    - `"features"`: LayerNorm on each level's slice of `left(x)` and of `right(y)`. Only `"split"` has these.
+    - `"features"`: LayerNorm on each level's slice of `left(x)` and of `right(y)`. It needs the side `"split"`.
     - `"key"`: LayerNorm on the contracted key of each head, `xᵀ LN(M y)`. With `g = x∘γ`, `μ_j` and `σ_j` the mean and
-      deviation of `M y_j`, this is `(gᵀ M y_j - μ_j Σ g) / σ_j`: the other sides get it by one more feature.
-    - `"none"`.
+      deviation of `M y_j`, this is `(gᵀ M y_j - μ_j Σ g) / σ_j`: the other sides compute it with one more feature.
+    - `"none"`: no norm.
 
     Args:
         structure: square matrices `D x D`, a stack of one for each head.
-        side: where the matrix is contracted.
-        norm: where the LayerNorm sits; the paper's for the structure by default.
+        side: the side on which the matrix is contracted.
+        norm: place of the LayerNorm; the paper's for the structure by default.
         scale: factor on the score or on each level's share of it, see `structattn.layers.choices.bilinear_scales`; by
             default the paper's: `"1/sqrt(f_l)"` for LowRank and MLR, `"1/sqrt(D)"` for the others.
         head_dim: width of a value head; `D / H` by default.
-        kv_heads: heads of the values, a divisor of `H`. Matrices are always one for each query head.
-        is_causal: whether a token sees only itself and earlier ones.
-        bias: whether the value and output projections have biases.
-        dropout: share of attention probabilities dropped in training.
-        rotary: rotary embedding of what is contracted. With it the side is part of the function: `"auto"` rotates the
-            features (`"split"`), or where the norm is on the key `x` and `LN(M y)` (`"key"`).
-        generator: source of the initial projections; the structure keeps the factors it comes with.
+        options: see `LayerOptions`. Device and dtype are those of the structure, and `kv_heads` counts heads of values:
+            each query head has its own matrix. The generator draws the projections; the structure keeps its factors.
+            With a rotary embedding the side is part of the function: `"auto"` rotates the features (`"split"`), or `x`
+            and `LN(M y)` where the norm is on the key (`"key"`).
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came; also for a fixed side that
-            the norm, the scale or the rotary embedding rules out.
+        TypeError, ValueError: naming the argument, what was expected and what came; also where the norm, the scale or
+            the rotary embedding rules out a fixed side.
     """
 
     def __init__(
@@ -83,12 +82,7 @@ class BilinearAttention(Attention):
         norm: Norm | None = None,
         scale: BilinearScale | None = None,
         head_dim: int | None = None,
-        kv_heads: int | None = None,
-        is_causal: bool = True,
-        bias: bool = False,
-        dropout: float = 0.0,
-        rotary: RotaryEmbedding | None = None,
-        generator: torch.Generator | None = None,
+        **options: Unpack[SharedKeywords],
     ) -> None:
         heads = _check_structure(structure)
         projective = isinstance(structure, (LowRank, MLR))
@@ -96,36 +90,26 @@ class BilinearAttention(Attention):
         scale = scale or ("1/sqrt(f_l)" if projective else "1/sqrt(D)")
         dim, widths = structure.dim_in, structure.level_features
         scales = bilinear_scales(scale, dim, widths)
-        sides = _possible_sides(norm, scales, rotary is not None, side)
         factor = next(structure.parameters())
-        super().__init__(
-            dim,
-            heads,
-            kv_heads=kv_heads,
-            value_dim=width_per_head(dim, heads, head_dim),
-            is_causal=is_causal,
-            bias=bias,
-            dropout=dropout,
-            rotary=rotary,
-            device=factor.device,
-            dtype=factor.dtype,
-        )
+        shared = LayerOptions(device=factor.device, dtype=factor.dtype, **options)
+        sides = _possible_sides(norm, scales, shared.rotary is not None, side)
+        super().__init__(dim, heads, width_per_head(dim, heads, head_dim), shared)
         self.structure = structure
         self.side = side
         self.norm = norm
         self.scales = scales
         self._sides = sides
-        if rotary is not None:
-            rotary.check(self._levels(sides[0]))
+        if self.rotary is not None:
+            self.rotary.check(self._levels(sides[0]))
         normed = {"features": widths, "key": (dim,), "none": None}[norm]
         self.q_norm = LevelNorm(widths, device=factor.device, dtype=factor.dtype) if norm == "features" else None
         self.k_norm = None if normed is None else LevelNorm(normed, device=factor.device, dtype=factor.dtype)
-        draw_linears(self, generator)
+        draw_linears(self, shared.generator)
 
     # ---- the side
 
     def side_for(self, length: int) -> FixedSide:
-        """The side that a call on `length` tokens is contracted on: the fixed one, or the cheapest."""
+        """Return the side that a call on `length` tokens uses: the fixed one, or the cheapest."""
         best, *others = self._sides
         for side in others:  # a loop, since a compiled graph cannot hold `min` with a key
             if self._score_flops(side, length) < self._score_flops(best, length):
@@ -138,7 +122,10 @@ class BilinearAttention(Attention):
         return length * per_token + 2 * self.heads * pairs * self._width(side)
 
     def _operations(self, side: FixedSide) -> tuple[Operation, ...]:
-        """What of the structure a side calls; the norm on the key needs `M y` on every side."""
+        """Return the structure's operations that a side calls.
+
+        The norm on the key needs `M y` on every side.
+        """
         own = _OPERATIONS[side]
         return (*own, "forward") if self.norm == "key" and side != "key" else own
 
@@ -146,13 +133,13 @@ class BilinearAttention(Attention):
         return self.structure.level_features if side == "split" else (self.dim,)
 
     def _width(self, side: FixedSide) -> int:
-        """Width of the dot product; one more than the levels where a feature carries the mean."""
+        """Return the width of the dot product, with one more feature where it carries the mean."""
         return sum(self._levels(side)) + (self.norm == "key" and side != "key")
 
     # ---- the layer
 
     def project(self, x: Tensor, positions: Tensor) -> QKV:
-        """Queries and keys as the side has them (`side_for` the length of `x`), with norm and scale, and values."""
+        """Return queries and keys on `side_for(T)`, with norm and scale, and values."""
         return self._project(x, positions, self.side_for(x.shape[1]))
 
     def _project(self, x: Tensor, positions: Tensor, side: FixedSide) -> QKV:
@@ -163,7 +150,7 @@ class BilinearAttention(Attention):
         return query, key, split_heads(self.v_proj(x), self.kv_heads)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`left(x)` and `right(y)`."""
+        """Return `left(x)` and `right(y)`."""
         gained = self._gained(x)
         query, key = self.structure.left(gained), self.structure.right(x)
         if self.norm == "features" and self.q_norm is not None and self.k_norm is not None:
@@ -172,24 +159,24 @@ class BilinearAttention(Attention):
         return self._with_mean(query.transpose(1, 2), key.transpose(1, 2), gained, x)
 
     def _key_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`x`, a view for all heads, and `M_h y`."""
+        """Return `x`, a view for all heads, and `M_h y`."""
         key = self.structure(x)
         if self.k_norm is not None:
             key = self.k_norm(key)
         return (x * self.scales[0]).unsqueeze(1).expand(-1, self.heads, -1, -1), key.transpose(1, 2)
 
     def _query_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`M_hᵀ x`, and `y` under one head."""
+        """Return `M_hᵀ x`, and `y` as one head."""
         gained = self._gained(x)
         query = self.structure.adjoint(gained).transpose(1, 2) * self.scales[0]
         return self._with_mean(query, x.unsqueeze(1), gained, x)
 
     def _gained(self, x: Tensor) -> Tensor:
-        """`x∘γ`, the gain of the norm on the key moved to the query."""
+        """Return `x∘γ`: the gain of the norm on the key, moved to the query."""
         return x * self.k_norm.weight if self.norm == "key" and self.k_norm is not None else x
 
     def _with_mean(self, query: Tensor, key: Tensor, gained: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys that score `xᵀ LN(M y)` where the norm is on the key: `[q, Σ g]` and `[k, -μ] / σ`."""
+        """Add the feature of the norm on the key: `[q, Σ g]` and `[k, -μ] / σ` score `xᵀ LN(M y)`."""
         if self.norm != "key":
             return query, key
         rate, shift = self._statistics(x)
@@ -199,7 +186,7 @@ class BilinearAttention(Attention):
         return query, key.to(query.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What LayerNorm takes from `M_h y`, each `(B, H, T, 1)`: `1/σ` and `-μ/σ`."""
+        """Return the LayerNorm statistics of `M_h y`, `1/σ` and `-μ/σ`, each `(B, H, T, 1)`."""
         contracted = self.structure(x).transpose(1, 2)
         precise = contracted.to(torch.promote_types(contracted.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=-1, correction=0, keepdim=True)
@@ -207,7 +194,7 @@ class BilinearAttention(Attention):
         return rate, -mean * rate
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
+        """Return mixed values `(B, H, Tq, dv)`."""
         heads = max(key.shape[1], value.shape[1])
         return standard_attention(
             query,
@@ -215,59 +202,63 @@ class BilinearAttention(Attention):
             _widen(value, heads),
             is_causal=self.is_causal,
             scale=1.0,
-            span=span,
             dropout_p=self._dropout_p(),
+            span=span,
         )
 
     # ---- the cache
 
     @property
     def cached_side(self) -> FixedSide:
-        """The side whose keys take the fewest numbers: what a cache holds, and generation is contracted on."""
+        """The side whose keys take the fewest numbers, which generation uses."""
         return min(self._sides, key=self._key_numbers_per_token)
 
     def cache_layout(self) -> CacheLayout:
-        """On the query side `y`, one for all heads, and with the norm on the key two numbers for each head."""
-        value = CachePart(self.kv_heads, self.value_dim)
+        """Return a layout of keys on `cached_side` and all values.
+
+        On the query side the keys are one `y` for all heads and, with the norm on the key, two numbers for each head.
+        """
+        value = CacheSlice(self.kv_heads, self.value_dim)
         if self.cached_side != "query":
-            return CacheLayout((CachePart(self.heads, self._width(self.cached_side)),), value)
-        statistics = (CachePart(self.heads, 2),) if self._keeps_statistics("query") else ()
-        return CacheLayout((CachePart(1, self.dim), *statistics), value)
+            return CacheLayout((CacheSlice(self.heads, self._width(self.cached_side)),), value)
+        statistics = (CacheSlice(self.heads, 2),) if self._keeps_statistics("query") else ()
+        return CacheLayout((CacheSlice(1, self.dim), *statistics), value)
 
     def _keeps_statistics(self, side: FixedSide) -> bool:
         return side == "query" and self.norm == "key"
 
     def project_for_cache(self, x: Tensor, positions: Tensor) -> QKV:
-        """As `project`, contracted on `cached_side`."""
+        """Like `project`, but on `cached_side`."""
         return self._project(x, positions, self.cached_side)
 
-    def key_parts(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
-        """Keys as they are; on the query side with the norm on the key, `y` and `(1/σ, -μ/σ)`."""
+    def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
+        """Return the keys, or `y` and `(1/σ, -μ/σ)` where the cache keeps statistics."""
         if self._keeps_statistics(self.cached_side):
             return x.unsqueeze(1).to(key.dtype), torch.cat(self._statistics(x), dim=-1).to(key.dtype)
         return (key,)
 
-    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
-        value, offset = cache.value.live, cache.length - query.shape[2]
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
+        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        value = cache.value.live
         if not self._keeps_statistics(self.cached_side):
-            return self.attend(query, cache.keys[0].live, value, KeySpan(key_start, query_offset=offset))
+            return self.attend(query, cache.keys[0].live, value, span)
         y, statistics = (keys.live for keys in cache.keys)
         rate, shift = statistics.transpose(-2, -1).unsqueeze(-2).unbind(2)  # (B, H, 1, T) each
         score = (query[..., :-1] @ y.transpose(-2, -1)) * rate + query[..., -1:] * shift
-        i = torch.arange(offset, cache.length, device=query.device)[:, None]
+        i = torch.arange(span.query_offset, cache.length, device=query.device)[:, None]
         j = torch.arange(cache.length, device=query.device)
         visible = j <= i
-        if key_start is not None:
-            visible = visible & (j >= key_start.view(-1, 1, 1, 1))
+        if span.key_start is not None:
+            visible = visible & (j >= span.key_start.view(-1, 1, 1, 1))
         probability = torch.softmax(score.masked_fill(~visible, torch.finfo(score.dtype).min), dim=-1)
         probability = probability.masked_fill(~visible, 0.0)  # a query that sees nothing mixes zeros
         return probability @ _widen(value, self.heads)
 
     def key_numbers(self, length: int) -> int:
-        """What a cache holds: `H·width` numbers for each token; on the query side one `y` for all heads.
+        """Return the live key numbers of one row.
 
-        The norm on the key adds mean and deviation of each head. With `side="auto"`, of the side that holds least.
+        That is `H·width` for each token. On the query side it is `D`, one `y` for all heads, and two statistics of each
+        head where the norm is on the key. With `side="auto"` the smallest counts.
         """
         return length * min(self._key_numbers_per_token(side) for side in self._sides)
 
@@ -276,21 +267,19 @@ class BilinearAttention(Attention):
         return (self.dim if side == "query" else self.heads * self._width(side)) + statistics
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """The structure's products, scores and mixing of values, on the side of a call of this length."""
+        """Return the FLOPs of the structure, of scores and of mixing values."""
         side = self.side_for(length)
         products = [flops.structure(self.structure, operation, batch * length) for operation in self._operations(side)]
-        flat, causal = Hierarchy.flat(self._width(side)), self.is_causal and not dense
-        mixing = flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
-        return sum(products, mixing)
+        return sum(products, self._dot_product_flops(self._width(side), length, batch, dense))
 
     def extra_repr(self) -> str:
-        """With side, norm and scales."""
+        """Return the settings, side, norm and scales first."""
         scales = ", ".join(f"{scale:.4g}" for scale in self.scales)
         return f"side={self.side!r}, norm={self.norm!r}, scales=({scales}), {super().extra_repr()}"
 
 
 def _check_structure(structure: Structure) -> int:
-    """The number of heads of a structure that can score tokens against each other."""
+    """Return the number of heads; TypeError or ValueError unless the structure scores tokens against each other."""
     if not isinstance(structure, Structure):
         raise TypeError(f"structure must be a structattn.structures.Structure, got {type(structure).__name__}")
     if structure.dim_out != structure.dim_in:
@@ -304,7 +293,11 @@ def _check_structure(structure: Structure) -> int:
 
 
 def _possible_sides(norm: str, scales: tuple[float, ...], rotary: bool, side: str) -> tuple[FixedSide, ...]:
-    """The sides that can serve the choices, in order of preference; ValueError where the fixed one cannot."""
+    """Return the sides that allow these choices, preferred first.
+
+    Raises:
+        ValueError: a choice is unknown, or the fixed side does not allow the others.
+    """
     checks.one_of("side", side, ["auto", "split", "key", "query"])
     checks.one_of("norm", norm, ["features", "key", "none"])
     levels_differ = len(set(scales)) > 1
@@ -330,7 +323,7 @@ def _possible_sides(norm: str, scales: tuple[float, ...], rotary: bool, side: st
 
 
 def _widen(tensor: Tensor, heads: int) -> Tensor:
-    """`(B, h, T, width)` as `(B, heads, T, width)`: a view where `h` is 1, else each head repeated."""
+    """Repeat each head of `(B, h, T, width)` up to `heads`; a view where `h` is 1."""
     if tensor.shape[1] == 1:
         return tensor.expand(-1, heads, -1, -1)
     return tensor.repeat_interleave(heads // tensor.shape[1], dim=1)

@@ -1,4 +1,4 @@
-"""The named choices of the layers, and what the scales among them are worth for a given head."""
+"""The named choices of layers, and the values of the scales among them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Norm = Literal["features", "key", "none"]
 
 
 def head_scale(name: str, rank: int) -> float:
-    """The factor on the scores of a head of rank `r`.
+    """Return the factor on the scores of a head of rank `r`.
 
-    `"1/sqrt(r)"` is usual; `"8/r"`, equal to it at `r = 64`, is the paper's for language; `"1/r"` is muP's; `"1"`
+    `"1/sqrt(r)"` is usual. `"8/r"`, equal to it at `r = 64`, is the paper's for language. `"1/r"` is muP's. `"1"`
     leaves the size of the logits to the projections, as T5 does.
     """
     checks.one_of("scale", name, get_args(HeadScale))
@@ -30,10 +30,12 @@ def head_scale(name: str, rank: int) -> float:
 
 
 def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
-    """What each level's share of the dot product is multiplied by, in a head of levels `r_1 … r_L`, `r = Σ r_l`.
+    """Return the factor on each level's share of the dot product.
 
-    `"1/r_l"` is the paper's for MLR attention. Those that do not depend on the level are the scales of standard
-    attention (`head_scale`): with them a pair that shares all levels scores as it would there.
+    Ranks are `r_1 … r_L`, and `r = Σ r_l`.
+
+    `"1/r_l"` is the paper's for MLR attention. Weights without `r_l` are the scales of standard attention
+    (`head_scale`): with them a pair that shares all levels scores as in standard attention.
     """
     checks.one_of("level_weight", name, get_args(LevelWeight))
     rank = sum(ranks)
@@ -43,10 +45,12 @@ def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
 
 
 def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple[float, ...]:
-    """The factor on each level's share of a bilinear score, `D` wide, with `f_l` features at level `l`.
+    """Return the factor on each level's share of a bilinear score.
 
-    `"1/sqrt(D)"` (option `"1/D"`) is the paper's for a Block Tensor Train; `"1/sqrt(f_l)"`, `f_l = p_l·r_l`, is the
-    paper's for MLR, and for a low-rank matrix it is that of standard attention.
+    The model is `D` wide, and level `l` has `f_l` features.
+
+    `"1/sqrt(D)"` (option `"1/D"`) is the paper's for a Block Tensor Train. `"1/sqrt(f_l)"`, `f_l = p_l·r_l`, is the
+    paper's for MLR; for a low-rank matrix it equals the scale of standard attention.
     """
     checks.one_of("scale", name, get_args(BilinearScale))
     fixed = {"1/sqrt(D)": 1 / math.sqrt(dim), "1/D": 1 / dim, "1": 1.0}
@@ -56,6 +60,6 @@ def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple
 
 
 def spread(weights: Sequence[float], widths: Sequence[int], like: Tensor) -> Tensor:
-    """`(sum(widths),)`: each weight repeated over its width, on the device and in the dtype of `like`."""
+    """Return `(sum(widths),)`: each weight repeated over its width, with device and dtype of `like`."""
     parts = zip(widths, weights, strict=True)
     return torch.cat([torch.full((width,), weight, device=like.device, dtype=like.dtype) for width, weight in parts])

@@ -1,4 +1,4 @@
-"""Fields of configs by their type: how a value is checked, written as text, and read from text."""
+"""Values of config fields: check them by type, write them as text, read them from text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from structattn import checks
-from structattn.ops.hierarchy import parse_ranks
+from structattn.ops.hierarchy import parse_block_sizes, parse_ranks
 
 _RANKS = tuple[int, ...]
 _BLOCKS = tuple[int | None, ...]
@@ -15,7 +15,7 @@ _PAIRS = (tuple[tuple[int, int], ...], tuple[tuple[int, int], tuple[int, int]])
 
 
 def checked(name: str, hint: Any, value: Any) -> Any:
-    """`value` as the type `hint` asks, lists as tuples; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as type `hint`, lists as tuples; TypeError or ValueError naming `name` otherwise."""
     hint, optional = _without_none(hint)
     if value is None and optional:
         return None
@@ -41,7 +41,10 @@ def checked(name: str, hint: Any, value: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Text that `from_text` reads back: `true`, `128`, `32|8|4`, `8x4`, `*|96|48`, `16x32|8x8`, or a name as it is."""
+    """Return the text that `from_text` reads back.
+
+    Such as `true`, `128`, `32|8|4`, `8x4`, `*|96|48`, `16x32|8x8`; a name stays as it is.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple) and len(value) > 2 and len(set(value)) == 1 and isinstance(value[0], int):
@@ -52,7 +55,12 @@ def to_text(value: Any) -> str:
 
 
 def from_text(name: str, hint: Any, text: str) -> Any:
-    """The value that `text` spells (still to be `checked`), a comma serving as a bar; ValueError naming `name`."""
+    """Read a value from text; `checked` must follow. Bars and commas mean the same.
+
+    Raises:
+        ValueError: the text has another form; mostly naming `name`.
+        TypeError: values of this type have no spelling.
+    """
     hint, _ = _without_none(hint)
     text = text.replace(",", "|")
     if get_origin(hint) is Literal:
@@ -64,18 +72,19 @@ def from_text(name: str, hint: Any, text: str) -> Any:
     if hint == _RANKS:
         return parse_ranks(text)
     if hint == _BLOCKS:
-        return tuple(None if part == "*" else _integer(name, part) for part in text.split("|"))
+        return parse_block_sizes(text)
     if hint in _PAIRS:
         return tuple(tuple(_integer(name, number) for number in pair.split("x")) for pair in text.split("|"))
     raise TypeError(f"{name} has a type without a spelling: {hint}")
 
 
 def to_plain(value: Any) -> Any:
-    """`value` with lists for tuples, as JSON reads them back."""
+    """Return `value` with lists for tuples, as JSON does."""
     return [to_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
+    """Return the type without None, and True if None was allowed."""
     if get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint):
         (inner,) = (arg for arg in get_args(hint) if arg is not NoneType)
         return inner, True

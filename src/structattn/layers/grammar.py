@@ -1,4 +1,4 @@
-"""The small grammar in which configs and command lines name an attention kind.
+"""The grammar that spells an attention kind in configs and on command lines.
 
     KIND[:ARGUMENT[,ARGUMENT…]][+FIELD=VALUE…]
 
@@ -6,7 +6,7 @@
 |---|---|
 | `standard`, `standard:1` | standard, with another number of heads: one is full rank |
 | `swa:128` | sliding window of 128 tokens |
-| `gswa:128,32` | the same beside global attention on the first 32 dimensions of a head |
+| `gswa:128,32` | the same, and global attention on the first 32 dimensions of a head |
 | `mlr` | MLR attention, the paper's ranks scaled to the head and the context |
 | `mlr:32,8,6,4,4,4,4,2`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
 | `mlr+levels=4` | the default split in four levels |
@@ -15,8 +15,9 @@
 | `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |
 | `monarch:16`, `kronecker:16x16,32x32`, `butterfly` | bilinear, of these families |
 
-Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. A bar serves
-wherever a comma does, as the paper writes ranks: `mlr:32|8|6|4|4|4|4|2`; in a shell it needs quotes.
+Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. Bars and commas
+mean the same. The paper writes ranks with bars, `mlr:32|8|6|4|4|4|4|2`, which need quotes in a shell.
+`structattn.ops.hierarchy.parse_ranks` reads ranks here and in `Hierarchy.parse`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from typing import Any
 
 from structattn import checks
 from structattn.layers import fields
-from structattn.layers.config import KINDS, AttentionConfig, config_from_dict, make_config
+from structattn.layers.attention_configs import KINDS, AttentionConfig, config_from_dict, make_config
 
 
 def parse_attention(text: str) -> AttentionConfig:
-    """The config that `text` spells, the inverse of `str`.
+    """Return the config that `text` spells: the inverse of `str`.
 
     Raises:
-        TypeError: `text` is no string.
+        TypeError: `text` is not a string.
         ValueError: an unknown kind or field (with the nearest known one), or a value that does not fit.
     """
     if not isinstance(text, str):
@@ -55,14 +56,14 @@ def parse_attention(text: str) -> AttentionConfig:
 
 
 def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> AttentionConfig:
-    """A config from itself, its spelling or its dict form."""
+    """Return the config given as itself, its spelling or its dict form."""
     if isinstance(attention, AttentionConfig):
         return attention
     return config_from_dict(attention) if isinstance(attention, Mapping) else parse_attention(attention)
 
 
 def _arguments(config: type[AttentionConfig], text: str) -> dict[str, str]:
-    """The text of each argument; a kind with one argument gives it everything after the colon."""
+    """Return the text of each argument; a single argument is everything after the colon."""
     names = config.arguments
     parts = [text] if len(names) == 1 else text.replace(",", "|").split("|")
     if len(parts) != len(names) or not all(parts):

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from structattn import flops
 from structattn.flops import Flops
-from structattn.layers.base import QKV, LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.basis import Basis
-from structattn.layers.cache import CacheLayout, KeyValueCache
 from structattn.layers.choices import LevelWeight, level_weights, spread
-from structattn.layers.levels import attend_levels, level_cache_layout
+from structattn.layers.head_basis import HeadBasis
+from structattn.layers.interface import QKV, width_per_head
+from structattn.layers.kv_cache import CacheLayout, KeyValueCache, attend_mlr_cache, mlr_cache_layout
+from structattn.layers.options import LayerKeywords, LayerOptions
+from structattn.layers.projected import ProjectedAttention
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class MLRAttention(ProjectedAttention):
     """Multi-head attention whose score matrix is Multi-Level Low Rank (arXiv 2509.07963, section 4).
 
-    With the level weights `w_l`, and block sizes, ranks and gains `c_m` from the hierarchy::
+    With level weights `w_l`, and block sizes, ranks and gains `c_m` from the hierarchy::
 
         score(i, j) = c_m · Σ_{l <= m} w_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
 
@@ -37,9 +38,10 @@ class MLRAttention(ProjectedAttention):
         hierarchy: the levels; the width of a query and key head is the sum of its ranks.
         head_dim: the width of a value head; `D / H` by default.
         level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
-        basis: whether maps of queries and keys stand before the levels, see `structattn.layers.basis.Basis`: a model
-            that was trained without levels gets its dimensions into their order by them.
-        options: see `ProjectedAttention`. A rotary embedding needs even ranks.
+        basis: map queries and keys by a `structattn.layers.head_basis.HeadBasis` before the levels. It orders the
+            dimensions of a model that was trained without levels.
+        qk_norm: apply LayerNorm to each query and key head, see `ProjectedAttention`.
+        options: see `LayerOptions`. A rotary embedding needs even ranks.
     """
 
     def __init__(
@@ -51,26 +53,30 @@ class MLRAttention(ProjectedAttention):
         head_dim: int | None = None,
         level_weight: LevelWeight = "1/r_l",
         basis: bool = False,
-        **options: Unpack[LayerOptions],
+        qk_norm: bool = True,
+        **options: Unpack[LayerKeywords],
     ) -> None:
         if not isinstance(hierarchy, Hierarchy):
             raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
         weights = level_weights(level_weight, hierarchy.ranks)
-        super().__init__(dim, heads, hierarchy.ranks, width_per_head(dim, heads, head_dim), **options)
+        value_dim = width_per_head(dim, heads, head_dim)
+        super().__init__(dim, heads, hierarchy.ranks, value_dim, qk_norm=qk_norm, options=LayerOptions(**options))
         self.hierarchy = hierarchy
         self.level_weights = weights
         weight = self.q_proj.weight
-        self.basis = Basis(self.kv_heads, self.head_dim, device=weight.device, dtype=weight.dtype) if basis else None
+        self.basis = (
+            HeadBasis(self.kv_heads, self.head_dim, device=weight.device, dtype=weight.dtype) if basis else None
+        )
 
     def project(self, x: Tensor, positions: Tensor) -> QKV:
-        """Queries, with the level weights on them, keys and values."""
+        """Return queries multiplied by the level weights, keys and values."""
         query, key, value = super().project(x, positions)
         if self.basis is not None:
             query, key = self.basis(query, key)
         return query * spread(self.level_weights, self.level_ranks, query), key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
+        """Return mixed values `(B, H, Tq, dv)`."""
         return mlr_attention(
             query,
             key,
@@ -78,28 +84,31 @@ class MLRAttention(ProjectedAttention):
             self.hierarchy,
             is_causal=self.is_causal,
             scale=1.0,
+            enable_gqa=True,
+            dropout_p=self._dropout_p(),
             key_start=span.key_start,
             key_end=span.key_end,
             query_offset=span.query_offset,
-            enable_gqa=True,
-            dropout_p=self._dropout_p(),
         )
 
     def cache_layout(self) -> CacheLayout:
-        """Keys level by level, level `l` for the current block alone; all values."""
-        return level_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
+        """Return the layout of `mlr_cache_layout`."""
+        return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
-    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
-        return attend_levels(query, cache, self.hierarchy, scale=1.0, key_start=key_start)
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
+        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
 
     def key_numbers(self, length: int) -> int:
-        """`T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` for each key head where causal, `T·r` where not."""
+        """Return the live key numbers of one row.
+
+        Each key head has `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` where causal, `T·r` where not.
+        """
         per_head = self.hierarchy.key_numbers(length) if self.is_causal else length * self.head_dim
         return self.kv_heads * per_head
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Scores over the visible pairs that share each level, mixing of values over all visible pairs, the basis."""
+        """Return the FLOPs of each level's scores, of mixing all values, and of the basis."""
         causal = self.is_causal and not dense
         maps = Flops(0, 0) if self.basis is None else self.basis.flops(self.heads, batch * length)
         return maps + flops.attention(
@@ -107,5 +116,5 @@ class MLRAttention(ProjectedAttention):
         )
 
     def extra_repr(self) -> str:
-        """With the hierarchy."""
+        """Return the settings, the hierarchy first."""
         return f"hierarchy={self.hierarchy}, {super().extra_repr()}"

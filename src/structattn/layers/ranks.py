@@ -1,4 +1,4 @@
-"""How the ranks of the paper carry over to heads and contexts of other sizes."""
+"""Scale the paper's level ranks to heads and contexts of other sizes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ _SMALLEST_BLOCK = 8
 
 
 def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
-    """The paper's ranks `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens, carried over to other heads and contexts.
+    """Return the paper's ranks, scaled to a head and a context.
 
-    Prefix ranks keep their share of the head (even where the head is even), so that a pair at a given depth keeps its
-    share of the dot product; levels that get nothing are dropped. The number of levels is `levels`, or as many as leave
-    the smallest block 8 tokens; what deeper levels would own goes to the last one.
+    The paper has `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens.
+
+    Prefix ranks keep their share of the head, so that a pair at a given depth keeps its share of the dot product. They
+    are even where the head is even. Levels of rank 0 are dropped. There are `levels` levels, or as many as leave the
+    smallest block 8 tokens; the last one gets the ranks of all deeper levels.
 
     Args:
         head_dim: `r`.
         context_length: tokens.
-        levels: how many, instead.
+        levels: number of levels.
 
     Raises:
-        ValueError: `levels` is more than the split of this head has.
+        ValueError: the split of this head has fewer than `levels` levels.
     """
     checks.positive_int("head_dim", head_dim)
     fitting = max(1, (checks.positive_int("context_length", context_length) // _SMALLEST_BLOCK).bit_length())
@@ -38,7 +40,7 @@ def default_ranks(head_dim: int, context_length: int, levels: int | None = None)
 
 
 def proportional_ranks(rank: int, proportions: Sequence[int], levels: int) -> tuple[int, ...]:
-    """`rank` split into at most `levels` parts whose running sums are nearest to those of `proportions`."""
+    """Split `rank` into at most `levels` parts whose running sums are nearest to those of `proportions`."""
     unit = 1 if rank % 2 else 2
     total, count = sum(proportions), rank // unit
     edges = [0, *((2 * count * prefix + total) // (2 * total) for prefix in itertools.accumulate(proportions))]

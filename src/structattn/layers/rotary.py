@@ -16,18 +16,18 @@ Frequencies = Literal["whole", "per_level"]
 
 @dataclass(frozen=True)
 class RotaryEmbedding:
-    r"""Rotates neighbouring pairs of dimensions `(2i, 2i+1)` by `position · θ_i` (Su et al. 2021, arXiv 2104.09864).
+    r"""Rotation of neighbouring pairs of dimensions `(2i, 2i+1)` by `position · θ_i`.
 
-    A score of rotated vectors depends on the distance of their positions alone. For that to hold level by level, a
-    pair must not straddle two levels: pairs are neighbours (rotating halves would pair `i` with `i + r/2`), and every
-    level rank must be even.
+    Source: Su et al. 2021, arXiv 2104.09864. A score of rotated vectors depends on the distance of their positions
+    alone. For that to hold level by level, no pair may lie in two levels: so pairs are neighbours, not `i` and
+    `i + r/2`, and every level rank is even.
 
-    It holds no tensors: one object serves all layers, whatever their widths.
+    It holds no tensors, so one object serves layers of any width.
 
     Args:
         base: `θ_i = base^{-2i/r}` for pair `i` of a head of width `r`.
-        frequencies: which pairs of a levelled head turn fast. `"whole"`: as the pairs come over the whole head, so
-            that level 1 gets the fastest; `"per_level"`: each level goes from fast to slow itself, `base^{-2i/r_l}`.
+        frequencies: `"whole"` lets rates fall over the whole head, so that level 1 gets the fastest pairs;
+            `"per_level"` lets them fall within each level, `base^{-2i/r_l}`.
 
     Raises:
         TypeError, ValueError: `base` is not a number above 1, or `frequencies` is no known choice.
@@ -42,16 +42,16 @@ class RotaryEmbedding:
         checks.one_of("frequencies", self.frequencies, get_args(Frequencies))
 
     def check(self, level_ranks: Sequence[int]) -> None:
-        """ValueError naming the level whose rank is odd, if there is one."""
+        """Raise ValueError if a level's rank is odd, naming the level."""
         for level, rank in enumerate(level_ranks, start=1):
             if rank % 2:
                 raise ValueError(
-                    f"a rotary embedding needs even level ranks, so that no pair straddles two levels; "
+                    f"a rotary embedding needs even level ranks, so that no pair lies in two levels; "
                     f"got rank {rank} at level {level} of {'|'.join(map(str, level_ranks))}"
                 )
 
     def __call__(self, x: Tensor, positions: Tensor, level_ranks: Sequence[int]) -> Tensor:
-        """`x` with each pair turned by its position's angle.
+        """Rotate each pair of `x` by its position's angle.
 
         Args:
             x: `(B, H, T, r)`.
@@ -70,6 +70,6 @@ class RotaryEmbedding:
         return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
 
     def _rates(self, level_ranks: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """`θ_i` of every pair, `(r/2,)`, in radians per position."""
+        """Return `θ_i` of every pair, `(r/2,)`, in radians per position."""
         widths = (sum(level_ranks),) if self.frequencies == "whole" else level_ranks
         return torch.cat([self.base ** (-torch.arange(0, w, 2, device=device, dtype=dtype) / w) for w in widths])

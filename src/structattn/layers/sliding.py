@@ -8,9 +8,11 @@ from torch import Tensor
 
 from structattn import checks, flops
 from structattn.flops import Flops
-from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach
 from structattn.layers.choices import HeadScale, head_scale
+from structattn.layers.interface import width_per_head
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
+from structattn.layers.options import LayerKeywords, LayerOptions
+from structattn.layers.projected import ProjectedAttention, ScaledAttention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class SlidingWindowAttention(ProjectedAttention):
+class SlidingWindowAttention(ScaledAttention):
     """Multi-head attention to near tokens alone, in O(T · window).
 
     A causal token sees the `window` tokens up to and including itself; otherwise token `i` sees `j` where
@@ -32,7 +34,8 @@ class SlidingWindowAttention(ProjectedAttention):
         window: tokens seen.
         head_dim: `r`, also the width of a value head; `D / H` by default.
         scale: factor on the scores, see `structattn.layers.choices.head_scale`.
-        options: see `ProjectedAttention`.
+        qk_norm: apply LayerNorm to each query and key head, see `ProjectedAttention`.
+        options: see `LayerOptions`.
     """
 
     def __init__(
@@ -43,50 +46,37 @@ class SlidingWindowAttention(ProjectedAttention):
         *,
         head_dim: int | None = None,
         scale: HeadScale = "1/sqrt(r)",
-        **options: Unpack[LayerOptions],
+        qk_norm: bool = True,
+        **options: Unpack[LayerKeywords],
     ) -> None:
         checks.positive_int("window", window)
-        head_dim = width_per_head(dim, heads, head_dim)
-        factor = head_scale(scale, head_dim)
-        super().__init__(dim, heads, (head_dim,), head_dim, **options)
+        super().__init__(dim, heads, head_dim=head_dim, scale=scale, qk_norm=qk_norm, **options)
         self.window = window
-        self.scale = factor
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
-        return window_attention(
-            query,
-            key,
-            value,
-            self.window,
-            is_causal=self.is_causal,
-            scale=self.scale,
-            span=span,
-            enable_gqa=True,
-            dropout_p=self._dropout_p(),
-        )
+        """Return mixed values `(B, H, Tq, dv)`."""
+        return _attend_in_window(self, query, key, value, self.window, self.scale, span)
 
     def cache_layout(self) -> CacheLayout:
-        """Keys and values of the last `window` tokens."""
-        near = Reach(window=self.window)
-        keys = CachePart(self.kv_heads, self.head_dim, near)
-        return CacheLayout((keys,), CachePart(self.kv_heads, self.value_dim, near))
+        """Return a layout of the keys and values of the last `window` tokens."""
+        near = Retention(window=self.window)
+        keys = CacheSlice(self.kv_heads, self.head_dim, near)
+        return CacheLayout((keys,), CacheSlice(self.kv_heads, self.value_dim, near))
 
-    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
-        span = KeySpan(key_start, query_offset=cache.length - query.shape[2]).from_key(cache.value.first)
-        return self.attend(query, cache.keys[0].live, cache.value.live, span)
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
+        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        return self.attend(query, cache.keys[0].live, cache.value.live, span.from_key(cache.value.first))
 
     def key_numbers(self, length: int) -> int:
-        """`min(T, window) · r` for each key head where causal, `T · r` where not."""
+        """Return `min(T, window) · r` for each key head where causal, `T · r` where not."""
         return self.kv_heads * self.head_dim * (min(length, self.window) if self.is_causal else length)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """What the blocks of the op multiply; if `dense`, a full window for every token."""
+        """Return the FLOPs of the op's blocks; if `dense`, of a full window for every token."""
         return _window_flops(self, self.window, self.head_dim, length, batch, dense)
 
     def extra_repr(self) -> str:
-        """With the window."""
+        """Return the settings, the window first."""
         return f"window={self.window}, {super().extra_repr()}"
 
 
@@ -99,11 +89,12 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
     Args:
         dim: `D`.
         heads: query heads `H`.
-        window: tokens the second part sees, see `SlidingWindowAttention`.
+        window: tokens that the second part sees, see `SlidingWindowAttention`.
         global_rank: `g`, below the head width.
         head_dim: `r`, also the width of a value head; `D / H` by default.
         scale: factor on the scores, each part's for its own rank, see `structattn.layers.choices.head_scale`.
-        options: see `ProjectedAttention`. The norm is over the whole head; a rotary embedding needs both ranks even.
+        qk_norm: apply LayerNorm to each whole query and key head, see `ProjectedAttention`.
+        options: see `LayerOptions`. A rotary embedding needs both ranks even.
     """
 
     def __init__(
@@ -115,7 +106,8 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         *,
         head_dim: int | None = None,
         scale: HeadScale = "1/sqrt(r)",
-        **options: Unpack[LayerOptions],
+        qk_norm: bool = True,
+        **options: Unpack[LayerKeywords],
     ) -> None:
         checks.positive_int("window", window)
         head_dim = width_per_head(dim, heads, head_dim)
@@ -123,18 +115,17 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             raise ValueError(f"global_rank must be below the head width {head_dim}, got {global_rank}")
         ranks = (global_rank, head_dim - global_rank)
         factors = [head_scale(scale, rank) for rank in ranks]
-        super().__init__(dim, heads, ranks, head_dim, **options)
+        super().__init__(dim, heads, ranks, head_dim, qk_norm=qk_norm, options=LayerOptions(**options))
         self.window = window
         self.global_rank = global_rank
         self.global_scale, self.window_scale = factors
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
+        """Return mixed values `(B, H, Tq, dv)`."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_key, near_key = key.split(self.level_ranks, -1)
         far = self._attend_globally(global_query, global_key, value, span)
-        near = self._attend_nearby(near_query, near_key, value, span)
-        return far + near
+        return far + _attend_in_window(self, near_query, near_key, value, self.window, self.window_scale, span)
 
     def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan) -> Tensor:
         return standard_attention(
@@ -147,50 +138,52 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             span=span,
         )
 
-    def _attend_nearby(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan) -> Tensor:
-        return window_attention(
-            query,
-            key,
-            value,
-            self.window,
-            is_causal=self.is_causal,
-            scale=self.window_scale,
-            enable_gqa=True,
-            dropout_p=self._dropout_p(),
-            span=span,
-        )
-
     def cache_layout(self) -> CacheLayout:
-        """Global keys and values of all tokens, the other keys of the last `window`."""
-        far = CachePart(self.kv_heads, self.global_rank)
-        near = CachePart(self.kv_heads, self.head_dim - self.global_rank, Reach(window=self.window))
-        return CacheLayout((far, near), CachePart(self.kv_heads, self.value_dim))
+        """Return a layout of all global keys, near keys in the window, all values."""
+        far = CacheSlice(self.kv_heads, self.global_rank)
+        near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
+        return CacheLayout((far, near), CacheSlice(self.kv_heads, self.value_dim))
 
-    def attend_cached(self, query: Tensor, cache: KeyValueCache, key_start: Tensor | None) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
+        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_keys, near_keys = cache.keys
-        offset, first = cache.length - query.shape[2], near_keys.first
-        span = KeySpan(key_start, query_offset=offset)
         far = self._attend_globally(global_query, global_keys.live, cache.value.live, span)
-        near_value = cache.value.live[:, :, first:]
-        near = self._attend_nearby(near_query, near_keys.live, near_value, span.from_key(first))
+        near_value, near_span = cache.value.live[:, :, near_keys.first :], span.from_key(near_keys.first)
+        near = _attend_in_window(
+            self, near_query, near_keys.live, near_value, self.window, self.window_scale, near_span
+        )
         return far + near
 
     def key_numbers(self, length: int) -> int:
-        """`T·g + min(T, window)·(r - g)` for each key head where causal, `T·r` where not."""
+        """Return `T·g + min(T, window)·(r - g)` for each key head where causal, `T·r` where not."""
         near = min(length, self.window) if self.is_causal else length
         return self.kv_heads * (self.global_rank * length + (self.head_dim - self.global_rank) * near)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Both parts, each with its scores and its mixing of all values."""
-        flat, causal = Hierarchy.flat(self.global_rank), self.is_causal and not dense
-        far = flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
+        """Return the FLOPs of both parts, each with its scores and its mixing of all values."""
+        far = self._dot_product_flops(self.global_rank, length, batch, dense)
         return far + _window_flops(self, self.window, self.head_dim - self.global_rank, length, batch, dense)
 
     def extra_repr(self) -> str:
-        """With the window and the global rank."""
+        """Return the settings, window and global rank first."""
         return f"window={self.window}, global_rank={self.global_rank}, {super().extra_repr()}"
+
+
+def _attend_in_window(
+    layer: ProjectedAttention, query: Tensor, key: Tensor, value: Tensor, window: int, scale: float, span: KeySpan
+) -> Tensor:
+    return window_attention(
+        query,
+        key,
+        value,
+        window,
+        is_causal=layer.is_causal,
+        scale=scale,
+        enable_gqa=True,
+        dropout_p=layer._dropout_p(),
+        span=span,
+    )
 
 
 def _window_flops(layer: ProjectedAttention, window: int, rank: int, length: int, batch: int, dense: bool) -> Flops:

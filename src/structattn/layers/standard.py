@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from structattn import flops
 from structattn.flops import Flops
-from structattn.layers.base import LayerOptions, ProjectedAttention, width_per_head
-from structattn.layers.choices import HeadScale, head_scale
-from structattn.ops.hierarchy import Hierarchy
+from structattn.layers.projected import ScaledAttention
 from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
-class StandardAttention(ProjectedAttention):
+class StandardAttention(ScaledAttention):
     """Multi-head attention: `out = softmax(scale · Q Kᵀ) V`.
 
     Args:
@@ -26,41 +18,26 @@ class StandardAttention(ProjectedAttention):
         heads: query heads `H`; one head has full rank, `r = D`.
         head_dim: `r`, also the width of a value head; `D / H` by default.
         scale: factor on the scores, see `structattn.layers.choices.head_scale`.
-        options: see `ProjectedAttention`.
+        qk_norm: apply LayerNorm to each query and key head, see `ProjectedAttention`.
+        options: see `LayerOptions`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        head_dim: int | None = None,
-        scale: HeadScale = "1/sqrt(r)",
-        **options: Unpack[LayerOptions],
-    ) -> None:
-        head_dim = width_per_head(dim, heads, head_dim)
-        self_scale = head_scale(scale, head_dim)
-        super().__init__(dim, heads, (head_dim,), head_dim, **options)
-        self.scale = self_scale
-
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
-        """Mixed values `(B, H, Tq, dv)`."""
+        """Return mixed values `(B, H, Tq, dv)`."""
         return standard_attention(
             query,
             key,
             value,
             is_causal=self.is_causal,
             scale=self.scale,
-            span=span,
             dropout_p=self._dropout_p(),
+            span=span,
         )
 
     def key_numbers(self, length: int) -> int:
-        """`T · r` for each key head."""
+        """Return `T · r` for each key head."""
         return self.kv_heads * length * self.head_dim
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Scores and mixing of values over visible pairs."""
-        flat = Hierarchy.flat(self.head_dim)
-        causal = self.is_causal and not dense
-        return flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
+        """Return the FLOPs of scores and mixing of values over visible pairs."""
+        return self._dot_product_flops(self.head_dim, length, batch, dense)

@@ -1,4 +1,4 @@
-"""The one transformer: a pre-norm encoder or decoder into which the attention layer is injected from the config.
+"""The transformer of all models: a pre-norm encoder or decoder whose config names the attention.
 
 Shapes: `B` rows, `T` tokens, `D` width.
 """
@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from structattn import flops
 from structattn.layers import KeyValueCache, build_attention
 from structattn.models.configuration import BackboneConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 
 
 class MLP(nn.Module):
@@ -28,19 +28,19 @@ class MLP(nn.Module):
         self.contract = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, T, D)` to `(B, T, D)`."""
+        """Return `(B, T, D)` for `x (B, T, D)`."""
         return self.contract(F.gelu(self.expand(x)))
 
     def describe(self) -> dict[str, Description]:
-        """Every parameter by its name."""
+        """Return the description of every parameter by its name."""
         hidden_dim, dim = self.expand.weight.shape
         return {
-            "expand.weight": Description(dim, hidden_dim, Part.HIDDEN),
-            "contract.weight": Description(hidden_dim, dim, Part.RESIDUAL),
+            "expand.weight": Description(dim, hidden_dim, ParameterRole.HIDDEN),
+            "contract.weight": Description(hidden_dim, dim, ParameterRole.RESIDUAL),
         }
 
     def flops(self, tokens: int) -> flops.Flops:
-        """FLOPs of one call on `tokens` vectors."""
+        """Return the FLOPs of one call on `tokens` vectors."""
         hidden_dim, dim = self.expand.weight.shape
         return 2 * flops.linear(dim, hidden_dim, tokens)
 
@@ -72,20 +72,20 @@ class Block(GradientCheckpointingLayer):
         key_end: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """`(B, T, D)` to `(B, T, D)`."""
+        """Return `(B, T, D)` for `x (B, T, D)`."""
         mixed = self.attention(self.attention_norm(x), key_start=key_start, key_end=key_end, cache=cache)
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class Backbone(nn.Module):
-    """Positions, blocks and a last norm, over embedded tokens.
+    """Positions, blocks and a final norm over embedded tokens.
 
     Args:
         config: sizes and the attention structure.
 
     Raises:
-        ValueError, TypeError: what `build_attention` raises.
+        TypeError, ValueError: as `build_attention` does.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -104,19 +104,19 @@ class Backbone(nn.Module):
         key_end: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
-        """Hidden states of embedded tokens.
+        """Return the hidden states of embedded tokens.
 
         Args:
             x: `(B, T, D)`.
             key_start: `(B,)` integers, the first token of each row that is not padding; positions count from it.
             key_end: `(B,)` integers, one past the last.
-            caches: of each block; `x` are then the tokens after those they hold, and are added to them.
+            caches: one for each block; `x` are then the tokens after those they hold, and are added to them.
 
         Returns:
             `(B, T, D)`.
 
         Raises:
-            ValueError: the tokens outnumber the rows of a learned position table.
+            ValueError: there are more tokens than rows of a learned position table.
         """
         if self.positions is not None:
             read = caches[0].length if caches else 0
@@ -127,7 +127,10 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def _learned_positions(self, table: nn.Embedding, read: int, length: int, key_start: Tensor | None) -> Tensor:
-        """`(1 or B, T, D)`, after `read` tokens; before `key_start` the first position, which is never read."""
+        """Return position vectors `(1 or B, T, D)` of tokens after `read` others.
+
+        Padding gets the vector of position 0, which is never read.
+        """
         longest = read + length - (0 if key_start is None else int(key_start.min()))
         if longest > self.context_length:
             raise ValueError(
@@ -142,11 +145,11 @@ class Backbone(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, by their type."""
+        """The blocks, typed."""
         return cast("list[Block]", list(self.blocks))
 
     def flops(self, length: int, batch: int = 1) -> flops.Flops:
-        """FLOPs of one call on `batch` rows of `length` tokens."""
+        """Return the FLOPs of one call on `batch` rows of `length` tokens."""
         total = flops.Flops(0, 0)
         for block in self.layers:
             total += block.attention.flops(length, batch) + block.mlp.flops(batch * length)

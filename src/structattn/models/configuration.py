@@ -1,4 +1,4 @@
-"""The configs of the models: frozen in a file beside the weights, checked where they are made."""
+"""Configs of the models, saved beside their weights. Fields are checked when a config is made."""
 
 # Annotations are evaluated here, not kept as text: `strict` reads them to check types.
 
@@ -12,14 +12,16 @@ from structattn import checks
 from structattn.layers import RotaryEmbedding, as_config
 
 Positions = Literal["learned", "rotary"]
-"""How a model knows where a token stands: a table of `context_length` rows, or rotated queries and keys."""
+"""Position encoding: a learned table of `context_length` rows, or a rotary embedding of queries and keys."""
 
 WindowNorm = Literal["standard", "last", "none"]
-"""How a context is normalised, channel by channel, and its prediction scaled back: by its mean and deviation (Kim et
-al., *Reversible Instance Normalization*, 2022), by its last value (Zeng et al., *Are Transformers Effective for Time
-Series Forecasting?*, 2023), or not. A series drifts, and what was standardised by its past is off in its future."""
+"""Normalisation of each channel of a context, which the prediction reverses.
 
-# What Hugging Face itself writes to config.json, or passes to a config, beside the fields of the config.
+`"standard"` uses mean and deviation (Kim et al., *Reversible Instance Normalization*, 2022), `"last"` subtracts the
+last value (Zeng et al., *Are Transformers Effective for Time Series Forecasting?*, 2023), `"none"` does nothing. A
+series drifts, so that statistics of the training data do not fit later contexts."""
+
+# Hugging Face writes these to config.json, or passes them to a config, beside its fields.
 _HUGGING_FACE_FIELDS = {
     "model_type",
     "name_or_path",
@@ -34,12 +36,12 @@ _HUGGING_FACE_FIELDS = {
 
 @strict
 class BackboneConfig(PreTrainedConfig):
-    """Sizes of a pre-norm transformer and the attention in its blocks; heads for a task add their own fields.
+    """Sizes of a pre-norm transformer and the attention of its blocks. Models for a task add their own fields.
 
     Raises:
-        TypeError: there is no field of that name.
-        ValueError: a field is not in its range.
-        StrictDataclassFieldValidationError: a field is not of its type (Hugging Face's `strict`).
+        TypeError: there is no such field.
+        ValueError: a field is out of range.
+        StrictDataclassFieldValidationError: a field has another type (Hugging Face's `strict`).
     """
 
     model_type = "structattn-backbone"
@@ -51,7 +53,7 @@ class BackboneConfig(PreTrainedConfig):
     }
 
     is_causal: ClassVar[bool] = True
-    """Whether a token sees only itself and earlier ones: the task of a model decides, not its user."""
+    """True if later tokens are hidden from each token. The model's task decides."""
 
     layers: int = 4
     """Blocks, each of attention and MLP."""
@@ -63,26 +65,26 @@ class BackboneConfig(PreTrainedConfig):
     """Attention heads `H`."""
 
     context_length: int = 256
-    """Rows of the learned position table, and the length that the blocks of MLR attention halve."""
+    """Rows of the learned position table, and the length that blocks of MLR attention halve."""
 
     attention: str | dict[str, Any] | list[Any] = "standard"
-    """Attention structure: its spelling (`structattn.layers.grammar`) or dict form, kept as the shortest spelling; a
-    list of them is cycled over the blocks."""
+    """Attention by its spelling (`structattn.layers.grammar`) or dict form; stored as the shortest spelling. A list is
+    cycled over the blocks."""
 
     kv_heads: int | None = None
-    """Heads of keys and values, which divides `heads`; None for as many as heads."""
+    """Heads of keys and values, a divisor of `heads`; None for as many."""
 
     positions: Positions = "learned"
     """Learned table or rotary embedding."""
 
     rotary_base: float | int = 10_000.0
-    """Base of the rotary embedding's rates."""
+    """Base of the rotary embedding, see `RotaryEmbedding`."""
 
     mlp_ratio: int = 4
-    """Width of the MLP's hidden layer over `dim`."""
+    """Width of the MLP's hidden layer divided by `dim`."""
 
     dropout: float | int = 0.0
-    """Share of what enters the residual stream, and of attention probabilities, that is dropped in training."""
+    """Share dropped in training, of the outputs added to the residual stream and of attention probabilities."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = {field.name for field in fields(self)} | set(self.attribute_map) | _HUGGING_FACE_FIELDS
@@ -96,7 +98,7 @@ class BackboneConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_fields(self) -> None:
-        """Ranges: here, not in validators of `strict`, whose errors take several lines."""
+        """Check ranges. Errors of `strict` validators would take several lines."""
         for name in ("layers", "dim", "heads", "context_length", "mlp_ratio"):
             checks.positive_int(name, getattr(self, name))
         checks.probability("dropout", self.dropout)
@@ -106,26 +108,26 @@ class BackboneConfig(PreTrainedConfig):
             raise ValueError("attention must name at least one structure, got an empty list")
 
     def structure(self, block: int) -> str:
-        """The spelling of the attention in a block."""
+        """Return the spelling of the attention in a block."""
         return str(self.attention[block % len(self.attention)] if isinstance(self.attention, list) else self.attention)
 
     @property
     def rotary(self) -> RotaryEmbedding | None:
-        """The rotary embedding of queries and keys, if there is one."""
+        """Rotary embedding of queries and keys, or None."""
         return RotaryEmbedding(self.rotary_base) if self.positions == "rotary" else None
 
 
 @strict
 class LanguageModelConfig(BackboneConfig):
-    """A backbone that reads tokens and predicts the next one."""
+    """Config of a `LanguageModel`."""
 
     model_type = "structattn"
 
     vocab_size: int = 96
-    """Tokens; 96 is that of `structattn.tasks.characters`."""
+    """Number of tokens; 96 is that of `structattn.tasks.characters`."""
 
     tie_word_embeddings: bool = False
-    """Whether the head shares the embedding's table."""
+    """Share the embedding's table with the head."""
 
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -138,7 +140,7 @@ class LanguageModelConfig(BackboneConfig):
 
 @strict
 class RegressionModelConfig(BackboneConfig):
-    """A backbone that reads an in-context regression prompt and predicts every answer in it."""
+    """Config of a `RegressionModel`."""
 
     model_type = "structattn-regression"
 
@@ -152,7 +154,7 @@ class RegressionModelConfig(BackboneConfig):
 
 @strict
 class ForecastModelConfig(BackboneConfig):
-    """An encoder that reads `context_length` steps of a time series and predicts the next `horizon`."""
+    """Config of a `ForecastModel`, which reads `context_length` steps and predicts the next `horizon`."""
 
     model_type = "structattn-forecast"
     is_causal: ClassVar[bool] = False
@@ -164,7 +166,7 @@ class ForecastModelConfig(BackboneConfig):
     """Steps `H` to predict."""
 
     window_norm: WindowNorm = "last"
-    """What is taken off each context, and given back to its prediction; see `WindowNorm`."""
+    """Normalisation of each context, see `WindowNorm`."""
 
     def _check_fields(self) -> None:
         super()._check_fields()

@@ -1,7 +1,7 @@
-"""What every tensor of a model is: its fans, and the part it plays.
+"""Description of every parameter: its fans and its role.
 
-Both the initialisation and the learning rates of muP follow from these two, for dense matrices and for structured
-factors alike (Yang et al., *Tensor Programs V*, 2022; arXiv 2509.07963, section 5).
+Initialisation and the learning rates of muP follow from these two, for dense matrices and structured factors alike
+(Yang et al., *Tensor Programs V*, 2022; arXiv 2509.07963, section 5).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from transformers import initialization
 
 
-class Part(enum.Enum):
-    """The part a tensor plays, which says how it starts and how it trains."""
+class ParameterRole(enum.Enum):
+    """Role of a parameter, which determines its initial values and its learning rate."""
 
     EMBEDDING = "embedding"
-    """Table of tokens. Deviation 1: the residual stream starts at the size that norms keep it at."""
+    """Table of tokens. Deviation 1: the residual stream starts at the size that norms give it."""
 
     POSITION = "position"
-    """Table of positions. Its deviation is the model's choice: see `StructuredModel.position_deviation`."""
+    """Table of positions. The model sets its deviation, see `StructuredModel.position_deviation`."""
 
     READ_IN = "read-in"
-    """Matrix from an input of fixed size. Deviation `1/sqrt(fan_in)`, trains at the base rate."""
+    """Matrix from an input of fixed size. Deviation `1/sqrt(fan_in)`, base learning rate."""
 
     HIDDEN = "hidden"
     """Matrix, or block of a structured one, whose fan-in grows with the width. Deviation `1/sqrt(fan_in)`."""
@@ -33,54 +33,54 @@ class Part(enum.Enum):
     """Matrix whose output is added to the residual stream. Starts at zero: a block starts as the identity."""
 
     READ_OUT = "read-out"
-    """Matrix to an output of fixed size. Starts at zero: the first prediction is even."""
+    """Matrix to an output of fixed size. Starts at zero: the first prediction is uniform."""
 
     GAIN = "gain"
-    """Gain of a norm. Starts at one, trains at the base rate."""
+    """Gain of a norm. Starts at one, base learning rate."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """The fans of one tensor and its part.
+    """Fans and role of one parameter.
 
-    Fans are those of one block where a tensor holds several, such as a factor of a structured matrix.
+    Where a parameter holds several blocks, such as a factor of a structured matrix, fans are those of one block.
     """
 
     fan_in: int
-    """Numbers that each output of the tensor sums over."""
+    """Inputs that each output sums over."""
 
     fan_out: int
-    """Outputs that each input of the tensor feeds."""
+    """Outputs that each input feeds."""
 
-    part: Part
-    """The part it plays."""
+    role: ParameterRole
+    """Role in the model."""
 
     deviation: float = 1.0
-    """Deviation that a table of positions starts with."""
+    """Initial deviation of a table of positions."""
 
     @property
     def grows(self) -> bool:
-        """Whether the fan-in grows with the width of the model."""
-        return self.part in (Part.HIDDEN, Part.RESIDUAL, Part.READ_OUT)
+        """True if the fan-in grows with the width of the model."""
+        return self.role in (ParameterRole.HIDDEN, ParameterRole.RESIDUAL, ParameterRole.READ_OUT)
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay is for it: matrices, not tables or gains."""
-        return self.part not in (Part.EMBEDDING, Part.POSITION, Part.GAIN)
+        """True if weight decay applies: to matrices, not to tables or gains."""
+        return self.role not in (ParameterRole.EMBEDDING, ParameterRole.POSITION, ParameterRole.GAIN)
 
 
 def initialise_(tensor: torch.Tensor, description: Description) -> None:
-    """Draw `tensor` afresh as its part asks, by the default generator.
+    """Draw initial values for the role of `tensor`, from the default generator.
 
-    Tensors that `from_pretrained` has filled are left alone: `transformers.initialization` sees their mark.
+    `transformers.initialization` recognises tensors that `from_pretrained` has filled, and leaves them as they are.
     """
-    if description.part in (Part.RESIDUAL, Part.READ_OUT):
+    if description.role in (ParameterRole.RESIDUAL, ParameterRole.READ_OUT):
         initialization.zeros_(tensor)
-    elif description.part is Part.GAIN:
+    elif description.role is ParameterRole.GAIN:
         initialization.ones_(tensor)
-    elif description.part is Part.EMBEDDING:
+    elif description.role is ParameterRole.EMBEDDING:
         initialization.normal_(tensor, std=1.0)
-    elif description.part is Part.POSITION:
+    elif description.role is ParameterRole.POSITION:
         initialization.normal_(tensor, std=description.deviation)
     else:
         initialization.normal_(tensor, std=1.0 / math.sqrt(description.fan_in))

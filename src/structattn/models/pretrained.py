@@ -1,4 +1,4 @@
-"""What the models of this package share as Hugging Face models: initialisation, description, cost."""
+"""Base class of the models: initialisation, description of parameters, cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import BackboneConfig
-from structattn.models.parameters import Description, Part, initialise_
+from structattn.models.parameters import Description, ParameterRole, initialise_
 
 
 class StructuredModel(PreTrainedModel):
@@ -30,46 +30,49 @@ class StructuredModel(PreTrainedModel):
     backbone: Backbone
 
     position_deviation: ClassVar[float] = 0.02
-    """Deviation that a learned position table starts with, beside tokens of deviation 1."""
+    """Initial deviation of a learned position table, where tokens have deviation 1."""
 
     @abc.abstractmethod
     def _describe_ends(self) -> dict[str, Description]:
-        """Parameters of the embedding and the head by their names."""
+        """Return the descriptions of the parameters of embedding and head by name."""
 
     @abc.abstractmethod
     def _ends_flops(self, tokens: int) -> flops.Flops:
-        """FLOPs of the embedding and the head on `tokens` tokens."""
+        """Return the FLOPs of embedding and head on `tokens` tokens."""
 
     def describe(self) -> dict[str, Description]:
-        """Fans and part of every parameter, by its name; a shared one once."""
+        """Return the description of every parameter by name; a shared one once."""
         described = self._describe_ends()
         if self.backbone.positions is not None:
             described["backbone.positions.weight"] = Description(
-                1, self.config.dim, Part.POSITION, self.position_deviation
+                1, self.config.dim, ParameterRole.POSITION, self.position_deviation
             )
         for index, block in enumerate(self.backbone.layers):
             prefix = f"backbone.blocks.{index}"
             for name, (fan_in, fan_out) in block.attention.fans().items():
-                part = Part.RESIDUAL if name == "out_proj.weight" else Part.HIDDEN
-                described[f"{prefix}.attention.{name}"] = Description(fan_in, fan_out, part)
+                role = ParameterRole.RESIDUAL if name == "out_proj.weight" else ParameterRole.HIDDEN
+                described[f"{prefix}.attention.{name}"] = Description(fan_in, fan_out, role)
             for name, description in block.mlp.describe().items():
                 described[f"{prefix}.mlp.{name}"] = description
         for name, parameter in self.named_parameters():
             if name not in described:
-                described[name] = Description(1, parameter.numel(), Part.GAIN)
+                described[name] = Description(1, parameter.numel(), ParameterRole.GAIN)
         return described
 
     def flops(self, length: int, batch: int = 1) -> flops.Flops:
-        """FLOPs of one call on `batch` unpadded rows of `length` tokens, and of its backward pass."""
+        """Return the FLOPs of one call on unpadded rows, and of its backward pass."""
         return self.backbone.flops(length, batch) + self._ends_flops(batch * length)
 
     def key_numbers(self, length: int) -> int:
-        """Numbers in the key caches of one row, all blocks, when generating at `length` tokens."""
+        """Return the live key numbers of one row, all blocks, when generating at `length` tokens."""
         return sum(block.attention.key_numbers(length) for block in self.backbone.layers)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw every parameter that `from_pretrained` has not filled; Hugging Face calls this when a model is made."""
+        """Draw every parameter that `from_pretrained` has not filled.
+
+        Hugging Face calls this when a model is made.
+        """
         parameters = dict(self.named_parameters())
         for name, description in self.describe().items():
             initialise_(parameters[name], description)
@@ -78,15 +81,15 @@ class StructuredModel(PreTrainedModel):
 def padding_bounds(
     attention_mask: Tensor | None, shape: tuple[int, int], *, may_begin_later: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The run of real tokens in each row, as `key_start` and `key_end`; both None where there is no padding.
+    """Return `key_start` and `key_end` of each row's real tokens; both None if there is no padding.
 
     Args:
         attention_mask: `(B, T)`, 1 for real tokens and 0 for padding at either end, or None.
         shape: `(B, T)` of the tokens.
-        may_begin_later: whether a row may be all padding so far, with real tokens still to come: it starts at `T`.
+        may_begin_later: allow rows that are all padding so far; they start at `T`.
 
     Raises:
-        ValueError: the mask has another shape, or a row with padding between real tokens or with no real token.
+        ValueError: the mask has another shape, or a row has padding between real tokens or no real token.
     """
     if attention_mask is None:
         return None, None
@@ -105,7 +108,7 @@ def padding_bounds(
     broken = ((run != real).any(dim=1) | ~(begun | may_begin_later)).nonzero()
     if len(broken):
         raise ValueError(
-            f"attention_mask must have one run of ones in every row, got holes or none in row {int(broken[0])}; where "
-            "none is given, `generate` makes one of where the prompt has pad_token_id"
+            f"attention_mask must have one run of ones in every row, got holes or none in row {int(broken[0])}; "
+            "without a mask, `generate` makes one from the prompt's pad_token_id"
         )
     return start, end

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from structattn import checks
-from structattn.models.retrofit import Order, Pairs
+from structattn.models.mlr_conversion import DimensionOrder, Pairs
 from structattn.studies import files
 from structattn.studies.environment import environment
 from structattn.studies.retrofit_subjects import Subject, load_subject
@@ -95,7 +95,7 @@ class Row:
     ranks: tuple[int, ...]
     """Level ranks; one for the model as it was."""
 
-    order: Order | None
+    order: DimensionOrder | None
     """Of the dimensions; None for the model as it was."""
 
     loss: float
@@ -177,7 +177,7 @@ def measure_retrofit(
     results = _no_rows(study, subject)
     if (folder / "results.json").exists():
         results = RetrofitResults.load(folder)
-    orders: tuple[Order, ...] = ("measured", "trained")
+    orders: tuple[DimensionOrder, ...] = ("measured", "trained")
     wanted: list[_Variant] = [(None, None), *itertools.product(study.ranks, orders)]
     for index in range(len(results.rows), len(wanted)):
         ranks, order = wanted[index]
@@ -192,7 +192,7 @@ def measure_retrofit(
     return results
 
 
-_Variant = tuple[tuple[int, ...] | None, Order | None]
+_Variant = tuple[tuple[int, ...] | None, DimensionOrder | None]
 
 
 def _no_rows(study: Retrofit, subject: Subject) -> RetrofitResults:
@@ -201,7 +201,7 @@ def _no_rows(study: Retrofit, subject: Subject) -> RetrofitResults:
     return RetrofitResults(subject.positions, task.context_length, task.corpus.name, study.tune_steps, unit=unit)
 
 
-def _row(subject: Subject, model: Any, ranks: tuple[int, ...], order: Order | None, loss: float) -> Row:
+def _row(subject: Subject, model: Any, ranks: tuple[int, ...], order: DimensionOrder | None, loss: float) -> Row:
     length = subject.task.context_length
     cost = model.flops(length)
     return Row(

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from structattn import flops
-from structattn.integrations.transformers import balance, measure_order, set_hierarchy
-from structattn.integrations.transformers import measure_moments as measure_foreign_moments
+from structattn.integrations.transformers import balance, measure_moments, measure_order, set_hierarchy
 from structattn.integrations.transformers.basis import query_key_projection
 from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.integrations.transformers.pairs import rotates
-from structattn.layers.basis import Moments
+from structattn.layers.head_basis import Moments
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.models.parameters import Description, Part
-from structattn.models.retrofit import Order, measure_moments, retrofit
+from structattn.models.mlr_conversion import DimensionOrder, convert_to_mlr, measure_head_moments
+from structattn.models.parameters import Description, ParameterRole
 from structattn.ops.hierarchy import Hierarchy
 from structattn.studies.run import load_run
 from structattn.tasks import LanguageConfig, LanguageTask
@@ -44,7 +43,7 @@ class Subject(Protocol):
     head_width: int
     task: LanguageTask
 
-    def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> Any:
+    def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> Any:
         """A new model, with all that `train` asks of one: as it was, or with MLR attention of these ranks.
 
         Raises:
@@ -89,17 +88,17 @@ class OwnModel:
         self.head_width: int = model.config.dim // model.config.heads
         self.task = LanguageTask(LanguageConfig(study.data, length, study.evaluation_tokens))
 
-    def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> LanguageModel:
+    def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> LanguageModel:
         """As `Subject` says."""
         if ranks is None:
             return copy.deepcopy(self._model)
-        return retrofit(self._model, ranks, self._moments if order == "measured" else None)
+        return convert_to_mlr(self._model, ranks, self._moments if order == "measured" else None)
 
     @cached_property
     def _moments(self) -> list[Moments]:
         half = -(-self.task.context_length // 2)
         batches = _calibration(self._study, self.task)
-        return measure_moments(self._model, batches, half if self._study.pairs == "far" else None)
+        return measure_head_moments(self._model, batches, half if self._study.pairs == "far" else None)
 
 
 class HuggingFaceModel:
@@ -125,7 +124,7 @@ class HuggingFaceModel:
         self.head_width = stacks[DECODER][0].width
         self.task = _task(study, self._model)
 
-    def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> CausalModel:
+    def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> CausalModel:
         """As `Subject` says."""
         model = copy.deepcopy(self._model)
         if ranks is None:
@@ -146,7 +145,7 @@ class HuggingFaceModel:
 
     @cached_property
     def _moments(self) -> dict[str, list[Moments]]:
-        return measure_foreign_moments(self._model, _calibration(self._study, self.task), distance=self._distance)
+        return measure_moments(self._model, _calibration(self._study, self.task), distance=self._distance)
 
     @property
     def _distance(self) -> int:
@@ -177,7 +176,7 @@ class CausalModel(nn.Module):
 
     def describe(self) -> dict[str, Description]:
         """One part for all, which trains at the base rate: how they started, and so what muP would say, is unknown."""
-        return {name: Description(1, each.numel(), Part.GAIN) for name, each in self.named_parameters()}
+        return {name: Description(1, each.numel(), ParameterRole.GAIN) for name, each in self.named_parameters()}
 
     def key_numbers(self, length: int) -> int:
         """Numbers in the key caches of one row, all layers, when generating at `length` tokens."""

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from structattn.flops import Flops
 from structattn.integrations.chronos.cost import t5_flops
 from structattn.integrations.transformers import IMPLEMENTATION, get_hierarchy
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.transformers_internals import attention_implementation
 from structattn.ops.hierarchy import Hierarchy
 
@@ -95,13 +95,13 @@ class ChronosLearner(nn.Module):
 
 def _describe(name: str, parameter: nn.Parameter) -> Description:
     if parameter.dim() == 1:
-        return Description(1, parameter.numel(), Part.GAIN)
+        return Description(1, parameter.numel(), ParameterRole.GAIN)
     rows, columns = parameter.shape
     if "shared" in name:
-        return Description(1, columns, Part.EMBEDDING)
+        return Description(1, columns, ParameterRole.EMBEDDING)
     if "relative_attention_bias" in name:
-        return Description(1, columns, Part.POSITION)
+        return Description(1, columns, ParameterRole.POSITION)
     if "lm_head" in name:
-        return Description(columns, rows, Part.READ_OUT)
-    part = Part.RESIDUAL if name.endswith((".o.weight", ".wo.weight")) else Part.HIDDEN
+        return Description(columns, rows, ParameterRole.READ_OUT)
+    part = ParameterRole.RESIDUAL if name.endswith((".o.weight", ".wo.weight")) else ParameterRole.HIDDEN
     return Description(columns, rows, part)

@@ -16,7 +16,7 @@ from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as sees_backwards
 from structattn.integrations.transformers.masks import check_all, check_window, visible_keys
-from structattn.layers.levels import attend_levels
+from structattn.layers.kv_cache import attend_mlr_cache
 from structattn.ops.attention import mlr_attention
 
 _FOREIGN = ("softcap", "s_aux", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
@@ -128,7 +128,7 @@ def _attend_cached(
             end == key.shape[2],
             "attention_mask must pad on the left where there is a cache, so that new tokens follow old ones",
         )
-    mixed = attend_levels(
+    mixed = attend_mlr_cache(
         levels.arrange(query), key.store, levels.hierarchy, scale=scale, key_start=start, attn_bias=bias
     )
     key.store.forget(start)

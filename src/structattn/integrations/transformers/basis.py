@@ -1,8 +1,8 @@
 """The change of basis that puts the most score energy first, folded into a model's own weights.
 
 Without a rotary embedding any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` leave every score as it was,
-up to a number for each query that softmax does not see (`structattn.layers.basis`). With `q = W_q x + b_q` they are new
-weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`: the model costs what it cost.
+up to a number for each query that softmax does not see (`structattn.layers.head_basis`). With `q = W_q x + b_q` they
+are new weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`: the model costs what it cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from structattn import checks
 from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
 from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import rotates
-from structattn.layers.basis import Moments, MomentSums, balanced
+from structattn.layers.head_basis import Moments, MomentSums, balancing_maps
 
 
 def measure_moments(
@@ -96,7 +96,7 @@ def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) ->
         if moment.query.shape != expected:
             raise ValueError(f"moments of {layer.name} must be {expected}, got {tuple(moment.query.shape)}")
     for projection, moment in zip(projections, each, strict=True):
-        query, key, _ = balanced(moment.query, moment.key)
+        query, key, _ = balancing_maps(moment.query, moment.key)
         _fold(projection, 0, query, torch.zeros_like(moment.mean))
         _fold(projection, 1, key, moment.mean)
 

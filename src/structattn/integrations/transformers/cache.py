@@ -20,9 +20,8 @@ from structattn.integrations.transformers.layers import (
     is_cross_attention,
 )
 from structattn.integrations.transformers.levels import LayerLevels
-from structattn.layers.cache import KeyValueCache
-from structattn.layers.levels import level_cache_layout
-from structattn.models.cache import StoreCache, StoreLayer
+from structattn.layers.kv_cache import KeyValueCache, mlr_cache_layout
+from structattn.models.generation_cache import GenerationCache, GenerationCacheLayer
 from structattn.models.transformers_internals import attention_implementation
 from structattn.ops.torch_internals import count_writes
 
@@ -57,12 +56,12 @@ class CachedKeys:
             raise ValueError("cache holds what a causal layer reads, and this layer is not causal")
 
 
-class _LevelLayer(StoreLayer):
+class _LevelLayer(GenerationCacheLayer):
     """One layer: keys come in the order of the levels, which is where they are put in order."""
 
     def __init__(self, layer: AttentionLayer) -> None:
         levels = levels_of(layer.module)
-        super().__init__(KeyValueCache(level_cache_layout(levels.hierarchy, layer.key_heads, layer.width)))
+        super().__init__(KeyValueCache(mlr_cache_layout(levels.hierarchy, layer.key_heads, layer.width)))
         self._levels = levels
         self._source = (levels.serial, id(layer.module))
 
@@ -72,7 +71,7 @@ class _LevelLayer(StoreLayer):
         return CachedKeys(store, self._source), values
 
 
-class MLRCache(StoreCache):
+class MLRCache(GenerationCache):
     """A `transformers.Cache` that keeps level 1 of all keys and level `l` of those in the current block.
 
     `make_cache` makes one. It serves the model it was made for, with the hierarchy and parameters that it had.

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models.test_language import small, tokens, woken
-from structattn.layers.basis import Basis, balanced, by_pair_energy
+from structattn.layers.head_basis import HeadBasis, balancing_maps, order_pairs_by_energy
 from structattn.models import LanguageModel
-from structattn.models.retrofit import measure_moments, retrofit
+from structattn.models.mlr_conversion import convert_to_mlr, measure_head_moments
+from tests.models.test_language import small, tokens, woken
 
 MODELS = {
     "learned": {"positions": "learned"},
@@ -37,9 +37,9 @@ def batches(count=3):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_change_of_basis_alone_leaves_the_logits(name, far):
     model, x = model_of(name), tokens(length=32)
-    fitted = retrofit(model, (8,), measure_moments(model, batches(), far))
+    fitted = convert_to_mlr(model, (8,), measure_head_moments(model, batches(), far))
     assert fitted.config.attention.startswith("mlr:8+")
-    torch.testing.assert_close(fitted(x).logits, model(x).logits, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(fitted(x).logits, model(x).logits, rtol=1e-10, atol=1e-10)
     maps = torch.stack([block.attention.basis.query for block in fitted.backbone.layers])
     assert not torch.equal(maps, torch.eye(8, dtype=torch.float64).expand_as(maps))  # they do something
 
@@ -48,14 +48,14 @@ def test_the_change_of_basis_alone_leaves_the_logits(name, far):
 def test_pairs_that_share_every_level_score_as_before(name):
     """Before the first edge of the smallest block nothing is cut off, whatever the ranks."""
     model, x = model_of(name), tokens(length=32)
-    fitted = retrofit(model, (4, 2, 2), measure_moments(model, batches()))
-    torch.testing.assert_close(fitted(x).logits[:, :8], model(x).logits[:, :8], rtol=1e-8, atol=1e-8)
+    fitted = convert_to_mlr(model, (4, 2, 2), measure_head_moments(model, batches()))
+    torch.testing.assert_close(fitted(x).logits[:, :8], model(x).logits[:, :8], rtol=1e-10, atol=1e-10)
     assert (fitted(x).logits[:, 8:] - model(x).logits[:, 8:]).abs().max() > 1e-3
 
 
 def test_without_moments_dimensions_stay_in_their_order():
     model = model_of("learned")
-    fitted = retrofit(model, (4, 4), None)
+    fitted = convert_to_mlr(model, (4, 4), None)
     assert torch.equal(fitted.backbone.layers[0].attention.basis.key, torch.eye(8, dtype=torch.float64).repeat(4, 1, 1))
     assert fitted.config.attention == "mlr:4|4+gains=none+level_weight=1/sqrt(r)+basis=true"
 
@@ -68,19 +68,19 @@ def moments_of_any(seed=0, heads=3, rank=8):
 
 def test_balanced_moments_are_equal_diagonal_and_descending():
     query, key = moments_of_any()
-    a, b, sigma = balanced(query, key)
+    a, b, sigma = balancing_maps(query, key)
     diagonal = torch.diag_embed(sigma)
-    torch.testing.assert_close(a @ query @ a.transpose(-2, -1), diagonal, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(b @ key @ b.transpose(-2, -1), diagonal, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(a @ query @ a.transpose(-2, -1), diagonal, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(b @ key @ b.transpose(-2, -1), diagonal, rtol=1e-10, atol=1e-10)
     eye = torch.eye(8, dtype=torch.float64).expand(3, 8, 8)
-    torch.testing.assert_close(a.transpose(-2, -1) @ b, eye, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(a.transpose(-2, -1) @ b, eye, rtol=1e-10, atol=1e-10)
     assert (sigma.diff(dim=-1) <= 0).all()
 
 
 def test_balancing_drops_the_least_energy():
     """Against every rotation drawn at random: `E[(q·k)²]` over independent pairs that truncation keeps."""
     query, key = moments_of_any()
-    a, b, sigma = balanced(query, key)
+    a, b, sigma = balancing_maps(query, key)
 
     def lost(maps, kept):
         a, b = maps
@@ -98,7 +98,7 @@ def test_balancing_drops_the_least_energy():
 def test_directions_that_calibration_never_saw_stay_invertible():
     query, key = moments_of_any()
     key[:, 0], key[:, :, 0] = 0.0, 0.0
-    a, b, _ = balanced(query, key)
+    a, b, _ = balancing_maps(query, key)
     torch.testing.assert_close(a.transpose(-2, -1) @ b, torch.eye(8).double().expand(3, 8, 8), rtol=1e-6, atol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_pairs_come_by_energy():
     query, key = (
         torch.diag_embed(torch.tensor(d, dtype=torch.float64)) for d in ([1, 1, 3, 2, 1, 5], [1, 2, 1, 1, 2, 1])
     )
-    permutation, same, energy = by_pair_energy(query[None], key[None])
+    permutation, same, energy = order_pairs_by_energy(query[None], key[None])
     assert torch.equal(permutation, same)
     assert energy.tolist() == [[7.0, 5.0, 3.0]]
     assert (permutation[0] @ torch.arange(6.0).double()).tolist() == [4.0, 5.0, 2.0, 3.0, 0.0, 1.0]
@@ -120,7 +120,7 @@ def test_energy_within_a_pair_counts_both_its_products():
     q, k = q @ mixed, k @ mixed.T
     query, key = q.T @ q / 500, k.T @ k / 500
     pairs = torch.stack([(q[:, 2 * p : 2 * p + 2] @ k[:, 2 * p : 2 * p + 2].T).square().mean() for p in (0, 1)])
-    _, _, energy = by_pair_energy(query[None], key[None])
+    _, _, energy = order_pairs_by_energy(query[None], key[None])
     torch.testing.assert_close(energy[0], pairs.sort(descending=True).values)
 
 
@@ -130,7 +130,7 @@ def test_far_moments_count_pairs_in_different_blocks():
     layer = model.backbone.layers[0]
     seen = {}
     layer.attention.register_forward_pre_hook(lambda _, args: seen.setdefault("x", args[0]))
-    moments = measure_moments(model, [x], far)[0]
+    moments = measure_head_moments(model, [x], far)[0]
     query, key, _ = layer.attention.project(seen["x"], torch.arange(32))
     pairs = [(i, j) for i in range(32) for j in range(i + 1) if i // far != j // far]
     i, j = torch.tensor(pairs).T
@@ -144,7 +144,7 @@ def test_far_moments_count_pairs_in_different_blocks():
 
 def test_files_and_generation(tmp_path):
     model = woken(small(context_length=32, positions="rotary"))
-    fitted = retrofit(model, (4, 2, 2), measure_moments(model, batches()))
+    fitted = convert_to_mlr(model, (4, 2, 2), measure_head_moments(model, batches()))
     fitted.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     x = tokens(length=20)
@@ -155,7 +155,7 @@ def test_files_and_generation(tmp_path):
 
 def test_it_trains():
     model = woken(small(context_length=32, positions="rotary"))
-    fitted = retrofit(model, (4, 2, 2), measure_moments(model, batches()))
+    fitted = convert_to_mlr(model, (4, 2, 2), measure_head_moments(model, batches()))
     fitted(tokens(length=32), labels=tokens(length=32)).loss.backward()
     assert all(parameter.grad is not None for parameter in fitted.parameters())
     assert fitted.describe().keys() == dict(fitted.named_parameters()).keys()
@@ -164,7 +164,7 @@ def test_it_trains():
 def test_the_model_is_left_alone():
     model = model_of("learned").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    retrofit(model, (4, 4), measure_moments(model, batches()))
+    convert_to_mlr(model, (4, 4), measure_head_moments(model, batches()))
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(block.attention._forward_pre_hooks for block in model.backbone.layers)
@@ -174,33 +174,33 @@ class TestBadInput:
     def test_other_attention(self):
         model = LanguageModel(small(attention="mlr:4,4"))
         with pytest.raises(TypeError, match="only standard attention can be retrofitted, got MLRAttention"):
-            retrofit(model, (4, 4), None)
+            convert_to_mlr(model, (4, 4), None)
         with pytest.raises(TypeError, match="only standard attention"):
-            measure_moments(model, batches())
+            measure_head_moments(model, batches())
 
     def test_another_number_of_heads(self):
         with pytest.raises(ValueError, match="must be standard in every block, got standard:1 in block 0"):
-            retrofit(LanguageModel(small(attention="standard:1")), (16, 16), None)
+            convert_to_mlr(LanguageModel(small(attention="standard:1")), (16, 16), None)
 
     def test_ranks(self):
         with pytest.raises(ValueError, match="ranks must sum to the head width 8"):
-            retrofit(model_of("learned"), (4, 2), None)
+            convert_to_mlr(model_of("learned"), (4, 2), None)
         with pytest.raises(ValueError, match=r"ranks\[1\] must be a positive integer, got 0"):
-            retrofit(model_of("learned"), (8, 0), None)
+            convert_to_mlr(model_of("learned"), (8, 0), None)
 
     def test_odd_ranks_under_a_rotary_embedding(self):
         with pytest.raises(ValueError, match="even level ranks"):
-            retrofit(model_of("rotary"), (5, 3), None)
+            convert_to_mlr(model_of("rotary"), (5, 3), None)
 
     def test_no_text(self):
         with pytest.raises(ValueError, match="batches must hold pairs of tokens"):
-            measure_moments(model_of("learned"), [])
+            measure_head_moments(model_of("learned"), [])
         with pytest.raises(ValueError, match="far enough apart"):
-            measure_moments(model_of("learned"), batches(), far=32)
+            measure_head_moments(model_of("learned"), batches(), far=32)
 
 
 def test_a_basis_starts_as_the_identity():
-    basis = Basis(2, 4)
+    basis = HeadBasis(2, 4)
     query, key = torch.randn(1, 4, 3, 4), torch.randn(1, 2, 3, 4)
     for given, mapped in zip((query, key), basis(query, key), strict=True):
         assert torch.equal(given, mapped)

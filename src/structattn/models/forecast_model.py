@@ -1,4 +1,4 @@
-"""A model that forecasts: an encoder over time steps, and a read-out over time and channels.
+"""A forecasting model: an encoder over time steps, and a read-out over time and channels.
 
 Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels, `D` width.
 """
@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import ForecastModelConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.pretrained import StructuredModel
 
 _EPSILON = 1e-5
@@ -23,10 +23,10 @@ _EPSILON = 1e-5
 
 @dataclass
 class ForecastOutput(ModelOutput):
-    """What `ForecastModel` returns."""
+    """Output of `ForecastModel`."""
 
     loss: Tensor | None = None
-    """Mean squared error, where labels were given."""
+    """Mean squared error; None without labels."""
 
     logits: Tensor | None = None
     """`(B, H, C)`, the prediction."""
@@ -36,7 +36,7 @@ class ForecastModel(StructuredModel):
     """Read-in of each time step, non-causal backbone, linear read-out to the horizon.
 
     The read-out maps hidden states `h (T, D)` to `A h Bᵀ`, with `A (H, T)` over time and `B (C, D)` to channels: a
-    linear map of all of `h` with `T·H + D·C` numbers in place of `T·D·H·C`. It knows `T`, so that a model reads
+    linear map of all of `h` with `T·H + D·C` numbers instead of `T·D·H·C`. Its size depends on `T`, so a model reads
     contexts of one length.
     """
 
@@ -54,7 +54,7 @@ class ForecastModel(StructuredModel):
 
     @can_return_tuple
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> ForecastOutput:
-        """The next `H` values of every channel.
+        """Predict the next `H` values of every channel.
 
         Args:
             inputs: `(B, T, C)`, the values so far.
@@ -84,7 +84,7 @@ class ForecastModel(StructuredModel):
         return ForecastOutput(loss=loss, logits=predictions)
 
     def _window_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What to take off each window and what to divide it by, `(B, 1, C)` each."""
+        """Return the centre and scale of each window, `(B, 1, C)` each."""
         if self.config.window_norm == "last":
             centre = inputs[:, -1:]
             return centre, torch.ones_like(centre)
@@ -96,17 +96,17 @@ class ForecastModel(StructuredModel):
     def _describe_ends(self) -> dict[str, Description]:
         config = self.config
         return {
-            "read_in.weight": Description(config.channels, config.dim, Part.READ_IN),
-            "to_channels.weight": Description(config.dim, config.channels, Part.READ_OUT),
-            # Its fan-in is the context's, whatever the width: it trains as a read-in does, and must not start at zero
-            # beside `to_channels`, or neither would have a gradient.
-            "to_horizon.weight": Description(config.context_length, config.horizon, Part.READ_IN),
+            "read_in.weight": Description(config.channels, config.dim, ParameterRole.READ_IN),
+            "to_channels.weight": Description(config.dim, config.channels, ParameterRole.READ_OUT),
+            # Its fan-in is the context length, not the width, so it trains as a read-in does. If it started at zero, as
+            # `to_channels` does, neither would have a gradient.
+            "to_horizon.weight": Description(config.context_length, config.horizon, ParameterRole.READ_IN),
         }
 
     def _ends_flops(self, tokens: int) -> flops.Flops:
         config = self.config
         read_in = flops.linear(config.channels, config.dim, tokens)
         rows = tokens // config.context_length * config.channels
-        # The inputs need no gradient: the read-in's backward pass is the product for its weight alone.
+        # The inputs need no gradient: the read-in's backward pass computes that of its weight alone.
         total = flops.Flops(read_in.forward, read_in.forward) + flops.linear(config.dim, config.channels, tokens)
         return total + flops.linear(config.context_length, config.horizon, rows)

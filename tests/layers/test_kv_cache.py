@@ -1,4 +1,4 @@
-"""The key-value cache: the numbers of a whole recompute, and no more of them kept than can be read again."""
+"""The key-value cache: it gives what one call gives, and keeps only what can be read again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layers.cases import ROTARY, SPELLINGS, build, each_kind, tokens
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
-from structattn.layers.levels import level_cache_layout
+from structattn.layers.kv_cache import mlr_cache_layout
+from structattn.layers.kv_cache.growing_buffer import QUANTUM
 from structattn.layers.norm import LevelNorm
-from structattn.layers.timeline import QUANTUM
+from structattn.ops import operator
+from tests.layers.cases import CLOSE, ROTARY, SPELLINGS, build, each_kind, tokens
+from tests.tolerance import assert_calibrated
 
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 LENGTH = 53  # past three contexts of 16, and a multiple of no block
 
 
 @torch.no_grad()
 def in_chunks(layer: Attention, x: torch.Tensor, chunks: list[int], key_start=None) -> torch.Tensor:
-    """What the layer gives for `x`, read in chunks of these lengths."""
+    """Return the output of the layer for `x`, read in chunks of these lengths."""
     cache = layer.new_cache()
     parts = x.split(chunks, dim=1)
     return torch.cat([layer(part, key_start=key_start, cache=cache) for part in parts], dim=1)
@@ -59,14 +60,16 @@ def test_with_a_rotary_embedding(spelling, padding):
 @each_kind
 def test_under_autocast(spelling, monkeypatch):
     """Also where norms give float32, as a GPU's autocast has it: what is kept has the type that attention reads."""
+    layer, x = build(spelling), tokens(2, LENGTH)
+    exact = layer(x).detach()
     monkeypatch.setattr(LevelNorm, "forward", lambda self, x, norm=LevelNorm.forward: norm(self, x.float()))
-    layer, x = build(spelling).float(), tokens(2, LENGTH).float()
+    layer, x = layer.float(), x.float()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole, chunked = layer(x), in_chunks(layer, x, [20, 11, 3, *[1] * 19])
         cache = layer.new_cache()
         layer(x, cache=cache)
     assert {timeline.storage.dtype for timeline in (*cache.keys, cache.value)} == {torch.bfloat16}
-    torch.testing.assert_close(chunked, whole, rtol=0.05, atol=0.05)
+    assert_calibrated(chunked, exact, whole)
 
 
 @settings(max_examples=40, deadline=None)
@@ -119,7 +122,7 @@ def test_storage_is_owned_and_little_larger_than_what_is_live(spelling):
 
 def test_the_keys_of_a_long_sequence_take_a_seventh():
     hierarchy = Hierarchy.dyadic([8] * 8, 8192)
-    cache, whole = KeyValueCache(level_cache_layout(hierarchy, 1, 1)), 65_536 * 64 * 4
+    cache, whole = KeyValueCache(mlr_cache_layout(hierarchy, 1, 1)), 65_536 * 64 * 4
     for _ in range(64):
         keys = torch.zeros(1, 1, 1024, 64)
         cache.append(keys.split(hierarchy.ranks, dim=-1), keys[..., :1])
@@ -159,6 +162,79 @@ def test_windows_keep_their_window():
     with torch.no_grad():
         layer(tokens(1, 20), cache=cache)
     assert (cache.keys[0].first, cache.value.first, cache.length) == (17, 17, 20)
+
+
+class OnMeta:
+    """A layer and its cache whose tensors are on the meta device, where no number can be read."""
+
+    def __init__(self, layer, cache):
+        self.layer, self.cache = layer.to("meta"), cache
+        for buffer in (*cache.keys, cache.value):
+            buffer._storage = buffer.storage.to("meta")
+
+    @torch.no_grad()
+    def read(self, x, key_start):
+        return self.layer(x.to("meta"), key_start=key_start.to("meta"), cache=self.cache)
+
+
+class TestDeviceNumbers:
+    """A number that is read from an accelerator stalls it: none is read while decoding."""
+
+    @pytest.fixture
+    def meta_device(self, monkeypatch):
+        """The meta device knows no autocast, and PyTorch's backends, which serve it, read numbers as on a CPU."""
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+        monkeypatch.setattr(
+            operator, "attend", lambda call, _: call.query.new_empty(*call.query.shape[:3], call.value.shape[3])
+        )
+
+    @torch.no_grad()
+    def prefilled(self, spelling, starts, length=21):
+        layer = build(spelling)
+        cache = layer.new_cache()
+        layer(tokens(2, length), key_start=torch.tensor(starts), cache=cache)
+        return OnMeta(layer, cache)
+
+    @each_kind
+    @pytest.mark.usefixtures("meta_device")
+    def test_decoding_reads_none(self, spelling):
+        starts = torch.tensor([0, 3])
+        decoder = self.prefilled(spelling, starts.tolist())
+        for _ in range(30):  # across edges of all blocks
+            assert decoder.read(tokens(2, 1), starts).shape == (2, 1, 16)
+        decoder.cache.take_rows(torch.tensor([1, 1, 0], device="meta"))
+        decoder.read(tokens(3, 1), starts[[1, 1, 0]])
+        assert decoder.cache.length == 52
+
+    @each_kind
+    def test_what_is_kept_is_the_same(self, spelling):
+        """As where the starts of rows are read at every token."""
+        layer, x, starts = build(spelling), tokens(2, LENGTH), torch.tensor([0, 3])
+        once, often = layer.new_cache(), layer.new_cache()
+        for at in range(LENGTH):
+            with torch.no_grad():
+                for cache in (once, often):
+                    layer(x[:, at : at + 1], key_start=starts, cache=cache)
+            often._rows_have_begun = False
+            assert [each.first for each in once.keys] == [each.first for each in often.keys]
+
+    @pytest.mark.usefixtures("meta_device")
+    def test_a_row_that_is_all_padding_so_far_is_read_until_it_begins(self):
+        decoder = self.prefilled("mlr", [0, 21])
+        with pytest.raises(NotImplementedError, match="meta"):
+            decoder.read(tokens(2, 1), torch.tensor([0, 22]))
+        assert not decoder.cache._rows_have_begun
+
+    def test_a_crop_before_a_row_begins_has_it_read_again(self):
+        layer, x = build("mlr"), tokens(2, LENGTH)
+        cache = layer.new_cache()
+        cache.recording = True
+        with torch.no_grad():
+            layer(x[:, :30], key_start=torch.tensor([0, 20]), cache=cache)
+            cache.crop(11)
+            later = torch.tensor([0, 13])
+            out = torch.cat([layer(x[:, at : at + 1], key_start=later, cache=cache) for at in range(11, LENGTH)], 1)
+        torch.testing.assert_close(out[1, 2:], layer(x, key_start=later)[1, 13:], **CLOSE)
 
 
 class TestBadInput:
@@ -221,7 +297,7 @@ class TestBadInput:
             build("mlr")(tokens(2, 1), cache={})
 
     def test_parts_of_other_widths(self):
-        cache = KeyValueCache(level_cache_layout(Hierarchy.dyadic([4, 2], 8), 2, 6))
+        cache = KeyValueCache(mlr_cache_layout(Hierarchy.dyadic([4, 2], 8), 2, 6))
         with pytest.raises(ValueError, match=r"must be \(1, 2, 3, 2\); got \(1, 2, 3, 1\)"):
             cache.append([torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 1)], torch.zeros(1, 2, 3, 6))
 

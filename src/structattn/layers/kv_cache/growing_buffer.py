@@ -1,4 +1,4 @@
-"""A tensor that grows along time and forgets its past: the storage of key-value caches."""
+"""A tensor that grows along time and drops its oldest entries: the storage of key-value caches."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 QUANTUM = 64
-"""Positions by which storage grows. A step that decodes reads every live number, so that copying them once in
-`QUANTUM` steps adds 1/QUANTUM to it; what is allocated stays within `QUANTUM` positions of what is live."""
+"""Positions by which storage grows. A decoding step reads every live number, so copying them once in `QUANTUM` steps
+adds 1/QUANTUM to its cost. Storage exceeds the live entries by less than `QUANTUM` positions."""
 
 
-class Timeline:
-    """Entries at the indices `first … end - 1` of a sequence, along one axis of a tensor whose axis 0 is the batch.
+class GrowingBuffer:
+    """The entries at indices `first … end - 1` of a sequence, along one axis of a tensor whose axis 0 is the batch.
 
-    What is dropped is copied away from, never viewed: no storage outlives its use.
+    Dropping entries copies the remaining ones to new storage, so that the old storage is freed.
 
     Args:
         axis: the axis of time, negative.
@@ -59,14 +59,14 @@ class Timeline:
         self.end += count
 
     def drop_before(self, index: int) -> None:
-        """Forget the entries before an index; entries already forgotten stay so."""
+        """Drop the entries before an index. Do nothing where they are dropped already."""
         if index > self.first:
             index = min(index, self.end)
             self._keep(self.live.narrow(self.axis, index - self.first, self.end - index))
             self.first = index
 
     def crop(self, end: int) -> None:
-        """Forget the entries from index `end` on, at least `first`."""
+        """Drop the entries from index `end` on, which is at least `first`."""
         if end < self.end:
             self.end = end
             self._keep(self.live)
@@ -77,7 +77,7 @@ class Timeline:
             self._storage = self._storage.index_select(0, rows.to(self._storage.device))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop all entries."""
         self.first = self.end = 0
         self._storage = None
 
@@ -88,7 +88,10 @@ class Timeline:
 
 
 def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:
-    """Room for so many positions, rounded up; zero where nothing is written yet, so that no kernel reads noise."""
+    """Return zeros for so many positions, rounded up.
+
+    Kernels may read the unused room, so it must be finite.
+    """
     shape = list(like.shape)
     shape[axis] = -(-positions // QUANTUM) * QUANTUM
     return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -1,4 +1,4 @@
-"""A language model: tokens in, the next token out. Shapes: `B` rows, `T` tokens, `V` vocabulary."""
+"""A language model. Shapes: `B` rows, `T` tokens, `V` vocabulary."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from transformers.utils import can_return_tuple
 
 from structattn import flops
 from structattn.models.backbone import Backbone
-from structattn.models.cache import ModelCache
 from structattn.models.configuration import LanguageModelConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.generation_cache import ModelCache
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.pretrained import StructuredModel, padding_bounds
 from structattn.models.transformers_internals import CACHE, mark_as_given, one_cache, prepares_cache
 
 
 class LanguageModel(StructuredModel, GenerationMixin):
-    """Embedding, backbone, head: `AutoModelForCausalLM` knows it by the config's `model_type`.
+    """Embedding, backbone and head that predict the next token.
 
-    The head has its own matrix by default: it starts at zero and its rate falls with the width, while the embedding's
-    does not, and the two want different scales; at a vocabulary of characters sharing would save next to nothing.
+    `AutoModelForCausalLM` knows it by the config's `model_type`. It works in `transformers.Trainer` and in `generate`,
+    with a cache that keeps what each attention layer reads again (`structattn.layers.kv_cache`).
 
-    It works in `transformers.Trainer` and in `generate`, with a cache that keeps what each attention layer reads again.
+    By default head and embedding have matrices of their own. The head starts at zero and its learning rate falls with
+    the width; neither holds for the embedding. With a vocabulary of characters, sharing would save little.
     """
 
     config_class = LanguageModelConfig
     config: LanguageModelConfig
     main_input_name = "input_ids"
-    # Larger than regression's: text is mostly learned from which token stands how far back. At 1, as large as a token's
+    # Text is learned mostly from which token stands how far back, so positions start large. At 1, as large as a token's
     # own vector, a first training is faster still, but short ones stall, and changes shrink with the width.
     position_deviation: ClassVar[float] = 0.3
     accepts_loss_kwargs = True
@@ -57,23 +58,23 @@ class LanguageModel(StructuredModel, GenerationMixin):
         *,
         past_key_values: ModelCache | None = None,
     ) -> CausalLMOutputWithPast:
-        """Logits of the token after each.
+        """Return the logits of the token after each.
 
         Args:
             input_ids: `(B, T)` integers in [0, V).
-            attention_mask: `(B, T)`, 0 for padding, which may stand at either end of a row. A row gives what it gives
-                without its padding; the logits at padding mean nothing. With a cache it spans the cached tokens too,
-                and padding must stand on the left.
-            labels: `(B, T)` integers, the same tokens as `input_ids`: they are shifted here. -100 is left out.
+            attention_mask: `(B, T)`, 0 for padding, at either end of a row. A row gives what it gives without padding;
+                logits at padding have no meaning. With a cache the mask spans the cached tokens too, and padding must
+                be on the left.
+            labels: `(B, T)` integers, the same tokens as `input_ids`: the model shifts them. -100 is ignored.
             num_items_in_batch: tokens to average the loss over where a batch comes in parts (`transformers.Trainer`).
-            cache: a cache, whose tokens `input_ids` follow; they are added to it.
-            use_cache: whether to make a cache where none is given.
-            logits_to_keep: give logits for the last so many tokens alone; 0 for all.
+            cache: holds the tokens before `input_ids`, which are added to it.
+            use_cache: make a cache if none is given.
+            logits_to_keep: return logits of only the last so many tokens; 0 for all.
             past_key_values: another name of `cache`, from before transformers 5.24.
 
         Returns:
-            `logits (B, T, V)` in float32 (under autocast: in its type), with labels the mean cross-entropy `loss`, and
-            the cache.
+            `logits (B, T, V)` in float32 (under autocast, in its dtype), the mean cross-entropy `loss` where labels are
+            given, and the cache.
 
         Raises:
             TypeError: the cache is of a class of transformers.
@@ -105,19 +106,19 @@ class LanguageModel(StructuredModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
+        """Return the token embedding."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Another token embedding, such as `resize_token_embeddings` makes."""
+        """Replace the token embedding, as `resize_token_embeddings` does."""
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Another head."""
+        """Replace the head."""
         self.head = new_embeddings
 
     def generate(
@@ -128,9 +129,9 @@ class LanguageModel(StructuredModel, GenerationMixin):
         past_key_values: ModelCache | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Write on from `inputs (B, T)` as `GenerationMixin.generate` does; the cache goes by either name.
+        """Generate after `inputs (B, T)` as `GenerationMixin.generate` does; the cache goes by either name.
 
-        Where `generate` has lost the hook by which a model makes its cache, nothing is cached unless a cache is given.
+        In versions of transformers where a model cannot make its own cache, nothing is cached unless one is given.
         """
         cache = one_cache(cache, past_key_values)
         if cache is not None:
@@ -150,7 +151,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
         past_key_values: ModelCache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Return the inputs of the next call: the tokens that are not in the cache yet, or all without a cache."""
+        """Return the inputs of the next call: tokens that are not cached yet."""
         cache = one_cache(cache, past_key_values)
         read = 0 if cache is None else cache.get_seq_length()
         return {
@@ -163,7 +164,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any
     ) -> None:
-        """An empty cache in `model_kwargs`, unless there is one or none is wanted."""
+        """Put an empty cache into `model_kwargs`, unless it has one or caching is off."""
         given = model_kwargs.get(CACHE)
         if given is not None:
             self._check_cache(given)
@@ -187,9 +188,9 @@ class LanguageModel(StructuredModel, GenerationMixin):
 
     def _describe_ends(self) -> dict[str, Description]:
         vocabulary, dim = self.embedding.weight.shape
-        described = {"embedding.weight": Description(1, dim, Part.EMBEDDING)}
+        described = {"embedding.weight": Description(1, dim, ParameterRole.EMBEDDING)}
         if not self.config.tie_word_embeddings:
-            described["head.weight"] = Description(dim, vocabulary, Part.READ_OUT)
+            described["head.weight"] = Description(dim, vocabulary, ParameterRole.READ_OUT)
         return described
 
     def _ends_flops(self, tokens: int) -> flops.Flops:

@@ -1,4 +1,7 @@
-"""Key-value caches as transformers passes them around: one layer of a `transformers.Cache` around each store."""
+"""The cache that `generate` of transformers uses: one `KeyValueCache` for each attention layer.
+
+`structattn.layers.kv_cache` explains what a layer keeps and for how long.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from structattn.layers.cache import KeyValueCache
+from structattn.layers.kv_cache import KeyValueCache
 from structattn.ops.torch_internals import count_writes
 
 if TYPE_CHECKING:
     from structattn.models.pretrained import StructuredModel
 
 
-class StoreLayer(CacheLayerMixin):
-    """One layer of a cache: what beam search, assisted decoding and the rest of `generate` do to it.
+class GenerationCacheLayer(CacheLayerMixin):
+    """A `KeyValueCache` behind the methods that `generate` of transformers calls on each layer.
 
     Args:
         store: holds the keys and values.
@@ -32,7 +35,7 @@ class StoreLayer(CacheLayerMixin):
 
     @property
     def record_past(self) -> bool:
-        """Whether the past stays until the next `crop`."""
+        """True if the past is kept until the next `crop`."""
         return self.store.recording
 
     @record_past.setter
@@ -44,28 +47,28 @@ class StoreLayer(CacheLayerMixin):
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the store allocates when it is appended to."""
+        """Do nothing: the store allocates when it is appended to."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; gives the store itself and its values."""
-        widths = [part.width for part in self.store.layout.keys]
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store and its values."""
+        widths = [each.width for each in self.store.layout.keys]
         self.store.append(key_states.split(widths, dim=-1), value_states)
         return self.store, self.store.value.live
 
     def get_seq_length(self) -> int:
-        """Tokens read."""
+        """Return the number of tokens read."""
         return self.store.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that a mask for so many new tokens spans, and the first of them."""
+        """Return how many keys a mask spans, and the index of the first."""
         return self.store.length + query_length, 0
 
     def get_max_length(self) -> int:
-        """No limit."""
+        """Return -1: there is no limit."""
         return -1
 
     def reset(self) -> None:
-        """Forget every token."""
+        """Drop all tokens."""
         self.store.reset()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -75,33 +78,33 @@ class StoreLayer(CacheLayerMixin):
         self.store.crop(kept)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows go on from the rows at these indices."""
+        """Replace the batch by the rows at these indices."""
         self.store.take_rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the rows at these indices stay."""
+        """Keep only the rows at these indices."""
         self.store.take_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times."""
+        """Repeat each row `repeats` times."""
         if self.store.rows is not None:
             self.store.take_rows(torch.arange(self.store.rows).repeat_interleave(repeats))
 
 
-class StoreCache(Cache):
-    """A cache of stores, one for each attention layer.
+class GenerationCache(Cache):
+    """A cache of transformers over one `KeyValueCache` for each attention layer.
 
     Args:
         stores: in the order of the layers.
     """
 
     def __init__(self, stores: Iterable[KeyValueCache]) -> None:
-        super().__init__(layers=[StoreLayer(store) for store in stores])
+        super().__init__(layers=[GenerationCacheLayer(store) for store in stores])
 
     @property
     def stores(self) -> list[KeyValueCache]:
-        """Each layer's keys and values."""
-        return [layer.store for layer in self.layers if isinstance(layer, StoreLayer)]
+        """The keys and values of each layer."""
+        return [layer.store for layer in self.layers if isinstance(layer, GenerationCacheLayer)]
 
     @property
     def key_numbers(self) -> int:
@@ -119,25 +122,25 @@ class StoreCache(Cache):
         return sum(store.nbytes for store in self.stores)
 
 
-class ModelCache(StoreCache):
-    """The cache that a model of this package generates with: each attention layer says what it keeps.
+class ModelCache(GenerationCache):
+    """The cache of one model of this package.
 
     Args:
-        model: whose tokens the cache will hold. Changing its parameters afterwards makes what is in the cache
-            meaningless, and the next call with it an error.
+        model: reads the tokens that the cache holds. If its parameters change afterwards, the next call with the cache
+            is an error.
     """
 
     def __init__(self, model: StructuredModel) -> None:
         super().__init__(block.attention.new_cache() for block in model.backbone.layers)
-        self._made_by = _stamp(model)
+        self._filled_by = _fingerprint(model)
 
     def check(self, model: StructuredModel) -> None:
-        """ValueError unless the model is the one the cache was made for, with the same parameters."""
-        if self.get_seq_length() and _stamp(model) != self._made_by:
+        """Raise ValueError unless the cache was filled by this model with the same parameters."""
+        if self.get_seq_length() and _fingerprint(model) != self._filled_by:
             raise ValueError("cache was filled by another model, or its parameters changed since: make a new cache")
-        self._made_by = _stamp(model)
+        self._filled_by = _fingerprint(model)
 
 
-def _stamp(model: StructuredModel) -> tuple[int, float]:
-    """Return what changes with the model and with every write to its parameters."""
+def _fingerprint(model: StructuredModel) -> tuple[int, float]:
+    """Return a value that changes with the model and with every write to its parameters."""
     return id(model), count_writes(model.parameters())

@@ -1,6 +1,6 @@
-"""Frozen configs of the attention kinds: every choice of a layer by name, and what it becomes for a given model.
+"""Frozen configs of the attention kinds.
 
-Each has a spelling, given by `str` and read by `structattn.layers.grammar`, and a dict form for JSON.
+Each has a spelling, which `str` gives and `structattn.layers.grammar` reads, and a dict form for JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Factory(TypedDict, total=False):
-    """Where the factors of a structure live, and what draws them."""
+    """Keyword arguments of a structure: device, dtype and generator of its factors."""
 
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -36,7 +36,7 @@ class Factory(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What the configs of all kinds share. Fields are checked where a config is made."""
+    """Base of all configs. Fields are checked when a config is made."""
 
     kind: ClassVar[str]
     """Name in the grammar and in the dict form."""
@@ -51,12 +51,12 @@ class AttentionConfig:
 
     @classmethod
     def field_types(cls) -> dict[str, Any]:
-        """The type of every field, by name."""
+        """Return the type of every field by name."""
         hints = get_type_hints(cls)
         return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
 
     def __str__(self) -> str:
-        """The spelling that `parse_attention` reads back: kind, arguments, other fields where not default."""
+        """Return the spelling that `parse_attention` reads: kind, arguments, and other fields that are not default."""
         arguments = [getattr(self, name) for name in self.arguments]
         text = self.kind if None in arguments or self._is_default(self.arguments) else f"{self.kind}:{_join(arguments)}"
         for name in self.field_types():
@@ -69,7 +69,7 @@ class AttentionConfig:
         return all(getattr(self, name) == defaults[name] for name in names)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind and all fields, in values that JSON knows; `config_from_dict` reads it back."""
+        """Return the kind and all fields as JSON values, which `config_from_dict` reads back."""
         return {"kind": self.kind} | {name: fields.to_plain(getattr(self, name)) for name in self.field_types()}
 
 
@@ -78,7 +78,7 @@ class StandardConfig(AttentionConfig):
     """`standard`, `standard:1`: see `StandardAttention`.
 
     Attributes:
-        heads: number of heads in place of the model's, at the same total width: `standard:1` is one head of full rank.
+        heads: number of heads instead of the model's, at the same total width: `standard:1` is one head of full rank.
         qk_norm: LayerNorm on queries and keys.
         scale: factor on the scores.
     """
@@ -137,14 +137,14 @@ class MLRConfig(AttentionConfig):
     """`mlr`, `mlr:32|8|6|4|4|4|4|2`, `mlr:8x8` (eight levels of 8), `mlr+levels=4`: see `MLRAttention`.
 
     Attributes:
-        ranks: level ranks; they must sum to the head width of the model, so that a single number is one level. By
-            default the paper's split of 64 scaled to the head width, see `default_ranks`.
+        ranks: level ranks, which sum to the head width of the model; a single number is one level. By default the
+            paper's split of 64 scaled to the head width, see `default_ranks`.
         levels: number of levels of the default split.
         block_sizes: `None` (global), then nested sizes; by default the context halves with every level.
         gains: `"mean"` is `c_m = 1/m`, `"none"` is 1.
         level_weight: `w_l`, the factor on a level's share of the score.
         qk_norm: LayerNorm on queries and keys.
-        basis: whether maps that order the dimensions stand before the levels; retrofitting makes them.
+        basis: map queries and keys before the levels, see `MLRAttention`; conversion of a trained model sets the maps.
     """
 
     kind: ClassVar[str] = "mlr"
@@ -169,7 +169,7 @@ class MLRConfig(AttentionConfig):
             Hierarchy(self.ranks, self.block_sizes)
 
     def hierarchy(self, head_dim: int, context_length: int) -> Hierarchy:
-        """The levels for heads of `head_dim` in a context of `context_length` tokens.
+        """Return the levels for heads of `head_dim` in a context of `context_length` tokens.
 
         Raises:
             ValueError: the ranks do not sum to `head_dim`.
@@ -188,13 +188,13 @@ class MLRConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class BilinearConfig(AttentionConfig, abc.ABC):
-    """What the configs of bilinear attention share: see `BilinearAttention`.
+    """Base of the configs of bilinear attention, see `BilinearAttention`.
 
     Attributes:
-        side: where the matrix is contracted.
-        norm: where the LayerNorm sits.
+        side: the side on which the matrix is contracted.
+        norm: place of the LayerNorm.
         scale: factor on the score, or on each level's share of it.
-        normalize: whether the factors of the matrix keep their scale in training.
+        normalize: keep the scale of the matrix's factors in training.
     """
 
     side: Side = field(default="auto", kw_only=True)
@@ -204,7 +204,7 @@ class BilinearConfig(AttentionConfig, abc.ABC):
 
     @abc.abstractmethod
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Structure:
-        """The matrices for a model `dim` wide with `heads` heads of `head_dim`."""
+        """Return the matrices for a model of width `dim` with `heads` heads of `head_dim`."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class LowRankConfig(BilinearConfig):
     scale: BilinearScale = field(default="1/sqrt(f_l)", kw_only=True)
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> LowRank:
-        """A stack of `LowRank`."""
+        """Return a stack of `LowRank`."""
         return LowRank(dim, dim, self.rank or head_dim, heads=heads, normalize=self.normalize, **factory)
 
 
@@ -246,7 +246,7 @@ class BilinearMLRConfig(BilinearConfig):
     scale: BilinearScale = field(default="1/sqrt(f_l)", kw_only=True)
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> MLR:
-        """A stack of `MLR`."""
+        """Return a stack of `MLR`."""
         ranks = self.ranks or proportional_ranks(head_dim, PAPER_BILINEAR_RANKS, len(PAPER_BILINEAR_RANKS))
         return MLR(dim, dim, ranks, heads=heads, normalize=self.normalize, **factory)
 
@@ -268,7 +268,7 @@ class BTTConfig(BilinearConfig):
     factors: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> BTT:
-        """A stack of `BTT`."""
+        """Return a stack of `BTT`."""
         return BTT(dim, dim, self.rank, self.factors, heads=heads, normalize=self.normalize, **factory)
 
 
@@ -287,7 +287,7 @@ class MonarchConfig(BilinearConfig):
     blocks: int | None = None
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Monarch:
-        """A stack of `Monarch`."""
+        """Return a stack of `Monarch`."""
         blocks = self.blocks or dim // root_divisor(dim)
         return Monarch(dim, dim, blocks, heads=heads, normalize=self.normalize, **factory)
 
@@ -307,7 +307,7 @@ class KroneckerConfig(BilinearConfig):
     factors: tuple[tuple[int, int], ...] | None = None
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Kronecker:
-        """A stack of `Kronecker`."""
+        """Return a stack of `Kronecker`."""
         larger = root_divisor(dim)
         factors = self.factors or ((dim // larger, dim // larger), (larger, larger))
         rows, columns = (math.prod(shape[axis] for shape in factors) for axis in (0, 1))
@@ -326,7 +326,7 @@ class ButterflyConfig(BilinearConfig):
     example: ClassVar[str] = "butterfly"
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Butterfly:
-        """A stack of `Butterfly`."""
+        """Return a stack of `Butterfly`."""
         return Butterfly(dim, heads=heads, normalize=self.normalize, **factory)
 
 
@@ -349,7 +349,7 @@ KINDS: dict[str, type[AttentionConfig]] = {
 
 
 def config_from_dict(values: Mapping[str, Any]) -> AttentionConfig:
-    """The config that `to_dict` gave.
+    """Return the config of a dict from `to_dict`.
 
     Raises:
         ValueError: no kind, an unknown kind or an unknown field, with the nearest known one; or a bad value.
@@ -361,7 +361,7 @@ def config_from_dict(values: Mapping[str, Any]) -> AttentionConfig:
 
 
 def make_config(config: type[AttentionConfig], values: Mapping[str, Any]) -> AttentionConfig:
-    """`config(**values)`, with an error that names an unknown or a missing field."""
+    """Return `config(**values)`; ValueError naming an unknown or a missing field."""
     for name in values:
         checks.one_of(f"a field of {config.kind}", name, config.field_types())
     for each in dataclasses.fields(config):

@@ -1,27 +1,31 @@
-"""The key-value cache of MLR attention, and attention from it."""
+"""The cache layout of MLR attention, and attention that reads it."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from structattn.layers.cache import CacheLayout, CachePart, KeyValueCache, Reach, in_autocast_dtype
+from structattn.layers.kv_cache.key_value_cache import KeyValueCache, in_autocast_dtype
+from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
 from structattn.ops.attention import mlr_attention
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
 
-_FEW_QUERIES = 16
-"""Up to so many queries are decoded from the levels, each in one pass over the keys; more are worth putting the keys
-together for, so that queries share a pass."""
+_MOST_DECODED_QUERIES = 16
+"""Up to so many queries are decoded from the slices, each in one pass over the keys. With more queries, joining the
+slices costs less than a pass for each."""
 
 
-def level_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
-    """Level 1 of all keys, level `l` of those in the current block, dimension-major; all values."""
+def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
+    """Return the layout of MLR attention.
+
+    It keeps level 1 of all keys, level `l >= 2` of the keys in the current block, and all values.
+    """
     levels = zip(hierarchy.ranks, hierarchy.block_sizes, strict=True)
-    keys = tuple(CachePart(kv_heads, rank, Reach(block=size)) for rank, size in levels)
-    return CacheLayout(keys, CachePart(kv_heads, value_dim), dimension_major=True)
+    keys = tuple(CacheSlice(kv_heads, rank, Retention(block=size)) for rank, size in levels)
+    return CacheLayout(keys, CacheSlice(kv_heads, value_dim), dimension_major=True)
 
 
-def attend_levels(
+def attend_mlr_cache(
     query: Tensor,
     cache: KeyValueCache,
     hierarchy: Hierarchy,
@@ -30,11 +34,11 @@ def attend_levels(
     key_start: Tensor | None,
     attn_bias: Tensor | None = None,
 ) -> Tensor:
-    """Causal MLR attention of the last tokens in a cache.
+    """Compute causal MLR attention of the last tokens in a cache.
 
     Args:
         query: `(B, Hq, Tq, r)`, of the last `Tq` tokens.
-        cache: of the layout that `level_cache_layout` gives, with the queries' own keys and values appended.
+        cache: has the layout of `mlr_cache_layout`, and already holds the queries' own keys and values.
         hierarchy: the levels.
         scale: factor on every score.
         key_start: `(B,)` integers, the first real token of each row.
@@ -44,10 +48,10 @@ def attend_levels(
         Mixed values `(B, Hq, Tq, dv)`.
     """
     queries = query.shape[2]
-    if queries > _FEW_QUERIES or attn_bias is not None:
+    if queries > _MOST_DECODED_QUERIES or attn_bias is not None:
         return mlr_attention(
             query,
-            _whole_keys(cache),
+            _joined_keys(cache),
             cache.value.live,
             hierarchy,
             is_causal=True,
@@ -70,14 +74,14 @@ def attend_levels(
     )
 
 
-def _whole_keys(cache: KeyValueCache) -> Tensor:
-    """Keys `(B, Hkv, T, r)`; zeros where a level was dropped, which no query reads."""
+def _joined_keys(cache: KeyValueCache) -> Tensor:
+    """Return keys `(B, Hkv, T, r)`, zero where a level was dropped: no query reads that."""
     levels = [keys.live for keys in cache.keys]
     rows, heads, _, length = levels[0].shape
-    whole = levels[0].new_zeros(rows, heads, length, sum(keys.shape[2] for keys in levels))
-    owned = 0
-    for keys, timeline in zip(levels, cache.keys, strict=True):
+    joined = levels[0].new_zeros(rows, heads, length, sum(keys.shape[2] for keys in levels))
+    offset = 0
+    for keys, buffer in zip(levels, cache.keys, strict=True):
         width = keys.shape[2]
-        whole[:, :, timeline.first :, owned : owned + width] = keys.transpose(-2, -1)
-        owned += width
-    return whole
+        joined[:, :, buffer.first :, offset : offset + width] = keys.transpose(-2, -1)
+        offset += width
+    return joined

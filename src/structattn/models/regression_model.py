@@ -1,4 +1,4 @@
-"""A model that learns in context: a prompt of inputs and answers in, every answer predicted.
+"""A model for in-context regression: it reads a prompt of inputs and answers, and predicts every answer.
 
 Shapes: `B` prompts, `N` points, `2N` tokens, `d` dimensions.
 """
@@ -14,19 +14,19 @@ from transformers.utils import ModelOutput, can_return_tuple
 from structattn import flops
 from structattn.models.backbone import Backbone
 from structattn.models.configuration import RegressionModelConfig
-from structattn.models.parameters import Description, Part
+from structattn.models.parameters import Description, ParameterRole
 from structattn.models.pretrained import StructuredModel
 
 
 @dataclass
 class RegressionOutput(ModelOutput):
-    """What `RegressionModel` returns."""
+    """Output of `RegressionModel`."""
 
     loss: Tensor | None = None
-    """Mean squared error over `d`, where labels were given."""
+    """Mean squared error over `d`; None without labels."""
 
     logits: Tensor | None = None
-    """`(B, 2N)`: at the token of `x_i`, the prediction of `y_i`."""
+    """`(B, 2N)`; the entry at the token of `x_i` predicts `y_i`."""
 
 
 class RegressionModel(StructuredModel):
@@ -36,7 +36,7 @@ class RegressionModel(StructuredModel):
     config: RegressionModelConfig
     main_input_name = "inputs"
     position_deviation: ClassVar[float] = 0.5
-    """Whose answer a token is can only be told by its position: from a small table it takes long to learn."""
+    """Only its position tells which input an answer belongs to. With a small table that takes long to learn."""
 
     def __init__(self, config: RegressionModelConfig) -> None:
         super().__init__(config)
@@ -47,7 +47,7 @@ class RegressionModel(StructuredModel):
 
     @can_return_tuple
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> RegressionOutput:
-        """One number per token.
+        """Predict one number for each token.
 
         Args:
             inputs: `(B, 2N, d)`, rows `x_1, y_1, x_2, y_2, …`, `y_i` in coordinate 0.
@@ -57,8 +57,8 @@ class RegressionModel(StructuredModel):
             `logits (B, 2N)` and, with labels, the mean of `(logits[:, 2i] - y_i)² / d` as `loss`.
 
         Raises:
-            ValueError: `inputs` is not `(B, 2N, d)`, `labels` is not `(B, N)`, or a learned position table has fewer
-                rows than tokens.
+            ValueError: `inputs` are not `(B, 2N, d)`, `labels` are not `(B, N)`, or there are more tokens than rows of
+                a learned position table.
         """
         if inputs.dim() != 3 or inputs.shape[2] != self.config.input_dim:
             raise ValueError(f"inputs must be (B, 2N, d) with d = {self.config.input_dim}, got {tuple(inputs.shape)}")
@@ -74,11 +74,11 @@ class RegressionModel(StructuredModel):
     def _describe_ends(self) -> dict[str, Description]:
         dim, input_dim = self.read_in.weight.shape
         return {
-            "read_in.weight": Description(input_dim, dim, Part.READ_IN),
-            "head.weight": Description(dim, 1, Part.READ_OUT),
+            "read_in.weight": Description(input_dim, dim, ParameterRole.READ_IN),
+            "head.weight": Description(dim, 1, ParameterRole.READ_OUT),
         }
 
     def _ends_flops(self, tokens: int) -> flops.Flops:
         read_in = flops.linear(self.config.input_dim, self.config.dim, tokens)
-        # The inputs need no gradient: the read-in's backward pass is the product for its weight alone.
+        # The inputs need no gradient: the read-in's backward pass computes that of its weight alone.
         return flops.Flops(read_in.forward, read_in.forward) + flops.linear(self.config.dim, 1, tokens)

@@ -1,0 +1,183 @@
+"""The key-value cache of one attention layer.
+
+Shapes: B rows, Hkv key heads, T tokens read so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
+from structattn.layers.kv_cache.layout import CacheLayout
+
+
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """Cast `x` as the attention op does under autocast."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that one attention layer has read, for generation without gradients.
+
+    For MLR attention it keeps level 1 of all tokens and level `l` of the current block. An unpadded row then has
+    `Hierarchy.key_numbers(T)` live key numbers (arXiv 2509.07963, section 4, which gives the count).
+
+    Call `append` with the new tokens, attend, then `forget`, which drops what no later query reads. While `recording`,
+    `forget` drops nothing until the next `crop`: tokens can then be taken back across the edge of a block or window.
+
+    Args:
+        layout: the slices to keep.
+
+    Attributes:
+        recording: keep the past until the next `crop`.
+        keys: a buffer for each slice of the keys.
+        value: the buffer of the values.
+    """
+
+    def __init__(self, layout: CacheLayout) -> None:
+        self.layout = layout
+        self.recording = False
+        self.keys = tuple(GrowingBuffer(-1 if layout.dimension_major else -2) for _ in layout.keys)
+        self.value = GrowingBuffer(-2)
+        self._has_blocks = any(each.retention.block is not None for each in layout.slices)
+        self._row_starts: tuple[int, ...] = (0,)  # of all rows, without repetition
+        self._rows_have_begun = False
+
+    @property
+    def length(self) -> int:
+        """Tokens read, `T`."""
+        return self.value.end
+
+    @property
+    def rows(self) -> int | None:
+        """Rows `B`; None while the cache is empty."""
+        return self.value.storage.shape[0] if self.length else None
+
+    @property
+    def key_numbers(self) -> int:
+        """Live key numbers of one row, all heads."""
+        slices = zip(self.layout.keys, self.keys, strict=True)
+        return sum(each.heads * each.width * (keys.end - keys.first) for each, keys in slices)
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of all rows' keys, room for growth included."""
+        return sum(keys.nbytes for keys in self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, room for growth included."""
+        return self.key_bytes + self.value.nbytes
+
+    def append(self, keys: Sequence[Tensor], value: Tensor) -> None:
+        """Add the keys and values of new tokens, in the dtype of autocast where it is on.
+
+        Args:
+            keys: for each slice of the keys `(B, heads, T', width)`.
+            value: `(B, Hkv, T', dv)`.
+
+        Raises:
+            ValueError: tensors that require gradients, or whose rows, heads or widths are not those of the cache.
+        """
+        self._check(keys, value)
+        for buffer, entries in zip(self.keys, map(in_autocast_dtype, keys), strict=True):
+            buffer.append(entries.transpose(-2, -1) if self.layout.dimension_major else entries)
+        self.value.append(in_autocast_dtype(value))
+
+    def forget(self, key_start: Tensor | None = None) -> None:
+        """Drop what no query after the last token reads.
+
+        The numbers in `key_start` are read from the device once a sequence, since waiting for them at every token
+        would stall an accelerator. Only rows that are all padding so far are read again, until their first token.
+
+        Args:
+            key_start: `(B,)` integers, the first real token of each row, from which positions count. It must not
+                change for a row once that token is in the cache.
+        """
+        if self._has_blocks:
+            self._read_row_starts(key_start)
+        if not self.recording:
+            self._drop()
+
+    def _read_row_starts(self, key_start: Tensor | None) -> None:
+        if key_start is None:
+            self._row_starts, self._rows_have_begun = (0,), False
+        elif not self._rows_have_begun:
+            self._row_starts = tuple(sorted(set(key_start.tolist()))) or (0,)
+            self._rows_have_begun = max(self._row_starts) < self.length
+
+    def crop(self, length: int) -> None:
+        """Take back all tokens but the first `length`.
+
+        Raises:
+            ValueError: keys or values that the next query reads were dropped.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length must be between 0 and the {self.length} tokens in the cache, got {length}")
+        if length < self.length:
+            for buffer, needed in self._needs(length):
+                if buffer.first > needed:
+                    raise ValueError(
+                        f"cannot crop {self.length} tokens to {length}: the next query reads back to token {needed}, "
+                        f"and what came before token {buffer.first} is dropped; set `recording` before appending "
+                        "tokens that may be taken back"
+                    )
+        for buffer in self._buffers:
+            buffer.crop(length)
+        if max(self._row_starts) >= length:
+            self._rows_have_begun = False
+        if length:
+            self._drop()
+        else:
+            self.reset()
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Replace the batch by the rows at these indices.
+
+        An index may repeat (beams) or be left out. The starts of rows that are left out still count for what `forget`
+        keeps: only the device knows which rows they are.
+        """
+        for buffer in self._buffers:
+            buffer.take_rows(rows)
+
+    def reset(self) -> None:
+        """Drop all tokens."""
+        for buffer in self._buffers:
+            buffer.reset()
+        self._row_starts, self._rows_have_begun = (0,), False
+
+    @property
+    def _buffers(self) -> tuple[GrowingBuffer, ...]:
+        return (*self.keys, self.value)
+
+    def _drop(self) -> None:
+        # The block of the last token stays even where it is full: its keys are read again after a crop by one.
+        for buffer, needed in self._needs(max(self.length - 1, 0)):
+            buffer.drop_before(needed)
+
+    def _needs(self, index: int) -> list[tuple[GrowingBuffer, int]]:
+        """Return each buffer with the oldest entry that a query at `index` reads."""
+        needed = [
+            min(each.retention.first_needed(index, start) for start in self._row_starts) for each in self.layout.slices
+        ]
+        return list(zip(self._buffers, needed, strict=True))
+
+    def _check(self, keys: Sequence[Tensor], value: Tensor) -> None:
+        tensors, slices = [*keys, value], self.layout.slices
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise ValueError("a cache carries no gradients: generate under torch.no_grad(), train without a cache")
+        if len(tensors) != len(slices):
+            raise ValueError(f"keys must come in {len(self.layout.keys)} slices ({self.layout}), got {len(keys)}")
+        rows = value.shape[0] if self.rows is None else self.rows
+        for tensor, each in zip(tensors, slices, strict=True):
+            expected = (rows, each.heads, value.shape[2], each.width)
+            if tuple(tensor.shape) != expected:
+                raise ValueError(
+                    f"the cache holds {rows} rows of {self.layout}, so that new keys or values must be {expected}; "
+                    f"got {tuple(tensor.shape)}"
+                )

@@ -1,0 +1,70 @@
+"""The description of a key-value cache: which slices it holds, and how long it keeps each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long entries are kept: for the whole sequence, for a block of positions, or for a window of tokens.
+
+    Args:
+        block: keep the entries in the block of so many positions that holds the query.
+        window: keep the last so many entries, the query's own included.
+    """
+
+    block: int | None = None
+    window: int | None = None
+
+    def first_needed(self, index: int, row_start: int = 0) -> int:
+        """Return the oldest index that a query at `index`, or a later one, reads.
+
+        Args:
+            index: of the query.
+            row_start: index of the row's first real token, from which positions count.
+        """
+        if self.block is not None:
+            return row_start + max(index - row_start, 0) // self.block * self.block
+        return 0 if self.window is None else max(index + 1 - self.window, 0)
+
+
+@dataclass(frozen=True)
+class CacheSlice:
+    """One slice of the cached keys or values: its heads, its width, and how long it is kept."""
+
+    heads: int
+    width: int
+    retention: Retention = Retention()
+
+    def __str__(self) -> str:
+        """Return the slice in words, such as `2 x 8 in blocks of 64`."""
+        text = f"{self.heads} x {self.width}"
+        if self.retention.block is not None:
+            return f"{text} in blocks of {self.retention.block}"
+        return text if self.retention.window is None else f"{text} in a window of {self.retention.window}"
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The slices of a layer's cache. Only layers with equal layouts can share a cache.
+
+    Args:
+        keys: slices of the keys.
+        value: the slice of the values.
+        dimension_major: store keys as `(B, heads, width, T)`, which `mlr_decode` reads fastest, instead of
+            `(B, heads, T, width)`.
+    """
+
+    keys: tuple[CacheSlice, ...]
+    value: CacheSlice
+    dimension_major: bool = False
+
+    @property
+    def slices(self) -> tuple[CacheSlice, ...]:
+        """All slices, keys first."""
+        return (*self.keys, self.value)
+
+    def __str__(self) -> str:
+        """Return the layout in words: `keys 2 x 8, 2 x 8 in blocks of 64; values 2 x 16`."""
+        return f"keys {', '.join(map(str, self.keys))}; values {self.value}"

@@ -1,0 +1,107 @@
+"""Attention whose queries and keys are linear projections: all layers but the bilinear one.
+
+Shapes: x (B, T, D), query (B, H, T, r), key (B, Hkv, T, r), value (B, Hkv, T, dv).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from structattn.layers.choices import HeadScale, head_scale
+from structattn.layers.interface import QKV, Attention, draw_linears, new_linear, split_heads, width_per_head
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
+from structattn.layers.norm import LevelNorm
+from structattn.layers.options import LayerKeywords, LayerOptions
+from structattn.ops.key_span import KeySpan
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ProjectedAttention(Attention):
+    """Attention whose queries and keys are linear projections of the tokens, head by head.
+
+    Args:
+        dim: `D`.
+        heads: query heads `H`.
+        level_ranks: widths of the levels of a head, which sum to `r`; pairs of a rotary embedding stay inside them.
+        value_dim: `dv`.
+        qk_norm: apply LayerNorm (gain, no shift) over the `r` dimensions of each query and key head. Heads share the
+            gain. A rotary embedding comes after it.
+        options: shared by all layers.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        level_ranks: Sequence[int],
+        value_dim: int,
+        *,
+        qk_norm: bool,
+        options: LayerOptions,
+    ) -> None:
+        super().__init__(dim, heads, value_dim, options)
+        self.level_ranks = tuple(level_ranks)
+        self.head_dim = sum(self.level_ranks)
+        if self.rotary is not None:
+            self.rotary.check(self.level_ranks)
+        self.q_proj = new_linear(dim, heads * self.head_dim, options)
+        self.k_proj = new_linear(dim, self.kv_heads * self.head_dim, options)
+        self.q_norm = LevelNorm((self.head_dim,), device=options.device, dtype=options.dtype) if qk_norm else None
+        self.k_norm = LevelNorm((self.head_dim,), device=options.device, dtype=options.dtype) if qk_norm else None
+        draw_linears(self, options.generator)
+
+    def project(self, x: Tensor, positions: Tensor) -> QKV:
+        """Return queries of `heads` heads, keys and values of `kv_heads` heads."""
+        query = self.q_proj(x).unflatten(-1, (self.heads, -1))
+        key = self.k_proj(x).unflatten(-1, (self.kv_heads, -1))
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if self.rotary is not None:
+            query = self.rotary(query, positions, self.level_ranks)
+            key = self.rotary(key, positions, self.level_ranks)
+        return query, key, split_heads(self.v_proj(x), self.kv_heads)
+
+    def cache_layout(self) -> CacheLayout:
+        """Return a layout of all keys and values."""
+        return CacheLayout((CacheSlice(self.kv_heads, self.head_dim),), CacheSlice(self.kv_heads, self.value_dim))
+
+    def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
+        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        return self.attend(query, cache.keys[0].live, cache.value.live, span)
+
+
+class ScaledAttention(ProjectedAttention):
+    """Attention whose score is one dot product over the whole head, times a scale.
+
+    Args:
+        dim: `D`.
+        heads: query heads `H`.
+        head_dim: `r`, also the width of a value head; `D / H` by default.
+        scale: factor on the scores, see `structattn.layers.choices.head_scale`.
+        qk_norm: see `ProjectedAttention`.
+        options: see `LayerOptions`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        scale: HeadScale = "1/sqrt(r)",
+        qk_norm: bool = True,
+        **options: Unpack[LayerKeywords],
+    ) -> None:
+        head_dim = width_per_head(dim, heads, head_dim)
+        factor = head_scale(scale, head_dim)
+        super().__init__(dim, heads, (head_dim,), head_dim, qk_norm=qk_norm, options=LayerOptions(**options))
+        self.scale = factor
