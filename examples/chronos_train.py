@@ -2,8 +2,8 @@
 
 Run it in a checkout, because the synthetic series are in `paper`:
 
-python -m examples.chronos_train                           a model of width 64, a few minutes on a CPU
-python -m examples.chronos_train --attention standard      the same with standard attention
+python -m examples.chronos_train      a model of width 64, a few minutes on a CPU
+python -m examples.chronos_train --attention standard+qk_norm=false+scale=1      the same with T5's own attention
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from structattn.integrations.chronos import (
 from structattn.training import TrainConfig, train
 
 CONTEXT, HORIZON = 128, 16
+ATTENTION = "mlr:16|8|8+gains=none+level_weight=1+qk_norm=false"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--attention", default="mlr:16|8|8", help="standard, mlr, or mlr with ranks that sum to 32")
+    parser.add_argument("--attention", default=ATTENTION, help="for a T5 with heads of 32")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--compositions", type=int, default=64, help="of kernels, 8 series of each")
     parser.add_argument("--out", type=Path, help="folder of the run; a temporary one by default")

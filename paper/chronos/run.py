@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from paper.chronos.attention import label, spelling
 from paper.chronos.task import ChronosDataConfig, ChronosTask
+from structattn.studies import files
 from structattn.training import TrainConfig
 from structattn.training.precision import Precision
 
@@ -40,10 +42,11 @@ class ChronosRunConfig:
     """All that defines a run, with what `structattn.studies.run.execute` asks of a config.
 
     Raises:
-        ValueError: the budget is not one of steps or tokens: with those, every attention reads the same.
+        ValueError: a T5 cannot have the attention; or the budget is not one of steps or tokens, with which every
+            attention reads the same.
     """
 
-    attention: str = "standard"
+    attention: str = spelling("standard")
     """Spelling, as `structattn.integrations.chronos.set_attention` takes it."""
 
     size: str | tuple[int, int, int, int, int] = REDUCED
@@ -74,8 +77,19 @@ class ChronosRunConfig:
     """Names the weights, the training series and their order."""
 
     def __post_init__(self) -> None:
+        label(self.attention)
         if self.train.budget not in ("steps", "tokens"):
             raise ValueError(f"train must have a budget of steps or tokens, equal for all, got {self.train.budget}")
+
+    @property
+    def label(self) -> str:
+        """Label of the attention, see `paper.chronos.attention`."""
+        return label(self.attention)
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder in a study, such as `mlr-16-16-seed0`."""
+        return f"{files.safe_name(self.label.replace(',', '-'))}-seed{self.seed}"
 
     @property
     def row_length(self) -> int:
@@ -116,8 +130,8 @@ class ChronosRunConfig:
         return ChronosTask(settings, self.data, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
-        plain = dataclasses.asdict(self)
+        """Return JSON values, the attention by its label."""
+        plain = dataclasses.asdict(self) | {"attention": self.label}
         plain["size"] = self.size if isinstance(self.size, str) else list(self.size)
         plain["train"]["betas"], plain["train"]["trackers"] = list(self.train.betas), list(self.train.trackers)
         return plain

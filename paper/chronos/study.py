@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paper.chronos.attention import COMPARED, label
 from paper.chronos.data import DataSet, Metrics, RealSeries
 from paper.chronos.run import ChronosRunConfig
 from paper.chronos.verdict import chronos_verdict
 from structattn import checks
 from structattn.studies import files
 from structattn.studies.environment import environment
-from structattn.studies.run import claim, execute, of_seed, run_name
+from structattn.studies.run import claim, execute, of_seed
 from structattn.training import Progress, RunFolderError
 
 Announce = Callable[[str, int, int], Progress | None]
@@ -34,7 +35,7 @@ class ChronosStudy:
         TypeError, ValueError: a field is not in its range.
     """
 
-    attentions: tuple[str, ...] = ("standard", "mlr:16|16", "mlr:8|8|8|8")
+    attentions: tuple[str, ...] = COMPARED
     """Spellings, as `structattn.integrations.chronos.set_attention` takes them."""
 
     run: ChronosRunConfig = field(default_factory=ChronosRunConfig)
@@ -52,8 +53,9 @@ class ChronosStudy:
     def __post_init__(self) -> None:
         if not self.attentions:
             raise ValueError("attentions must name at least one structure, got none")
-        for name in self.attentions:
-            if self.attentions.count(name) > 1:
+        labels = [label(attention) for attention in self.attentions]
+        for name in labels:
+            if labels.count(name) > 1:
                 raise ValueError(f"attentions must differ, got {name!r} twice")
         for name in ("seeds", "samples"):
             checks.positive_int(name, getattr(self, name))
@@ -68,8 +70,9 @@ class ChronosStudy:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
-        plain = dataclasses.asdict(self) | {"attentions": list(self.attentions), "run": self.run.to_dict()}
+        """Return JSON values, attentions by their labels."""
+        labels = [label(attention) for attention in self.attentions]
+        plain = dataclasses.asdict(self) | {"attentions": labels, "run": self.run.to_dict()}
         if self.series is not None:
             plain["series"]["columns"] = list(self.series.columns)
         del plain["run"]["attention"], plain["run"]["seed"], plain["run"]["train"]["seed"]
@@ -81,6 +84,7 @@ class ChronosRun:
     """One trained model."""
 
     attention: str
+    """Label, see `paper.chronos.attention`."""
     seed: int
     parameters: int
     forward_flops: int
@@ -167,7 +171,7 @@ def measure_chronos(
     judged = {name: [len(each.past), each.left_out] for name, each in data.items()}
     results = ChronosResults([], baselines, study.to_dict(), judged)
     for number, config in enumerate(study.runs):
-        name = f"{config.attention}, seed {config.seed}"
+        name = f"{config.label}, seed {config.seed}"
         progress = announce(name, number, len(study.runs)) if announce else None
         results.runs.append(_run(config, study.samples, data, folder, progress))
         results.save(folder)
@@ -179,7 +183,7 @@ def _run(
 ) -> ChronosRun:
     from structattn.integrations.chronos import ChronosLearner, forecast, load_chronos
 
-    run_folder = folder / "runs" / run_name(config)
+    run_folder = folder / "runs" / config.folder
     result = execute(config, run_folder, progress)
     if isinstance(result, str):
         raise RunFolderError(run_folder, result)
@@ -193,7 +197,7 @@ def _run(
         files.write_json(kept, metrics)
     cost = ChronosLearner(pipeline).flops(config.row_length)
     return ChronosRun(
-        attention=config.attention,
+        attention=config.label,
         seed=config.seed,
         parameters=pipeline.inner_model.num_parameters(),
         forward_flops=cost.forward,

@@ -26,13 +26,17 @@ from structattn.integrations.chronos import (  # noqa: E402
     set_attention,
 )
 from structattn.integrations.transformers import get_hierarchy  # noqa: E402
+from structattn.layers import MLRConfig, build_attention, parse_attention  # noqa: E402
 from structattn.models.parameters import Part  # noqa: E402
 from structattn.models.transformers_internals import set_attention_implementation  # noqa: E402
 
 SMALL = ChronosSize(d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
 CONTEXT, HORIZON, TOKENS = 24, 6, 40
 LENGTHS = {"context_length": CONTEXT, "prediction_length": HORIZON, "n_tokens": TOKENS}
-MLR = "mlr:4|2|2"
+STANDARD = "standard+qk_norm=false+scale=1"
+MLR = "mlr:4|2|2+gains=none+level_weight=1+qk_norm=false"
+EARLIER = {"encoder": "4|2|2@24", "decoder": "4|2|2@*|4|2"}
+"""Hierarchies that version 0.1.0 wrote for `mlr:4|2|2`, which had neither gains nor level weights then."""
 PUBLISHED = {"tiny": 8_394_496, "mini": 20_456_192, "small": 46_154_240}
 
 
@@ -63,7 +67,9 @@ def test_sizes_are_the_published_ones():
     assert parameters == PUBLISHED
 
 
-@pytest.mark.parametrize("attention", ["standard", {"encoder": Hierarchy.flat(8), "decoder": "8@1"}])
+@pytest.mark.parametrize(
+    "attention", [STANDARD, {"encoder": Hierarchy.flat(8), "decoder": [Hierarchy.parse("8@1")] * 2}]
+)
 def test_one_level_is_the_original(attention):
     ours = make(attention)
     original = T5ForConditionalGeneration(ours.inner_model.config).eval()
@@ -79,8 +85,8 @@ def test_one_level_is_the_original(attention):
 
 
 def test_missing_values_are_read_as_the_original_reads_them():
-    ours = make("standard")
-    original = make("standard")
+    ours = make(STANDARD)
+    original = make(STANDARD)
     set_attention_implementation(original.inner_model, "eager")
     past = series()
     past[0, [0, 4, 5]] = past[1, -1] = torch.nan
@@ -93,7 +99,7 @@ def test_missing_values_are_read_as_the_original_reads_them():
 
 
 def test_levels_change_both_stacks_and_equal_weights_start_all():
-    standard, mlr = ChronosLearner(make("standard")), ChronosLearner(make())
+    standard, mlr = ChronosLearner(make(STANDARD)), ChronosLearner(make())
     for one, other in zip(standard.parameters(), mlr.parameters(), strict=True):
         assert torch.equal(one, other)
     context = rows()[:, : CONTEXT + 1]
@@ -110,10 +116,15 @@ def test_levels_change_both_stacks_and_equal_weights_start_all():
 @pytest.mark.parametrize(
     ("attention", "encoder", "decoder"),
     [
-        ("standard", "8", "8"),
-        ("mlr:4|2|2", "4|2|2@24", "4|2|2@*|4|2"),
-        ("mlr:4,4/mean", "4|4@24/mean", "4|4@6/mean"),
-        ("mlr", "4|4@24", "8"),
+        (STANDARD, "8", "8"),
+        (MLR, "4|2|2@24", "4|2|2@*|4|2"),
+        ("mlr:4,4+level_weight=1+qk_norm=false", "4|4@24/mean", "4|4@6/mean"),
+        ("mlr+gains=none+level_weight=1+qk_norm=false", "4|4@24", "8"),
+        ("mlr+levels=1+level_weight=1+qk_norm=false", "8", "8"),
+        ("mlr:4|4+block_sizes=*|5+gains=none+level_weight=1+qk_norm=false", "4|4@*|5", "4|4@*|5"),
+        (MLRConfig((4, 2, 2), level_weight="1", qk_norm=False), "4|2|2@24/mean", "4|2|2@*|4|2/mean"),
+        ({"encoder": MLR, "decoder": STANDARD}, "4|2|2@24", "8"),
+        ({"encoder": [MLR, MLR], "decoder": STANDARD}, "4|2|2@24", "8"),
     ],
 )
 def test_blocks_follow_from_context_and_horizon(attention, encoder, decoder):
@@ -121,10 +132,29 @@ def test_blocks_follow_from_context_and_horizon(attention, encoder, decoder):
     assert levels == {"encoder": [Hierarchy.parse(encoder)] * 2, "decoder": [Hierarchy.parse(decoder)] * 2}
 
 
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    "attention",
+    [STANDARD, MLR, "mlr:2|6+level_weight=1+qk_norm=false", "mlr+levels=2+level_weight=1+qk_norm=false"],
+)
+def test_a_spelling_means_what_it_means_in_a_layer(attention, stack):
+    """The T5's self-attention, its position bias at zero, against the layer that the spelling builds."""
+    model = make(attention).inner_model.double()
+    theirs = getattr(model, stack).block[0].layer[0].SelfAttention
+    theirs.relative_attention_bias.weight.data.zero_()
+    length = {"encoder": CONTEXT, "decoder": HORIZON}[stack]
+    layer = build_attention(attention, 16, 2, length, head_dim=8, is_causal=stack == "decoder", dtype=torch.float64)
+    names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
+    layer.load_state_dict({f"{ours}.weight": getattr(theirs, name).weight for ours, name in names.items()})
+    x = torch.randn(3, length, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x)[0], layer(x), rtol=1e-10, atol=1e-10)
+
+
 # --- forecasts and files ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["standard", MLR])
+@pytest.mark.parametrize("attention", [STANDARD, MLR])
 def test_pipeline_predicts(attention):
     pipeline = make(attention)
     assert isinstance(pipeline, chronos.ChronosPipeline)
@@ -162,7 +192,7 @@ def test_files_bring_attention_and_forecasts_back(tmp_path):
 
 def test_an_existing_checkpoint_gets_levels(tmp_path):
     """What Chronos's own training would have saved: no word of hierarchies in its config."""
-    original = T5ForConditionalGeneration(make("standard").inner_model.config)
+    original = T5ForConditionalGeneration(make(STANDARD).inner_model.config)
     del original.config.structattn_mlr, original.encoder.config.structattn_mlr, original.decoder.config.structattn_mlr
     original.save_pretrained(tmp_path)
     assert "structattn" not in (tmp_path / "config.json").read_text()
@@ -172,6 +202,17 @@ def test_an_existing_checkpoint_gets_levels(tmp_path):
     expected = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).state_dict()
     for name, tensor in loaded.inner_model.state_dict().items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_a_folder_of_an_earlier_version_keeps_its_levels(tmp_path):
+    """Its config names hierarchies, which do not depend on how an attention is spelt."""
+    make(STANDARD).inner_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    layers = {stack: [{"hierarchy": text, "order": None}] * 2 for stack, text in EARLIER.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"structattn_mlr": {"pairing": None, **layers}}))
+    loaded = load_chronos(tmp_path)
+    assert get_hierarchy(loaded.inner_model) == get_hierarchy(make().inner_model)
+    np.testing.assert_array_equal(forecast(loaded, series(), 4), forecast(make(), series(), 4))
 
 
 def test_forecasts_are_named_by_their_seed():
@@ -187,7 +228,7 @@ def test_forecasts_are_named_by_their_seed():
 # --- cost and training ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["standard", MLR])
+@pytest.mark.parametrize("attention", [STANDARD, MLR])
 @pytest.mark.parametrize("size", [SMALL, ChronosSize(24, 1, 3, 40, 8)])
 def test_flops_by_formula_are_those_counted(attention, size):
     learner = ChronosLearner(make(attention, size))
@@ -203,13 +244,13 @@ def test_flops_by_formula_are_those_counted(attention, size):
 
 
 def test_flops_of_a_model_with_its_own_attention_are_those_of_one_level():
-    ours, original = make("standard"), make("standard")
+    ours, original = make(STANDARD), make(STANDARD)
     set_attention_implementation(original.inner_model, "eager")
     assert ChronosLearner(original).flops(32) == ChronosLearner(ours).flops(32)
 
 
 def test_levels_cost_less():
-    standard, mlr = (ChronosLearner(make(attention)).flops(32) for attention in ("standard", MLR))
+    standard, mlr = (ChronosLearner(make(attention)).flops(32) for attention in (STANDARD, MLR))
     assert mlr.forward - mlr.scores == standard.forward - standard.scores
     assert mlr.scores < standard.scores
 
@@ -290,10 +331,14 @@ def test_seasonal_naive_repeats_the_last_season():
     [
         ({"size": "tiney"}, ValueError, "size must be one of tiny, mini, small, got 'tiney'; did you mean 'tiny'"),
         ({"size": 3}, TypeError, "size must be"),
-        ({"attention": "mlr:4|2"}, ValueError, "must sum to the head width 8"),
-        ({"attention": "swa:8"}, ValueError, "attention must be one of standard, mlr"),
-        ({"attention": "standard:1"}, ValueError, "takes nothing after the colon"),
-        ({"attention": "mlr:4|4@64"}, ValueError, "blocks follow from the context"),
+        ({"attention": MLR.replace("4|2|2", "4|2")}, ValueError, "must sum to the head width 8"),
+        ({"attention": "swa:8"}, ValueError, "attention in a T5 must be standard or mlr, got 'swa:8'"),
+        ({"attention": "mlr:4|4@64"}, ValueError, "expected a positive integer, got '4@64'"),
+        ({"attention": "8@1"}, ValueError, "attention must be one of standard"),
+        ({"attention": {"encoder": "8@1", "decoder": MLR}}, ValueError, "attention must be one of standard"),
+        ({"attention": {"encode": MLR}}, ValueError, "must be one of encoder, decoder, got 'encode'; did you mean"),
+        ({"attention": {"encoder": MLR}}, ValueError, "must have the keys encoder, decoder, got encoder"),
+        ({"attention": [MLR, MLR]}, TypeError, "an attention kind must be spelt as a string"),
         ({"context_length": 0}, ValueError, "context_length must be a positive integer"),
         ({"n_tokens": 4}, ValueError, "n_tokens must be at least 5"),
         ({"dropout": 1.0}, ValueError, "dropout must be"),
@@ -304,10 +349,32 @@ def test_bad_models_are_refused(arguments, error, message):
         make(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("attention", "field", "works"),
+    [
+        ("standard", "qk_norm must be false in a T5, got true", [STANDARD]),
+        ("standard:1", "heads must be left out in a T5, got 1", [STANDARD]),
+        ("standard+qk_norm=false", "scale must be 1 in a T5, got 1/sqrt(r)", [STANDARD]),
+        ("mlr:4|2|2", "level_weight must be 1 in a T5, got 1/r_l", [MLR.replace("+gains=none", ""), MLR]),
+        ("mlr:4|2|2+gains=none+level_weight=1/sqrt(r)", "level_weight must be 1 in a T5, got 1/sqrt(r)", [MLR]),
+        ("mlr:4|2|2+gains=none+level_weight=1", "qk_norm must be false in a T5, got true", [MLR]),
+        (f"{MLR}+basis=true", "basis must be false in a T5, got true", [MLR]),
+    ],
+)
+def test_what_a_t5_cannot_express_is_refused_with_a_spelling_that_works(attention, field, works):
+    with pytest.raises(ValueError, match=re.escape(field)) as refused:
+        make(attention)
+    assert repr(str(parse_attention(attention))) in str(refused.value)
+    message = str(refused.value).partition("works is ")[2]
+    assert re.findall("'(.*?)'", message) == works
+    for spelling in works:
+        make(spelling)
+
+
 def test_a_model_refused_is_as_it_was():
     pipeline = make()
     with pytest.raises(ValueError, match="head width"):
-        set_attention(pipeline, "mlr:4|8")
+        set_attention(pipeline, MLR.replace("4|2|2", "4|8"))
     assert str(get_hierarchy(pipeline.inner_model)["encoder"][0]) == "4|2|2@24"
     with pytest.raises(ValueError, match="model must be a Chronos-T5"):
         set_attention(torch.nn.Module(), MLR)

@@ -4,7 +4,7 @@
 give Chronos's own `ChronosPipeline`, whose encoder and decoder have the self-attention asked for, with T5's relative
 position bias as it was::
 
-    pipeline = make_chronos("tiny", "mlr:32|16|16")
+    pipeline = make_chronos("tiny", "mlr:32|16|16+gains=none+level_weight=1+qk_norm=false")
     samples = pipeline.predict(torch.randn(512), prediction_length=64)
 
 `ChronosLearner` is its model as the training loop takes it, `forecast_metrics` judges forecasts by WQL and MASE.

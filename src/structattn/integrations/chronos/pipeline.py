@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditional
 
 from structattn import checks
 from structattn.integrations.chronos.sizes import SIZES, ChronosSize
+from structattn.integrations.t5 import T5_STANDARD, t5_hierarchy
 from structattn.integrations.transformers import IMPLEMENTATION, set_hierarchy
-from structattn.layers.ranks import default_ranks
+from structattn.layers import AttentionConfig
 from structattn.ops.hierarchy import Hierarchy
 
-Attention = str | Hierarchy | Mapping[str, Hierarchy | str]
-"""`"standard"`, `"mlr"`, `"mlr:32|16|16"` or `"mlr:32|16|16/mean"`; or hierarchies as `set_hierarchy` takes them."""
+LayerAttention = str | AttentionConfig | Hierarchy
+"""A spelling or config as `structattn.layers.parse_attention` reads it, or levels."""
+
+Attention = LayerAttention | Mapping[str, LayerAttention | Sequence[LayerAttention]]
+"""One for all layers; or by stack, `{"encoder": …, "decoder": …}`, one for its layers or a sequence of one for each."""
 
 
 def make_chronos(
     size: str | ChronosSize,
-    attention: Attention = "standard",
+    attention: Attention = T5_STANDARD,
     *,
     context_length: int = 512,
     prediction_length: int = 64,
@@ -142,47 +146,42 @@ def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = N
 
 
 def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention) -> None:
-    """Give a Chronos-T5 this self-attention in encoder and decoder; cross-attention stays standard.
+    """Set the self-attention of a Chronos-T5 in encoder and decoder; cross-attention stays standard.
 
-    Weights and the relative position bias stay as they are. Ranks alone make blocks that are halves, quarters, … of the
-    context in the encoder and of the horizon in the decoder; an end token, which follows the context, lies in a block
-    of its own.
+    Weights and the relative position bias stay as they are. Where a spelling gives no block sizes, blocks are halves,
+    quarters, … of the context in the encoder and of the horizon in the decoder; an end token, which follows the
+    context, lies in a block of its own.
 
     Args:
         model: a Chronos-T5, or its pipeline.
-        attention: `"standard"`, one level; `"mlr"`, the paper's ranks carried over to this head and these lengths;
-            `"mlr:32|16|16"`, these ranks, and `"mlr:32|16|16/mean"` with gains; or whatever
-            `structattn.integrations.transformers.set_hierarchy` takes.
+        attention: see `Attention`. A T5 does not scale its scores and has no norms, so that a spelling must say so:
+            `standard+qk_norm=false+scale=1`, `mlr:32|16|16+level_weight=1+qk_norm=false`.
 
     Raises:
-        TypeError, ValueError: it is not understood or does not fit; the model is as it was.
+        TypeError: `attention` has another type.
+        ValueError: a T5 cannot have it, or it does not fit the model; the model is as it was.
     """
     inner = model.inner_model if isinstance(model, ChronosPipeline) else model
     settings = getattr(getattr(inner, "config", None), "chronos_config", None)
     if settings is None:
         raise ValueError(f"model must be a Chronos-T5, whose config has a chronos_config, got {type(inner).__name__}")
-    if isinstance(attention, str):
-        attention = _hierarchies(
-            attention, inner.config.d_kv, settings["context_length"], settings["prediction_length"]
-        )
-    set_hierarchy(inner, attention)
+    lengths = {"encoder": settings["context_length"], "decoder": settings["prediction_length"]}
+    width = inner.config.d_kv
+    if not isinstance(attention, Mapping):
+        set_hierarchy(inner, {stack: _hierarchy(attention, width, length) for stack, length in lengths.items()})
+        return
+    hierarchies: dict[str, Hierarchy | list[Hierarchy]] = {}
+    for stack, each in attention.items():
+        length = lengths[checks.one_of("stack of attention", stack, lengths)]
+        if isinstance(each, Sequence) and not isinstance(each, str):
+            hierarchies[stack] = [_hierarchy(one, width, length) for one in each]
+        else:
+            hierarchies[stack] = _hierarchy(each, width, length)
+    set_hierarchy(inner, hierarchies)
 
 
-def _hierarchies(attention: str, width: int, context_length: int, prediction_length: int) -> dict[str, Hierarchy]:
-    """Encoder's and decoder's hierarchy of a spelling."""
-    kind, colon, ranks = attention.partition(":")
-    checks.one_of("attention", kind, ("standard", "mlr"))
-    if kind == "standard":
-        if colon:
-            raise ValueError(f"attention 'standard' takes nothing after the colon, got {attention!r}")
-        return {"encoder": Hierarchy.flat(width), "decoder": Hierarchy.flat(width)}
-    lengths = {"encoder": context_length, "decoder": prediction_length}
-    if not colon:
-        return {stack: Hierarchy.dyadic(default_ranks(width, length), length) for stack, length in lengths.items()}
-    if "@" in ranks:
-        raise ValueError(f"attention's blocks follow from the context and the horizon, got {attention!r}")
-    body, slash, gains = ranks.partition("/")
-    return {stack: Hierarchy.parse(f"{body}@{length}{slash}{gains}") for stack, length in lengths.items()}
+def _hierarchy(attention: LayerAttention, head_dim: int, context_length: int) -> Hierarchy:
+    return attention if isinstance(attention, Hierarchy) else t5_hierarchy(attention, head_dim, context_length)
 
 
 def _pipeline(model: T5ForConditionalGeneration) -> ChronosPipeline:
