@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from structattn import flops
 from structattn.integrations.transformers import balance, measure_order, set_hierarchy
 from structattn.integrations.transformers import measure_moments as measure_foreign_moments
-from structattn.integrations.transformers.basis import query_key_projection
+from structattn.integrations.transformers.balancing import query_key_projection
 from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.integrations.transformers.pairs import rotates
 from structattn.layers.basis import Moments

@@ -22,12 +22,12 @@ checks.require("transformers", "hf")
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 
 from structattn.integrations.transformers.attention import mlr_attention_forward  # noqa: E402
-from structattn.integrations.transformers.basis import balance, measure_moments  # noqa: E402
-from structattn.integrations.transformers.cache import MLRCache, make_cache  # noqa: E402
+from structattn.integrations.transformers.balancing import balance, measure_moments  # noqa: E402
 from structattn.integrations.transformers.energy import far_energy, measure_order  # noqa: E402
 from structattn.integrations.transformers.hierarchies import get_hierarchy, set_hierarchy  # noqa: E402
 from structattn.integrations.transformers.layers import IMPLEMENTATION  # noqa: E402
 from structattn.integrations.transformers.masks import mlr_mask  # noqa: E402
+from structattn.integrations.transformers.transformers_cache import MLRCache, make_cache  # noqa: E402
 
 __all__ = [
     "IMPLEMENTATION",

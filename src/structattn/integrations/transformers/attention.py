@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from structattn.integrations.transformers.cache import CachedKeys
 from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as sees_backwards
 from structattn.integrations.transformers.masks import check_all, check_window, visible_keys
+from structattn.integrations.transformers.transformers_cache import CachedKeys
 from structattn.layers.levels import attend_levels
 from structattn.ops.attention import mlr_attention
 

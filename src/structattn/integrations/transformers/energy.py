@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from structattn import checks
 from structattn.integrations.transformers.layers import attention_layers
-from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
+from structattn.integrations.transformers.statistics import Batches, measure
 
 
 def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Any]]:

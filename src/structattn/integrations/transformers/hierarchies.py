@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from structattn import checks
+from structattn.integrations.transformers.layer_levels import LayerLevels
 from structattn.integrations.transformers.layers import (
     IMPLEMENTATION,
     AttentionLayer,
@@ -17,7 +18,6 @@ from structattn.integrations.transformers.layers import (
     describe,
     stack_of,
 )
-from structattn.integrations.transformers.levels import LayerLevels
 from structattn.integrations.transformers.pairs import find_pairing, rates
 from structattn.models.transformers_internals import attention_implementation, set_attention_implementation
 from structattn.ops.hierarchy import Hierarchy

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from structattn.integrations.transformers.hierarchies import levels_of
+from structattn.integrations.transformers.layer_levels import LayerLevels
 from structattn.integrations.transformers.layers import (
     DECODER,
     IMPLEMENTATION,
@@ -19,7 +20,6 @@ from structattn.integrations.transformers.layers import (
     is_attention,
     is_cross_attention,
 )
-from structattn.integrations.transformers.levels import LayerLevels
 from structattn.layers.cache import KeyValueCache
 from structattn.layers.levels import level_cache_layout
 from structattn.models.cache import StoreCache, StoreLayer

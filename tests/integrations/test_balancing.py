@@ -8,7 +8,7 @@ import torch
 from integrations.families import HEAD, make, mask, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
-from structattn.integrations.transformers.measuring import measure
+from structattn.integrations.transformers.statistics import measure
 from structattn.layers.basis import Moments
 
 

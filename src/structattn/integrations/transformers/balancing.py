@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from structattn import checks
 from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
-from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import rotates
+from structattn.integrations.transformers.statistics import Batches, measure
 from structattn.layers.basis import Moments, MomentSums, balanced
 
 
