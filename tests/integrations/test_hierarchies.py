@@ -121,7 +121,7 @@ class TestOtherModels:
         plain = model(tokens(length=16)).logits
         st.set_hierarchy(model, Hierarchy.flat(HEAD))
         torch.testing.assert_close(model(tokens(length=16)).logits, plain, rtol=1e-4, atol=1e-5)
-        with pytest.raises(ValueError, match="window of 16 tokens and here are 17"):
+        with pytest.raises(ValueError, match="window of 16 tokens, got 17"):
             model(tokens(length=17))
 
     def test_heads_that_are_rotated_in_part(self):
@@ -133,7 +133,7 @@ class TestOtherModels:
         )
         model = GPTNeoXForCausalLM(config).eval()
         plain = model(tokens()).logits
-        with pytest.raises(ValueError, match="width 8, of which the rotary embedding turns 4"):
+        with pytest.raises(ValueError, match="width 8, of which the rotary embedding rotates 4"):
             st.set_hierarchy(model, LEVELS)
         st.set_hierarchy(model, Hierarchy.flat(HEAD))
         torch.testing.assert_close(model(tokens()).logits, plain, rtol=1e-4, atol=1e-5)

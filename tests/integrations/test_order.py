@@ -82,7 +82,7 @@ def test_bad_measures():
     model = make("llama")
     with pytest.raises(ValueError, match="distance must be a positive integer"):
         st.far_energy(model, tokens(), distance=0)
-    with pytest.raises(ValueError, match="further apart than distance = 21"):
+    with pytest.raises(ValueError, match="at least distance = 21 apart"):
         st.far_energy(model, tokens(), distance=21)
     with pytest.raises(TypeError, match="batches must be token ids"):
         st.far_energy(model, ["text"])
