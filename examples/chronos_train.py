@@ -17,10 +17,10 @@ from structattn.integrations.chronos import (
     ChronosLearner,
     ChronosSize,
     forecast,
-    forecast_metrics,
     load_chronos,
     make_chronos,
-    seasonal_naive,
+    sample_metrics,
+    seasonal_naive_samples,
 )
 from structattn.training import TrainConfig, train
 
@@ -51,9 +51,9 @@ def main() -> None:
     pipeline.inner_model.eval().save_pretrained(folder / "model")
     pipeline = load_chronos(folder / "model")
     past, future = task.held_out()[:, :CONTEXT], task.held_out()[:, CONTEXT:]
-    samples = {"model": forecast(pipeline, past, HORIZON), "last value": seasonal_naive(past, HORIZON, 1)}
+    samples = {"model": forecast(pipeline, past, HORIZON), "last value": seasonal_naive_samples(past, HORIZON, 1)}
     for name, paths in samples.items():
-        metrics = forecast_metrics(paths, past, future, season=1)
+        metrics = sample_metrics(paths, past, future, season=1)
         print(f"{name}: WQL {metrics['wql']:.3f}, median MASE {metrics['mase_median']:.3f}")
 
 

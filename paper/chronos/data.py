@@ -11,7 +11,7 @@ from structattn import checks
 from structattn.tasks.series import Fill, load_series
 
 Metrics = dict[str, float]
-"""WQL and MASE, as `structattn.integrations.chronos.forecast_metrics` gives them."""
+"""WQL and MASE, as `structattn.integrations.chronos.sample_metrics` gives them."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class DataSet:
 
     def judge(self, samples: NDArray[np.float64]) -> Metrics:
         """Metrics of forecasts `(N, S, P)`."""
-        from structattn.integrations.chronos import forecast_metrics
+        from structattn.integrations.chronos import sample_metrics
 
-        return forecast_metrics(samples, self.past, self.future, season=self.season)
+        return sample_metrics(samples, self.past, self.future, season=self.season)
 
     def usable(self) -> DataSet:
         """Those that can be judged: the whole future was observed, and the past changes from season to season.

@@ -219,8 +219,8 @@ def _data_sets(study: ChronosStudy) -> dict[str, DataSet]:
 
 
 def _baselines(data: DataSet) -> dict[str, Metrics]:
-    from structattn.integrations.chronos import seasonal_naive
+    from structattn.integrations.chronos import seasonal_naive_samples
 
     horizon = data.future.shape[1]
     seasons = {"last value": 1} | ({f"seasonal naive ({data.season})": data.season} if data.season > 1 else {})
-    return {name: data.judge(seasonal_naive(data.past, horizon, season)) for name, season in seasons.items()}
+    return {name: data.judge(seasonal_naive_samples(data.past, horizon, season)) for name, season in seasons.items()}

@@ -14,15 +14,16 @@ pytest.importorskip("gluonts", reason="gluonts is not installed")
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration  # noqa: E402
 
 from structattn import Hierarchy, flops  # noqa: E402
+from structattn.integrations import chronos as integration  # noqa: E402
 from structattn.integrations.chronos import (  # noqa: E402
     SIZES,
     ChronosLearner,
     ChronosSize,
     forecast,
-    forecast_metrics,
     load_chronos,
     make_chronos,
-    seasonal_naive,
+    sample_metrics,
+    seasonal_naive_samples,
     set_attention,
 )
 from structattn.integrations.transformers import get_hierarchy  # noqa: E402
@@ -273,7 +274,7 @@ def test_metrics_against_values_by_hand():
     """Two series, one forecast each of a single path, whose quantiles are all the path."""
     past = np.array([[0.0, 1.0, 3.0], [5.0, 4.0, 5.0]])  # mean steps of 1.5 and 1
     future, path = np.array([[4.0, 6.0], [5.0, -1.0]]), np.array([[[3.0, 6.0]], [[5.0, 1.0]]])
-    metrics = forecast_metrics(path, past, future, season=1)
+    metrics = sample_metrics(path, past, future, season=1)
     assert metrics["mase"] == pytest.approx((1 / 1.5 + 0 + 0 + 2 / 1) / 4)
     assert metrics["mase_median"] == pytest.approx(((1 / 1.5) / 2 + 1.0) / 2)
     # 2 Σ max(α e, (α - 1) e) with e = 1 and e = -2, over Σ|y| = 16; the mean of α over the levels is a half.
@@ -288,7 +289,7 @@ def test_metrics_against_their_formulas():
     loss = 2 * np.maximum(levels * error, (levels - 1) * error).sum(axis=(1, 2)) / np.abs(future).sum()
     scale = np.abs(past[:, 3:] - past[:, :-3]).mean(axis=1, keepdims=True)
     scaled = np.abs(future - np.median(paths, axis=1)) / scale
-    metrics = forecast_metrics(paths, past, future, season=3)
+    metrics = sample_metrics(paths, past, future, season=3)
     assert metrics["wql"] == pytest.approx(loss.mean())
     assert metrics["mase"] == pytest.approx(scaled.mean())
     assert metrics["mase_median"] == pytest.approx(np.median(scaled.mean(axis=1)))
@@ -312,15 +313,15 @@ def test_metrics_are_those_that_gluonts_gives_its_own_forecasts(samples):
     expected = evaluation.evaluate_forecasts(
         forecasts, test_data=data, metrics=[MASE(), MeanWeightedSumQuantileLoss(levels)], seasonality=7
     )
-    metrics = forecast_metrics(paths, values[:, :27], values[:, 27:], season=7)
+    metrics = sample_metrics(paths, values[:, :27], values[:, 27:], season=7)
     assert metrics["mase"] == pytest.approx(expected["MASE[0.5]"].item())
     assert metrics["wql"] == pytest.approx(expected["mean_weighted_sum_quantile_loss"].item())
 
 
 def test_seasonal_naive_repeats_the_last_season():
     past = np.array([[9.0, 1.0, 2.0, 3.0]])
-    assert seasonal_naive(past, 5, 3).tolist() == [[[1.0, 2.0, 3.0, 1.0, 2.0]]]
-    assert seasonal_naive(past, 2, 1).tolist() == [[[3.0, 3.0]]]
+    assert seasonal_naive_samples(past, 5, 3).tolist() == [[[1.0, 2.0, 3.0, 1.0, 2.0]]]
+    assert seasonal_naive_samples(past, 2, 1).tolist() == [[[3.0, 3.0]]]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -421,7 +422,7 @@ def test_bad_forecasts_are_refused(past, horizon, message):
 def test_bad_metrics_are_refused(changed, message):
     arguments = {"samples": np.ones((2, 3, 4)), "past": np.arange(18.0).reshape(2, 9), "future": np.ones((2, 4))}
     with pytest.raises(ValueError, match=message):
-        forecast_metrics(**{"season": 1} | arguments | changed)
+        sample_metrics(**{"season": 1} | arguments | changed)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -436,3 +437,12 @@ def test_snippets_of_the_page_on_chronos(tmp_path):
     assert get_hierarchy(names["pipeline"].inner_model)["encoder"] == [Hierarchy.flat(64)] * 4
     for name, parameters in PUBLISHED.items():
         assert re.search(rf"`{name}` \|.* \| {parameters:,} \|", page)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("forecast_metrics", "sample_metrics"), ("seasonal_naive", "seasonal_naive_samples")]
+)
+def test_old_names_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"chronos\.{old} is now .*\.{new}"):
+        assert getattr(integration, old) is getattr(integration, new)
+    assert old not in integration.__all__

@@ -1,4 +1,4 @@
-"""A Chronos-T5 with the self-attention of one's choice: from sizes, or from a folder that holds one."""
+"""Build or load a Chronos-T5 with a given self-attention."""
 
 from __future__ import annotations
 
@@ -38,21 +38,20 @@ def make_chronos(
     initializer_factor: float = 0.05,
     seed: int = 0,
 ) -> ChronosPipeline:
-    """A Chronos-T5 with random weights; what is left out is as published.
+    """Return a Chronos-T5 with random weights; defaults are those of the published models.
 
     Args:
-        size: `"tiny"`, `"mini"`, `"small"`, or sizes of one's own.
-        attention: of the encoder and the decoder, see `set_attention`.
-        context_length: values that a forecast is made from.
-        prediction_length: values it is made of.
-        n_tokens: bins, and three special ids.
-        dropout: share dropped in training.
-        initializer_factor: of T5's initial deviations.
-        seed: names the weights; equal ones for every attention.
+        size: `"tiny"`, `"mini"`, `"small"`, or other sizes.
+        attention: self-attention of encoder and decoder, see `set_attention`.
+        context_length: values that a forecast reads.
+        prediction_length: values to forecast.
+        n_tokens: bins of the tokenizer, plus three special ids.
+        dropout: dropout rate in training.
+        initializer_factor: factor on T5's initial deviations.
+        seed: seed of the weights, which do not depend on the attention.
 
     Raises:
-        TypeError, ValueError: an argument is not of the kind or in the range it states, or a hierarchy does not fit
-            the width of a head.
+        TypeError, ValueError: an argument has another type or is out of range, or the attention does not fit a T5.
     """
     sizes = SIZES[checks.one_of("size", size, SIZES)] if isinstance(size, str) else size
     if not isinstance(sizes, ChronosSize):
@@ -81,15 +80,15 @@ def make_chronos(
 
 
 def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_tokens: int = 4096) -> ChronosConfig:
-    """How Chronos reads and writes series; what is left out is as published.
+    """Return Chronos's config of tokenizer and lengths; defaults are those of the published models.
 
-    The settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face, 15 mean sizes as the limit of
-    what bins can tell among them.
+    The other settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face; bins reach to 15 mean
+    absolute values.
 
     Args:
-        context_length: values that a forecast is made from.
-        prediction_length: values it is made of.
-        n_tokens: bins, and three special ids.
+        context_length: values that a forecast reads.
+        prediction_length: values to forecast.
+        n_tokens: bins of the tokenizer, plus three special ids.
 
     Raises:
         TypeError, ValueError: an argument is no positive integer, or too few ids are left for two bins.
@@ -117,12 +116,12 @@ def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_t
 
 
 def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = None, **options: Any) -> ChronosPipeline:
-    """The Chronos-T5 in a folder that `save_pretrained` wrote, with the attention it has or another.
+    """Load a Chronos-T5 from a folder that `save_pretrained` wrote, with its attention or another.
 
     Args:
         folder: holds `config.json` with a `chronos_config`, and weights.
-        attention: as for `set_attention`; by default what the folder says: its hierarchies, or T5's own attention.
-        options: for `from_pretrained`, such as `dtype`.
+        attention: see `set_attention`; by default the hierarchies in `config.json`, or T5's own attention.
+        options: arguments of `from_pretrained`, such as `dtype`.
 
     Raises:
         ValueError: `folder` holds no Chronos-T5, or a hierarchy does not fit the width of its heads.
