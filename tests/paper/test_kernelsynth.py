@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("sklearn", reason="synthetic series need scikit-learn")
 
-from paper.chronos.kernelsynth import PERIODS, Part, _bank, synthetic_series
+from paper.chronos.kernelsynth import PERIODS, Split, _bank, synthetic_series
 from paper.chronos.task import ChronosDataConfig, ChronosTask
 from tasks.battery import TaskBattery
 
@@ -49,7 +49,7 @@ def test_series_are_a_function_of_seed_index_and_part():
     for other in (
         synthetic_series(4, 5, 64, paths=2),
         synthetic_series(3, 6, 64, paths=2),
-        synthetic_series(3, 5, 64, paths=2, part=Part.HELD_OUT),
+        synthetic_series(3, 5, 64, paths=2, split=Split.HELD_OUT),
     ):
         assert not np.allclose(other, first)
     assert not np.allclose(first[0], first[1])
