@@ -17,6 +17,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.tolerance import assert_calibrated
+
+Gradients = dict[str, Tensor]
 VOCABULARY, WIDTH, HEAD = 50, 32, 8
 _ROTARY_SIZES = {
     "hidden_size": WIDTH,
@@ -84,10 +87,18 @@ def real_logits(model: torch.nn.Module, given: dict[str, Tensor]) -> Tensor:
     return logits.flatten(0, 1) if real is None or "decoder_input_ids" in given else logits[real.bool()]
 
 
-def gradients(model: torch.nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def gradients(model: torch.nn.Module, given: dict[str, Tensor]) -> Gradients:
     """Of a fixed weighting of the logits at real tokens, by parameter."""
     model.zero_grad()
     logits = real_logits(model, given)
     weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (logits * weight.to(logits.dtype)).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_calibrated_gradients(actual: Gradients, exact: Gradients, plain: Gradients) -> None:
+    """Compare all gradients at once, each over its largest entry: that of one parameter may be exact by luck."""
+    assert actual.keys() == exact.keys() == plain.keys()
+    scales = {name: float(grad.abs().max()) or 1.0 for name, grad in exact.items()}
+    flat = [torch.cat([grads[name].flatten() / scales[name] for name in exact]) for grads in (actual, exact, plain)]
+    assert_calibrated(*flat, "gradients")

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from integrations.families import HEAD, make, mask, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers.statistics import collect_statistics
 from structattn.layers.basis import Moments
+from tests.integrations.families import HEAD, make, mask, tokens
 
 
 def gpt2(**fields):

@@ -30,6 +30,7 @@ from structattn.integrations.transformers import get_hierarchy  # noqa: E402
 from structattn.layers import MLRConfig, build_attention, parse_attention  # noqa: E402
 from structattn.models.parameters import Part  # noqa: E402
 from structattn.models.transformers_internals import set_attention_implementation  # noqa: E402
+from tests.tolerance import assert_calibrated  # noqa: E402
 
 SMALL = ChronosSize(d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
 CONTEXT, HORIZON, TOKENS = 24, 6, 40
@@ -76,13 +77,14 @@ def test_one_level_is_the_original(attention):
     original = T5ForConditionalGeneration(ours.inner_model.config).eval()
     original.load_state_dict(ours.inner_model.state_dict())
     learner = ChronosLearner(ours)
+    context, future = rows().split([CONTEXT + 1, HORIZON + 1], dim=1)
+    given = {"input_ids": context, "attention_mask": context != 0, "labels": future.contiguous()}
     with torch.no_grad():
         logits = learner(rows()).logits
         for implementation in ("eager", "sdpa"):
             set_attention_implementation(original, implementation)
-            context, future = rows().split([CONTEXT + 1, HORIZON + 1], dim=1)
-            expected = original(input_ids=context, attention_mask=context != 0, labels=future.contiguous()).logits
-            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+            plain, exact = original.float()(**given).logits, original.double()(**given).logits
+            assert_calibrated(logits, exact, plain)
 
 
 def test_missing_values_are_read_as_the_original_reads_them():
@@ -149,7 +151,7 @@ def test_a_spelling_means_what_it_means_in_a_layer(attention, stack):
     layer.load_state_dict({f"{ours}.weight": getattr(theirs, name).weight for ours, name in names.items()})
     x = torch.randn(3, length, 16, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(x)[0], layer(x), rtol=1e-10, atol=1e-10)
+        assert_calibrated(theirs(x)[0], layer(x), layer(x))
 
 
 # --- forecasts and files ----------------------------------------------------------------------------------------------

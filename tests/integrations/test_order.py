@@ -7,12 +7,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from integrations.dense import self_attention
-from integrations.families import FAMILIES, HEAD, ROTARY, inputs, make, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
 from structattn.models.transformers_internals import set_attention_implementation
+from tests.integrations.dense import self_attention
+from tests.integrations.families import FAMILIES, HEAD, ROTARY, inputs, make, tokens
 
 LEVELS = Hierarchy((4, 2, 2), (None, 8, 4))
 SPY = "spy_of_the_tests"
@@ -107,9 +107,10 @@ def test_under_rotation_every_level_sees_relative_position_alone(family, order):
         return max(float(score.diagonal(-shift, 2, 3).std(-1).max()) for shift in range(length - 1))
 
     arranged = [attention.structattn_levels.arrange(x) for x in (query, key)]
+    rounding = uneven(query, key, HEAD)  # transformers rounds its cosines to float32
     for width in LEVELS.prefix_ranks:
-        assert uneven(*arranged, width) < 1e-6  # transformers rounds its cosines to float32
-    assert uneven(query, key, 4) > 1e-2
+        assert uneven(*arranged, width) <= 2 * rounding
+    assert uneven(query, key, 4) > 1e4 * rounding
 
 
 def test_orders_by_frequency():
