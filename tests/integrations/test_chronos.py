@@ -43,12 +43,12 @@ PUBLISHED = {"tiny": 8_394_496, "mini": 20_456_192, "small": 46_154_240}
 
 
 def make(attention=MLR, size=SMALL, **fields):
-    """Weights large enough that logits depend on everything that the model reads."""
+    """Return a pipeline with weights so large that logits depend on the whole context."""
     return make_chronos(size, attention, **LENGTHS | {"initializer_factor": 1.5} | fields)
 
 
 def rows(count=3, seed=0):
-    """Ids as the task has them, the first row's context half missing."""
+    """Return ids as in the task, with half of the first row's context missing."""
     ids = torch.randint(2, TOKENS, (count, CONTEXT + HORIZON + 2), generator=torch.Generator().manual_seed(seed))
     ids[:, [CONTEXT, -1]] = 1
     ids[0, : CONTEXT // 2] = 0
@@ -170,7 +170,7 @@ def test_pipeline_predicts(attention):
 
 
 def test_generation_reads_the_logits_that_training_sees():
-    """The likeliest ids, token by token from the cache, are those of the whole at once."""
+    """The likeliest ids, token by token from the cache, are those of one forward pass."""
     pipeline = make()
     learner, context = ChronosLearner(pipeline), rows()[:, : CONTEXT + 1]
     ids = pipeline.inner_model.generate(
@@ -194,7 +194,7 @@ def test_files_bring_attention_and_forecasts_back(tmp_path):
 
 
 def test_an_existing_checkpoint_gets_levels(tmp_path):
-    """What Chronos's own training would have saved: no word of hierarchies in its config."""
+    """Chronos's own training saves a config without hierarchies."""
     original = T5ForConditionalGeneration(make(STANDARD).inner_model.config)
     del original.config.structattn_mlr, original.encoder.config.structattn_mlr, original.decoder.config.structattn_mlr
     original.save_pretrained(tmp_path)

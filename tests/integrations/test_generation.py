@@ -1,4 +1,4 @@
-"""Generation with the compressed cache: token for token what a full recompute gives, or an error."""
+"""Generation with the compressed cache: the tokens of a full recompute, or an error."""
 
 import copy
 
@@ -24,10 +24,10 @@ MODES = {
 
 
 def write(model, x, real=None, cache=None, **options):
-    """What `generate` appends; with `cache=False` by full recompute."""
+    """Return the tokens that `generate` appends; with `cache=False` by full recompute."""
     torch.manual_seed(11)
     kept = {"use_cache": False} if cache is False else {CACHE: cache}
-    # Without the ban on repetition models of random weights repeat themselves.
+    # Models of random weights repeat themselves unless repetition is banned.
     options = {"max_new_tokens": NEW, "do_sample": False, "no_repeat_ngram_size": 2} | options
     attention_mask = torch.ones_like(x) if real is None else real
     written = model.generate(x, attention_mask=attention_mask, **kept, **options)
@@ -35,7 +35,7 @@ def write(model, x, real=None, cache=None, **options):
 
 
 def repetitive(length=21):
-    """A prompt that repeats itself, so that prompt lookup proposes candidates: some are accepted, others not."""
+    """Return a prompt that repeats itself: prompt lookup proposes candidates, of which some are accepted."""
     return tokens(1, 5).repeat(1, 5)[:, :length]
 
 
@@ -109,7 +109,7 @@ def test_logits_from_the_cache_are_those_of_a_full_recompute(family, order):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_under_autocast(family):
-    """Logits from the cache err as those without one do."""
+    """Logits from the cache err at most twice as much as those without one."""
     model, x = make(family), tokens(length=30)
     st.set_hierarchy(model, LEVELS)
     given = {"encoder_outputs": (torch.randn(2, 9, 32),)} if family == "t5" else {}
@@ -127,7 +127,7 @@ def test_under_autocast(family):
 
 @pytest.mark.parametrize("chunk", [1, 3, 5])
 def test_a_left_padded_prompt_is_read_in_chunks(chunk):
-    """The first ones are padding alone in some rows."""
+    """The first chunks of some rows are padding alone."""
     model, x, real = make("llama"), tokens(), mask("left")
     st.set_hierarchy(model, LEVELS)
     expected = write(model, x, real, cache=False)
@@ -135,7 +135,7 @@ def test_a_left_padded_prompt_is_read_in_chunks(chunk):
 
 
 def test_a_prompt_is_read_once_for_several_continuations():
-    """A copied cache goes on by itself, and the original stays as it was."""
+    """A copied cache grows, and the original stays as it was."""
     model, x = make("llama"), tokens(length=30)
     st.set_hierarchy(model, LEVELS)
     prompt = st.make_cache(model)

@@ -1,4 +1,4 @@
-"""Giving a model its hierarchy: what is refused, what is kept, and where it comes back."""
+"""Setting a model's hierarchy: errors, switching implementations, saving and loading."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a model may be asked and what MLR attention does not have: refused plainly, never dropped."""
+"""Masks and arguments that MLR attention does not support are refused, never dropped."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def with_levels(family, **fields):
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEveryFamily:
     def test_padding_counts(self, family):
-        """What stands at padding changes nothing at real tokens."""
+        """Tokens at padding change nothing at real tokens."""
         model = with_levels(family)
         for padding in ("left", "right"):
             given, real = inputs(family, padding), mask(padding).bool()
@@ -26,7 +26,7 @@ class TestEveryFamily:
             torch.testing.assert_close(model(**other).logits[keep], model(**given).logits[keep])
 
     def test_padding_between_tokens(self, family):
-        """With one level as the model's own attention has it; with levels, what stands there changes nothing."""
+        """One level gives the model's own attention; with several, tokens at padding change nothing."""
         real = torch.ones(2, 21, dtype=torch.bool)
         real[1, [0, 4, 5, 12]] = False
         given = inputs(family) | {"attention_mask": real.long()}
@@ -51,7 +51,7 @@ class TestEveryFamily:
             with_levels(family)(**inputs(family) | {"attention_mask": torch.ones(2, 20, dtype=torch.long)})
 
     def test_weights(self, family):
-        """GPT-2 takes the wish away before its attention sees it, and gives none, as with other implementations."""
+        """GPT-2 does not pass output_attentions on to its attention, and returns none with any implementation."""
         model = with_levels(family)
         if family == "gpt2":
             assert model(**inputs(family), output_attentions=True).attentions == ()

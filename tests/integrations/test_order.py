@@ -1,4 +1,4 @@
-"""The order in which levels take the dimensions of a head, and its measure."""
+"""The order in which levels take the dimensions of a head, and measuring it."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ AttentionMaskInterface.register(SPY, sdpa_mask)
 
 
 def brute_force(query, key, real, units, distance, causal):
-    """`(Hkv, units)`, every pair of tokens by itself."""
+    """Return `(Hkv, units)` by a loop over every pair of tokens."""
     group = query.shape[1] // key.shape[1]
     energy, pairs = torch.zeros(key.shape[1], len(units), dtype=torch.float64), 0
     for row in range(len(query)):
@@ -92,7 +92,7 @@ def test_bad_measures():
 @pytest.mark.parametrize("order", ["as_trained", "slowest_first", "by head"])
 @pytest.mark.parametrize("family", ROTARY)
 def test_under_rotation_every_level_sees_relative_position_alone(family, order):
-    """One token at every place: with whole pairs a prefix of the dimensions gives a score that depends on `i - j`."""
+    """The same token at every place: with whole pairs, a prefix of the dimensions scores by `i - j` alone."""
     model = make(family, dtype=torch.float64)
     by_head = [[torch.randperm(4).tolist() for _ in range(2)] for _ in range(2)]
     st.set_hierarchy(model, LEVELS, order=by_head if order == "by head" else order)
@@ -102,7 +102,7 @@ def test_under_rotation_every_level_sees_relative_position_alone(family, order):
     query, key = apply_rotary_pos_emb(query, key, cos, sin)
 
     def uneven(query, key, width):
-        """How far the scores of one distance differ."""
+        """Return the largest deviation among scores of one distance."""
         score = query[..., :width] @ key[..., :width].repeat_interleave(2, dim=1).mT
         return max(float(score.diagonal(-shift, 2, 3).std(-1).max()) for shift in range(length - 1))
 
@@ -125,7 +125,7 @@ def test_orders_by_frequency():
 
 
 def test_pairs_of_neighbours_are_found(monkeypatch):
-    """As in the Cohere models, whose `rotate_half` turns neighbours."""
+    """As in the Cohere models, whose `rotate_half` rotates neighbours."""
     model = make("llama")
     attention = model.model.layers[0].self_attn
     import transformers.models.llama.modeling_llama as file

@@ -60,7 +60,7 @@ def test_checkpointed_activations_give_the_same_gradients(family):
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_compiled_in_one_graph(family, tmp_path):
-    """Padded, and from a file, before any call has shown the model its levels; Llama backward, too."""
+    """A padded batch in a loaded model whose levels no call has built yet; Llama also backward."""
     layers = {"num_layers" if family == "t5" else "num_hidden_layers": 1}
     model, given = make(family, use_cache=False, **layers), inputs(family, "left")
     st.set_hierarchy(model, LEVELS)
@@ -72,7 +72,7 @@ def test_compiled_in_one_graph(family, tmp_path):
     compiled = torch.compile(loaded, fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(family != "t5"):
         assert_calibrated(real_logits(compiled, given).detach(), exact, expected)
-    if family == "t5":  # its backward pass takes long to compile, and shows nothing that Llama's does not
+    if family == "t5":  # its backward pass takes long to compile, and tests nothing that Llama's does not
         return
     grads = {name.removeprefix("_orig_mod."): grad for name, grad in gradients(compiled, given).items()}
     assert_calibrated_gradients(grads, exact_grads, expected_grads)

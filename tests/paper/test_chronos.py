@@ -140,7 +140,7 @@ def test_the_verdict_compares_seed_by_seed():
 
 
 def test_series_that_cannot_be_judged_are_left_out(tmp_path):
-    """One column stands still for a while and has a hole: what is lost is counted, what is filled is not judged."""
+    """Windows with a constant past or a filled future are dropped and counted."""
     made = frame(600).astype(object)
     made.loc[480:560, "south"] = 7
     made.loc[562:575, "OT"] = ""
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_study(tmp_path):
 
 
 def test_a_study_runs_it_too(tmp_path):
-    """As a trial among those of `python -m paper forecast`."""
+    """It is a trial of `python -m paper forecast`, too."""
     run = dataclasses.replace(SMALL, train=chronos_training(4, batch_size=4))
     trial = Trial(run, {"part": "Chronos", "structure": "standard", "size": "reduced"})
     (planned,) = plan([trial])

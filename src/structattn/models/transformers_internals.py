@@ -1,4 +1,4 @@
-"""What differs between versions of transformers, and the private names of it that this package reads.
+"""Differences between versions of transformers, and the private names that this package reads.
 
 Nothing else in the package asks which version of transformers is installed.
 """
@@ -36,15 +36,15 @@ def prepares_cache() -> bool:
 
 
 def mark_as_given(cache: Cache) -> None:
-    """Tell `generate` that the cache is the caller's, so that it returns it ready for the next token."""
+    """Mark the cache as the caller's, so that `generate` returns it ready for the next token."""
     cache._is_user_defined = True
 
 
 def attention_implementation(config: Any) -> str | None:
-    """Return the attention implementation that a model's config names; None where it names none.
+    """Return the attention implementation in a model's config; None where it names none.
 
     Raises:
-        RuntimeError: this version of transformers keeps it elsewhere. Nothing else tells which attention a model has.
+        RuntimeError: this version of transformers keeps it elsewhere.
     """
     if not hasattr(config, "_attn_implementation"):
         raise RuntimeError(
@@ -58,8 +58,8 @@ def attention_implementation(config: Any) -> str | None:
 def set_attention_implementation(model: PreTrainedModel, name: str | None) -> None:
     """Set the attention implementation of a model and of the models in it.
 
-    Before transformers 5.20 `model.set_attn_implementation` passes by models whose config is a copy of their owner's,
-    such as encoder and decoder of T5.
+    Before transformers 5.20 `model.set_attn_implementation` skips inner models whose config is a copy of the outer
+    model's, such as encoder and decoder of T5.
     """
     model.set_attn_implementation(name)
     for part in model.modules():
