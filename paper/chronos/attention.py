@@ -1,4 +1,6 @@
-"""Labels of Chronos's attentions in folders, configs and tables: their spellings without what every T5 has.
+"""Labels of Chronos's attentions in folders, configs and tables.
+
+A label is a spelling without the fields that every T5 has.
 
 standard          standard+qk_norm=false+scale=1
 mlr:16|16         mlr:16|16+gains=none+level_weight=1+qk_norm=false

@@ -1,4 +1,4 @@
-"""Series for the evaluation of Chronos's forecasts, cut into a past to read and a future to compare with."""
+"""Series to evaluate forecasts on, each a past and a future."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class DataSet:
         return sample_metrics(samples, self.past, self.future, season=self.season)
 
     def usable(self) -> DataSet:
-        """Drop series without metrics: part of the future was not observed, or each season of the past is the same.
+        """Return the series that have metrics.
+
+        Dropped are those whose future was not fully observed, and those whose past is the same in every season.
 
         Raises:
             ValueError: no series is left, or the past is no longer than a season.
@@ -53,7 +55,9 @@ class DataSet:
 
 @dataclass(frozen=True)
 class RealSeries:
-    """A series to forecast zero-shot: windows of its test part, each channel a series of its own.
+    """A real series to forecast zero-shot.
+
+    Windows are of its test part; each channel is a series of its own.
 
     Raises:
         TypeError, ValueError: a number is not a positive integer.

@@ -44,7 +44,9 @@ class Split(enum.IntEnum):
 def synthetic_series(
     seed: int, index: int, length: int, *, paths: int = 1, split: Split = Split.TRAINING
 ) -> NDArray[np.float64]:
-    """Return sample paths of one random composition; a pure function of the arguments (on one machine).
+    """Return sample paths of one random composition.
+
+    On one machine they are a pure function of the arguments.
 
     With `K` the composition's covariance at `length` steps and `C Cᵀ = K`, the paths are `C z` with `z ~ N(0, I)`.
 

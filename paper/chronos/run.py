@@ -1,4 +1,4 @@
-"""Config of one run of Chronos: a T5 with a given self-attention, trained from scratch on synthetic series."""
+"""Config of a Chronos-T5 trained from scratch on synthetic series."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class ChronosRunConfig:
         )
 
     def build_model(self) -> StructuredModel:
-        """Return the untrained model for the training loop, which uses a few members of `StructuredModel` only."""
+        """Return the untrained model, with the members that the training loop uses."""
         from structattn.integrations.chronos import ChronosLearner
 
         return cast("StructuredModel", ChronosLearner(self.build_pipeline()))

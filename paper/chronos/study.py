@@ -1,4 +1,4 @@
-"""Train Chronos from scratch on synthetic series, a model per attention, with equal tokens, and evaluate it.
+"""Train Chronos from scratch, a model per attention, and evaluate it.
 
 Every model reads the same rows in the same order. Results are validation loss against training FLOPs, and WQL and MASE
 of sampled forecasts: of held-out synthetic series, and zero-shot of the test part of a real series.
@@ -116,7 +116,7 @@ class ChronosResults:
 
     @property
     def verdict(self) -> str:
-        """Sentence on the losses at the end and the FLOPs to standard attention's loss; empty without such runs."""
+        """Sentence on final losses and FLOPs to standard attention's loss, or `""`."""
         curves = {(run.attention, run.seed): [(flops, loss) for _, flops, loss in run.curve] for run in self.runs}
         sentence, _ = chronos_verdict(curves)
         spread = " (±: standard error over seeds)" if len({run.seed for run in self.runs}) > 1 else ""

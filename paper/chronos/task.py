@@ -1,4 +1,4 @@
-"""Chronos's task on synthetic series: predict the tokens of the future from those of the context.
+"""Chronos's task: predict the future's tokens from the context's.
 
 A row holds the ids of both, context first, so that a batch is one tensor as for every task. Ids are those of Chronos's
 tokenizer: a value over the context's mean absolute value, rounded to a bin; 0 for a missing value, 1 for the end.
@@ -123,7 +123,7 @@ class ChronosTask(Task):
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, the number of ids in the sum."""
+        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, its ids."""
         nats = self._cross_entropy(outputs, batch).double().sum()
         return {"nats": nats, "tokens": (batch["targets"] != self.config.pad_token_id).sum().double()}
 
@@ -167,7 +167,7 @@ class ChronosTask(Task):
 
 @functools.lru_cache(maxsize=2)
 def _training_series(seed: int, compositions: int, paths: int, length: int) -> NDArray[np.float32]:
-    """Return the training series `(compositions · paths, length)`, cached for all models that train on them."""
+    """Return the training series `(compositions · paths, length)`; cached."""
     each = (synthetic_series(seed, index, length, paths=paths) for index in range(compositions))
     return np.concatenate([series.astype(np.float32) for series in each])
 

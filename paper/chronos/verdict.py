@@ -1,4 +1,4 @@
-"""Does Chronos need less compute with levels? Losses at the end, and FLOPs to standard attention's loss."""
+"""Compare losses and FLOPs of Chronos with levels and with standard attention."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[
 
 
 def flops_to_reach(curve: Curve, loss: float) -> float:
-    """Return the training FLOPs at which the loss, linear between evaluations, first reaches `loss`; else inf."""
+    """Return the training FLOPs at which a curve first reaches `loss`, or infinity.
+
+    The curve is linear between evaluations.
+    """
     for before, (flops, reached) in zip((None, *curve), curve, strict=False):
         if reached <= loss:
             if before is None:

@@ -1,4 +1,4 @@
-"""Dense oracle of MLR attention in a model: an attention function that computes the formula's whole score matrix.
+"""Dense oracle of MLR attention in a model, by the formula's score matrix.
 
 It shares only `Hierarchy` with the package.
 """
@@ -29,7 +29,7 @@ def self_attention(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def install(model: nn.Module, hierarchies: dict[str, list[Hierarchy]], orders: dict[str, list] | None = None) -> None:
-    """Switch a model to dense MLR attention; orders are by layer and key head, of pairs under a rotary embedding."""
+    """Switch a model to dense MLR attention, with orders by layer and key head."""
     rotates = getattr(model.config, "rope_parameters", None) is not None
     for stack, modules in self_attention(model).items():
         for index, module in enumerate(modules):

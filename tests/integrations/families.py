@@ -38,7 +38,7 @@ DECODERS = ("llama", "qwen2", "qwen3", "gpt2")
 
 
 def make(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **fields: object) -> torch.nn.Module:
-    """Return a model in evaluation mode, with weights so large that its tokens depend on the whole context."""
+    """Return a model whose weights are so large that the whole context counts."""
     torch.manual_seed(seed)
     if family == "gpt2":
         sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.2}
@@ -61,7 +61,7 @@ def tokens(batch: int = 2, length: int = 21, seed: int = 0) -> Tensor:
 
 
 def mask(padding: str, batch: int = 2, length: int = 21) -> Tensor | None:
-    """Return a mask that pads the first row by 5 and the second by 2, at one end; None for `"none"`."""
+    """Return a mask that pads the rows by 5 and 2 at one end, or None."""
     if padding == "none":
         return None
     real = torch.ones(batch, length, dtype=torch.long)
@@ -97,7 +97,10 @@ def gradients(model: torch.nn.Module, given: dict[str, Tensor]) -> Gradients:
 
 
 def assert_calibrated_gradients(actual: Gradients, exact: Gradients, plain: Gradients) -> None:
-    """Compare all gradients at once, each divided by its largest entry; one alone may be exact by luck."""
+    """Compare all gradients at once, each over its largest entry.
+
+    One alone may be exact by luck.
+    """
     assert actual.keys() == exact.keys() == plain.keys()
     scales = {name: float(grad.abs().max()) or 1.0 for name, grad in exact.items()}
     flat = [torch.cat([grads[name].flatten() / scales[name] for name in exact]) for grads in (actual, exact, plain)]

@@ -430,13 +430,8 @@ def test_bad_metrics_are_refused(changed, message):
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_snippets_of_the_page_on_chronos(tmp_path):
+def test_sizes_of_the_page_are_the_published_ones():
     page = (Path(__file__).parents[2] / "docs" / "chronos.md").read_text(encoding="utf-8")
-    names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(snippet.replace("path/to/", f"{tmp_path}/"), "docs/chronos.md", "exec"), names)
-    assert names["samples"].shape == (2, 2, 64)
-    assert get_hierarchy(names["pipeline"].inner_model)["encoder"] == [Hierarchy.flat(64)] * 4
     for name, parameters in PUBLISHED.items():
         assert re.search(rf"`{name}` \|.* \| {parameters:,} \|", page)
 

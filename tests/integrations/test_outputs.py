@@ -1,4 +1,4 @@
-"""Forward and backward: one level is the model's own attention; several are the formula, in every family."""
+"""One level is the model's own attention; several are the formula."""
 
 import pytest
 import torch

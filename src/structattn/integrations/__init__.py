@@ -1,4 +1,4 @@
-"""MLR attention in models of other libraries: a sub-package for each library, imported on first use."""
+"""MLR attention in models of other libraries, each imported on first use."""
 
 from __future__ import annotations
 

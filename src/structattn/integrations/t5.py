@@ -1,4 +1,4 @@
-"""The attentions of the layers' grammar that a T5 can have, and the levels that they give it.
+"""Attentions of the layers' grammar in a T5.
 
 A T5 neither scales its scores nor normalises queries and keys, and its heads are its own. So its own attention is spelt
 `standard+qk_norm=false+scale=1`, and MLR attention in it `mlr:32|16|16+level_weight=1+qk_norm=false`.

@@ -1,4 +1,4 @@
-"""MLR attention in Chronos, a T5 that forecasts a time series as a text of quantised values.
+"""MLR attention in Chronos, which forecasts time series by a T5.
 
 `make_chronos` builds a Chronos-T5 of a published size with random weights, `load_chronos` reads one from a folder. Both
 return Chronos's own `ChronosPipeline`, with the given self-attention in encoder and decoder and T5's relative position

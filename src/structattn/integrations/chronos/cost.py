@@ -1,4 +1,4 @@
-"""FLOPs of a T5 by formula: encoder, decoder with cross-attention, and the projection to the vocabulary."""
+"""FLOPs of a T5 by formula."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def t5_flops(
     decoder_length: int,
     batch: int = 1,
 ) -> Flops:
-    """Return the FLOPs of one forward pass with labels on unpadded rows, and of its backward pass.
+    """Return the FLOPs of a forward and a backward pass on unpadded rows.
 
     Only matrix products count, as everywhere in `structattn.flops`: look-ups, norms and the position bias are free.
     Masked pairs do not count.

@@ -45,7 +45,7 @@ class ChronosLearner(nn.Module):
         return self.model.device
 
     def forward(self, inputs: Tensor) -> Seq2SeqLMOutput:
-        """Return the logits of each id of the future, given the context and the ids before it.
+        """Return the logits of the future's ids, given those before.
 
         Args:
             inputs: `(B, C + 1 + P + 1)`, ids of the context and of the future, each with its end token.
@@ -83,7 +83,7 @@ class ChronosLearner(nn.Module):
         return t5_flops(self.config, self._hierarchies(), length - self._future, self._future, batch)
 
     def describe(self) -> dict[str, Description]:
-        """Return fans and part of every parameter by name; the token embedding, also the read-out, counts once."""
+        """Return fans and part of every parameter; the tied token embedding is one."""
         return {name: _describe(name, parameter) for name, parameter in self.named_parameters()}
 
     def _hierarchies(self) -> dict[str, list[Hierarchy]]:

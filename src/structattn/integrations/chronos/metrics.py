@@ -1,7 +1,7 @@
-"""Weighted quantile loss (WQL) and mean absolute scaled error (MASE) of sampled forecasts, computed by gluonts.
+"""WQL and MASE of sampled forecasts, computed by gluonts.
 
 Forecasts here are sample paths of single series, as arrays; `structattn.tasks` has metrics and baselines of its
-forecasting task.
+forecasting task. WQL is the weighted quantile loss, MASE the mean absolute scaled error.
 
 Shapes: `N` series, `S` samples, `C` past values, `P` values to forecast.
 
@@ -61,7 +61,9 @@ def forecast(
 
 
 def seasonal_naive_samples(past: ArrayLike, horizon: int, season: int) -> Array:
-    """Return the last season, repeated, as one sample path `(N, 1, P)`; `season=1` repeats the last value.
+    """Return the last season, repeated, as one sample path `(N, 1, P)`.
+
+    `season=1` repeats the last value.
 
     Raises:
         ValueError: `season` is longer than the past.

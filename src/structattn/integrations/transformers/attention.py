@@ -148,7 +148,7 @@ def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _S
 
 
 def _visible(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return each row's first real key, one past its last, and a bias that masks padding between them, or None."""
+    """Return the range of each row's real keys, and a bias that masks holes."""
     if mask is None:
         return None, None, None
     if mask.dim() != 2 or mask.shape[1] != key_length:

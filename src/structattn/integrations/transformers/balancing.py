@@ -1,4 +1,4 @@
-"""A change of basis that puts the most score energy into the first dimensions, folded into a model's weights.
+"""Change the basis of heads so that their first dimensions carry the most energy.
 
 Without a rotary embedding, any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` change a query's scores
 by one number only, which softmax does not see (`structattn.layers.basis`). With `q = W_q x + b_q` the maps become new
@@ -48,7 +48,7 @@ def far_moments(model: PreTrainedModel, batches: Batches, *, distance: int | Non
 
 
 class _FarMoments:
-    """Moments of one layer, each token weighted by the number of far pairs it is in."""
+    """Moments of one layer over pairs of far tokens."""
 
     def __init__(self, distance: int | None) -> None:
         self.distance, self.sums = distance, MomentSums()
@@ -62,14 +62,14 @@ class _FarMoments:
 
 
 def _far_tokens(real: Tensor, distance: int) -> Tensor:
-    """Return for each token of `(B, T)` the number of real tokens at least `distance` before it."""
+    """Return `(B, T)`, the number of real tokens at least `distance` before each."""
     reach = min(distance, real.shape[1])
     return F.pad(real.cumsum(1)[:, : real.shape[1] - reach], (reach, 0))
 
 
 @torch.no_grad()
 def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) -> None:
-    """Change each head's basis in place, so that its first dimensions carry the most score energy.
+    """Change each head's basis in place: its first dimensions carry the most energy.
 
     The model's outputs stay the same. `set_hierarchy(model, hierarchy)` then lets far tokens see the first dimensions.
     Attention must be as in GPT-2: learned positions, and queries, keys and values projected by one `c_attn`. Under a
@@ -100,7 +100,7 @@ def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) ->
 
 
 def query_key_projection(model: PreTrainedModel, layer: AttentionLayer) -> Conv1D:
-    """Return the projection to a layer's queries, keys and values, into which maps can be folded.
+    """Return the projection to a layer's queries, keys and values.
 
     Raises:
         ValueError: there is none, or a rotary embedding follows it.
@@ -119,7 +119,7 @@ def query_key_projection(model: PreTrainedModel, layer: AttentionLayer) -> Conv1
 
 
 def _fold(projection: Conv1D, part: int, maps: Tensor, mean: Tensor) -> None:
-    """Change a projection so that part 0 (queries) or 1 (keys) gives `maps (x - mean)` instead of `x`; in float64."""
+    """Make part 0 (queries) or 1 (keys) of a projection give `maps (x - mean)` for `x`, in float64."""
     heads, width, _ = maps.shape
     columns = slice(part * heads * width, (part + 1) * heads * width)
     weight, bias = projection.weight[:, columns], projection.bias[columns]  # (D, H·r), (H·r)

@@ -16,7 +16,7 @@ from structattn.integrations.transformers.statistics import Batches, collect_sta
 
 
 def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Any]]:
-    """Return an order of dimensions for `set_hierarchy`, by their energy in the scores of far tokens.
+    """Return an order of dimensions by their energy in far scores.
 
     Args:
         model: with any attention implementation; it is not changed.
@@ -38,7 +38,9 @@ def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | N
 
 
 def far_energy(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Tensor]]:
-    r"""Return the mean energy that each pair of dimensions `p` has in the scores of far tokens, in standard attention::
+    r"""Return the mean energy of each pair of dimensions in scores of far tokens.
+
+    In standard attention, the pair `p` has::
 
         e_p = mean over i, j with i - j >= distance of (q_i[p] · (k_j[p] - k̄[p]))²
 
@@ -115,7 +117,7 @@ class _FarEnergy:
 
 
 def _far(query: Tensor, moments: Tensor, counts: Tensor, distance: int) -> tuple[Tensor, Tensor]:
-    """Return the energy `(Hkv, units)` of pairs at least `distance` apart, query after key, and their number."""
+    """Return the energy `(Hkv, units)` of far pairs, query after key, and their number."""
     length = moments.shape[2]
     if distance >= length:
         return moments.new_zeros(moments.shape[1], moments.shape[3]), counts.new_zeros(())

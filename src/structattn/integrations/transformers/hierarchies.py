@@ -1,4 +1,4 @@
-"""Set the hierarchy of each layer of a model; it is kept in the model's config and read at each call."""
+"""Hierarchies of a model's layers, kept in its config and read at each call."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _parse_hierarchy(value: object) -> Hierarchy:
 
 
 def _places(order: Any, model: PreTrainedModel, layer: AttentionLayer) -> list[list[int]] | None:
-    """Return a layer's order as lists, one for each key head or one for all; None for the order as trained."""
+    """Return a layer's order as lists, one or one per key head; None for as trained."""
     if isinstance(order, str):
         checks.one_of("order", order, get_args(NamedOrder))
         return None if order == "as_trained" else [_by_frequency(model, layer, fastest=order == "fastest_first")]

@@ -1,4 +1,4 @@
-"""Levels of one attention layer: its hierarchy, and the dimensions of its heads that each level owns."""
+"""Levels of one attention layer and the dimensions that each owns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SERIALS = itertools.count()
 
 
 class LayerLevels(nn.Module):
-    """A hierarchy with the permutation that puts the dimensions of queries and keys in the order of its levels.
+    """A hierarchy, and the permutation of a head's dimensions to its levels' order.
 
     Without an order dimensions stay in place, except that several levels need the two dimensions of a rotary pair side
     by side.
@@ -64,7 +64,7 @@ class LayerLevels(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Return `x (B, H, T, r)`, of query or key heads, with its dimensions in the order of the levels."""
+        """Return queries or keys `(B, H, T, r)` with dimensions in the levels' order."""
         if self.index is None:
             return x
         if len(self.index) == 1:

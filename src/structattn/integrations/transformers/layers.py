@@ -1,4 +1,4 @@
-"""Find the self-attention layers of a model of transformers, by attributes that the attention interface asks for."""
+"""Find the self-attention layers of a model of transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AttentionLayer:
 
     @property
     def config(self) -> Any:
-        """Config that the module reads at each call; an encoder's and a decoder's are copies of the model's."""
+        """Config that the module reads at each call; a stack's is a copy."""
         return self.module.config
 
 
@@ -51,7 +51,10 @@ def is_causal(module: nn.Module) -> bool:
 
 
 def is_cross_attention(module: nn.Module) -> bool:
-    """Return True if keys come from another stack: GPT-2 has a flag; elsewhere it is a decoder's non-causal layer."""
+    """Return True if keys come from another stack.
+
+    GPT-2 has a flag for it; in other models it is a decoder's non-causal layer.
+    """
     if getattr(module, "is_cross_attention", False):
         return True
     return bool(getattr(module, "is_decoder", False)) and not is_causal(module)

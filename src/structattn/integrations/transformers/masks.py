@@ -26,7 +26,7 @@ def mlr_mask(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Tensor | None:
-    """Return the mask for attention layers: `(B, Tk)`, true for real keys; None where no key is padding.
+    """Return the mask `(B, Tk)`, true for real keys; None without padding.
 
     The signature is that of transformers' mask functions.
 
@@ -85,7 +85,7 @@ def check_window(window: int, key_length: int) -> None:
 def _check_causal(
     mask_function: Callable[..., Any], batch_size: int, q_length: int, q_offset: int, device: torch.device | str
 ) -> None:
-    """Raise ValueError unless every token sees the one before it and not the one after, as in packed sequences."""
+    """Raise ValueError unless every token sees the previous one and not the next."""
     rows = torch.arange(batch_size, device=device)[:, None]
     at = torch.arange(q_offset, q_offset + q_length, device=device)
     sees_before = mask_function(rows, 0, at[1:], at[:-1])
@@ -106,7 +106,7 @@ def check_all(condition: Tensor, message: str) -> None:
 
 
 def visible_keys(mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return where the real keys of each row begin and end, and a bias that masks padding between them.
+    """Return the range of each row's real keys, and a bias that masks holes.
 
     A row without a real key has an empty range at its end: a left-padded row that is read in chunks begins like this.
 

@@ -1,4 +1,4 @@
-"""Pairs of dimensions that a rotary embedding rotates; without one, each dimension is a unit by itself.
+"""Pairs of dimensions that a rotary embedding rotates.
 
 The score of a rotated pair depends on relative position alone, that of half a pair does not: a level must own whole
 pairs.
@@ -18,7 +18,7 @@ Pairing = Literal["halves", "neighbours"]
 
 
 def unit_dimensions(pairing: Pairing | None, width: int) -> Tensor:
-    """Return the dimensions of each unit of an order: `(r/2, 2)` for pairs, `(r, 1)` without rotation."""
+    """Return the dimensions of each unit: `(r/2, 2)`; without rotation `(r, 1)`."""
     dimensions = torch.arange(width)
     if pairing is None:
         return dimensions[:, None]
@@ -31,12 +31,12 @@ def rotates(model: nn.Module) -> bool:
 
 
 def rates(model: nn.Module) -> list[Tensor]:
-    """Return the angle per position of each pair, `(r/2,)`, for every rotary embedding in the model."""
+    """Return each pair's angle per position `(r/2,)`, for every rotary embedding."""
     return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "inv_freq"]
 
 
 def find_pairing(model: nn.Module, attention: nn.Module, name: str, width: int) -> Pairing | None:
-    """Return how the model's rotary embedding pairs the dimensions of a head; None if it has no such embedding.
+    """Return how a head's dimensions are paired; None without a rotary embedding.
 
     The pairs are read off the `rotate_half` of the attention's own file, applied to distinct numbers.
 

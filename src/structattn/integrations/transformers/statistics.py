@@ -31,7 +31,7 @@ class LayerStatistics(Protocol):
 
 @torch.no_grad()
 def collect_statistics(model: PreTrainedModel, statistics: Mapping[int, LayerStatistics], batches: Batches) -> None:
-    """Run `model` over `batches` in evaluation mode and add each layer's queries and keys to its statistics.
+    """Run a model and add each layer's queries and keys to its statistics.
 
     Args:
         model: runs with standard attention; its mode and attention implementation are restored.

@@ -58,7 +58,7 @@ class CachedKeys:
 
 
 class _LevelLayer(StoreLayer):
-    """Cache of one layer, which stores keys with their dimensions in the order of the levels."""
+    """Cache of one layer; dimensions of keys are in the order of the levels."""
 
     def __init__(self, layer: AttentionLayer) -> None:
         levels = levels_of(layer.module)
@@ -67,7 +67,7 @@ class _LevelLayer(StoreLayer):
         self._source = (levels.serial, id(layer.module))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append keys `(B, Hkv, T', r)` and values `(B, Hkv, T', dv)`; return `CachedKeys` and all values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeys` and values."""
         store, values = super().update(self._levels.arrange(key_states), value_states)
         return CachedKeys(store, self._source), values
 
@@ -103,7 +103,7 @@ class MLRCache(StoreCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def _writes(self) -> float:
-        """Return a number that changes with every write to a parameter; -1 once a parameter is gone."""
+        """Return a number that every write to a parameter changes; -1 once one is gone."""
         parameters = [reference() for reference in self._parameters]
         alive = [parameter for parameter in parameters if parameter is not None]
         return count_writes(alive) if len(alive) == len(parameters) else -1
@@ -113,7 +113,7 @@ class _EncoderDecoderCache(EncoderDecoderCache):
     """`MLRCache` of the decoder's self-attention, standard cache of its cross-attention."""
 
     def check_dynamic_cache(self, method: str) -> None:
-        """Accept both caches: they crop, repeat and select, which is all that the base class needs."""
+        """Accept both caches: they crop, repeat and select, as the base class asks."""
 
 
 def make_cache(model: PreTrainedModel) -> Cache:
