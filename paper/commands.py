@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from paper.chronos.attention import COMPARED
+
 QUESTIONS = {
     "bottleneck": "Figure 2: how large must a head of standard attention be to compare inputs of d dimensions?",
     "width": "Figure 3a: at which width does each structure solve in-context regression?",
@@ -66,8 +68,9 @@ class Chronos:
     out: Path
     """Folder for results, figure and checkpoints; made where it is missing."""
 
-    attentions: tuple[str, ...] = ("standard", "mlr:16|16", "mlr:8|8|8|8")
-    """Self-attention to compare: standard, mlr, or mlr with ranks that sum to the head width, mlr:16,8,8."""
+    attentions: tuple[str, ...] = COMPARED
+    """Self-attention to compare, spelt as for compare. A T5 does not scale its scores and has no norms, so a spelling
+    ends in +level_weight=1+qk_norm=false (mlr) or +qk_norm=false+scale=1 (standard)."""
 
     size: Literal["reduced", "tiny", "mini", "small"] = "reduced"
     """Sizes of the model: as published, or reduced (width 64, 2 layers, 2 heads of 32) for a CPU."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from paper.chronos.attention import spelling
 from paper.chronos.run import REDUCED, ChronosRunConfig, chronos_training
 from paper.chronos.task import ChronosDataConfig
 from paper.chronos.verdict import chronos_verdict
@@ -107,7 +108,7 @@ def _chronos_trials(scale: Scale) -> list[Trial]:
         )
     return [
         Trial(
-            dataclasses.replace(run, size=size, attention=name),
+            dataclasses.replace(run, size=size, attention=spelling(name)),
             {"part": _CHRONOS, "structure": name, "size": size if isinstance(size, str) else "reduced"},
         )
         for size in sizes

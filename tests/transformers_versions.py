@@ -1,4 +1,4 @@
-"""What tests ask of models of transformers under names that changed between its versions."""
+"""Methods of transformers' models whose names changed between versions."""
 
 
 def checkpoint_activations(model, *settings):

@@ -1,4 +1,4 @@
-"""What forecasts of Chronos are judged by: series cut into a past to read and a future to compare with."""
+"""Series to evaluate forecasts on, each a past and a future."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from structattn import checks
 from structattn.tasks.series import Fill, load_series
 
 Metrics = dict[str, float]
-"""WQL and MASE, as `structattn.integrations.chronos.forecast_metrics` gives them."""
+"""WQL and MASE, from `structattn.integrations.chronos.sample_metrics`."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Series to forecast: pasts `(N, C)`, futures `(N, P)`, and steps of a season."""
+    """Series to forecast: pasts `(N, C)`, futures `(N, P)`, and the steps of a season."""
 
     past: NDArray[np.float64]
     future: NDArray[np.float64]
     season: int
 
     left_out: int = 0
-    """Series that were here and could not be judged."""
+    """Series that `usable` dropped."""
 
     def judge(self, samples: NDArray[np.float64]) -> Metrics:
-        """Metrics of forecasts `(N, S, P)`."""
-        from structattn.integrations.chronos import forecast_metrics
+        """Return the metrics of forecasts `(N, S, P)`."""
+        from structattn.integrations.chronos import sample_metrics
 
-        return forecast_metrics(samples, self.past, self.future, season=self.season)
+        return sample_metrics(samples, self.past, self.future, season=self.season)
 
     def usable(self) -> DataSet:
-        """Those that can be judged: the whole future was observed, and the past changes from season to season.
+        """Return the series that have metrics.
+
+        Dropped are those whose future was not fully observed, and those whose past is the same in every season.
 
         Raises:
-            ValueError: none can, or the past is no longer than a season.
+            ValueError: no series is left, or the past is no longer than a season.
         """
         count, length = self.past.shape
         if self.season >= length:
@@ -53,23 +55,25 @@ class DataSet:
 
 @dataclass(frozen=True)
 class RealSeries:
-    """A series to forecast without training on it: windows of its test part, each channel by itself.
+    """A real series to forecast zero-shot.
+
+    Windows are of its test part; each channel is a series of its own.
 
     Raises:
         TypeError, ValueError: a number is not a positive integer.
     """
 
     data: str
-    """A name or a CSV file, as `structattn.tasks.series.load_series` takes it; so are the next three."""
+    """A name or a CSV file; this and the next three are arguments of `structattn.tasks.series.load_series`."""
 
     time: str = "date"
-    """The column of times."""
+    """Column of times."""
 
     columns: tuple[str, ...] = ()
-    """The channels; none for every column but `time`."""
+    """Columns of the channels; empty for all but `time`."""
 
     fill: Fill | None = None
-    """What to do where values or rows are missing."""
+    """How to fill missing values or rows; by default they are refused."""
 
     season: int = 24
     """Steps of a season."""
@@ -82,10 +86,10 @@ class RealSeries:
         checks.positive_int("count", self.count)
 
     def windows(self, context_length: int, horizon: int) -> DataSet:
-        """What there is to forecast, `count` windows of each channel.
+        """Return `count` windows of each channel.
 
         Raises:
-            ValueError: what `load_series` raises, or the test part is too short.
+            ValueError: the series cannot be loaded, or its test part is too short.
         """
         series = load_series(self.data, time=self.time, columns=self.columns, fill=self.fill)
         first = max(series.borders[1] - context_length, 0)

@@ -1,4 +1,4 @@
-"""What training Chronos found: a picture of validation loss against FLOPs and against tokens, and a table."""
+"""Figure and table of the study of Chronos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METRICS = {"WQL": "wql", "MASE": "mase", "median MASE": "mase_median"}
 
 
 def draw_chronos(results: ChronosResults, folder: Path, name: str = "loss-flops") -> Figure:
-    """Validation loss against training FLOPs, and against tokens, as `name.png` and `name.svg` in `folder`.
+    """Draw validation loss against training FLOPs and against tokens; save `name.png` and `name.svg` in `folder`.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
@@ -40,9 +40,9 @@ def draw_chronos(results: ChronosResults, folder: Path, name: str = "loss-flops"
 
 
 def _panel(axes: Axes, results: ChronosResults, column: int, label: str) -> None:
-    drawn = pens(list(dict.fromkeys(run.attention for run in results.runs)))
+    pen_of = pens(list(dict.fromkeys(run.attention for run in results.runs)))
     for run in results.runs:
-        pen = drawn[run.attention]
+        pen = pen_of[run.attention]
         points = [(point[column], point[2]) for point in run.curve]
         name = run.attention if run.seed == 0 else None
         axes.plot(*zip(*points, strict=True), color=pen.colour, linestyle=pen.dash, linewidth=1.4, label=name)
@@ -51,7 +51,7 @@ def _panel(axes: Axes, results: ChronosResults, column: int, label: str) -> None
 
 
 def chronos_markdown(results: ChronosResults) -> str:
-    """Every model and baseline with its costs and metrics, for a page."""
+    """Return a Markdown table of every model and baseline with costs and metrics."""
     heading, rows = _rows(results)
     lines = [heading, ["---"] * len(heading)]
     lines += [[f"`{row[0]}`", *row[1:]] if row[1] else row for row in rows]
@@ -59,12 +59,12 @@ def chronos_markdown(results: ChronosResults) -> str:
 
 
 def chronos_table(results: ChronosResults) -> Table:
-    """The same, for the terminal."""
+    """Return the table of `chronos_markdown` for the terminal."""
     return terminal_table(*_rows(results))
 
 
 def _rows(results: ChronosResults) -> tuple[list[str], list[list[str]]]:
-    """Heading and cells: a row for each run, then one for each forecaster that is no model."""
+    """Return heading and cells: a row for each run, then one for each baseline."""
     first = results.runs[0]
     columns: dict[str, Callable[[ChronosRun], str]] = {
         "attention": lambda run: run.attention,

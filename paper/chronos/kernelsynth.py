@@ -1,8 +1,7 @@
 """Synthetic time series: samples of Gaussian processes whose covariance is a random composition of kernels.
 
-A composition takes one to five kernels from a bank (periods of calendars, trends, smooth changes, noise) and joins them
-from left to right, each time by `+` or `x` with equal chance. Time runs by 1/1024 per step, so that a period of 24
-repeats every 24 steps however long the series is.
+A composition joins one to five kernels of a bank (periods of calendars, trends, smooth changes, noise) from left to
+right, each time by `+` or `x` with equal chance. A step is 1/1024 units of time, whatever the length of the series.
 
 Source of the idea and of the bank: KernelSynth in Ansari et al., *Chronos: Learning the Language of Time Series*, 2024,
 arXiv 2403.07815, section 4.2 and appendix A.
@@ -22,45 +21,47 @@ from structattn import checks
 from structattn.tasks.base import check_seed
 
 STEPS = 1024
-"""Steps in a unit of time, in which the length scales of trends and smooth changes are given."""
+"""Steps in a unit of time, the unit of the length scales of trends and smooth changes."""
 
 PERIODS = (4, 6, 7, 10, 12, 14, 24, 26, 30, 40, 48, 52, 60, 96, 168, 336, 365, 672, 730)
-"""Steps of the bank's periodic kernels: parts and multiples of hours, days, weeks, months, quarters and years."""
+"""Periods of the bank, in steps: parts and multiples of hours, days, weeks, months, quarters and years."""
 
 MOST_KERNELS = 5
-"""Kernels in the largest composition."""
+"""Most kernels in a composition."""
 
-# Covariances of smooth processes are singular to rounding: a share of the mean variance, far below what a bin of the
-# tokenizer can tell, makes their Cholesky factor exist.
+# Added to the diagonal, as a share of the mean variance: covariances of smooth processes are singular to rounding and
+# have no Cholesky factor. It is far below the width of a tokenizer's bin.
 _JITTER = 1e-8
 
 
-class Part(enum.IntEnum):
-    """What a composition is for; equal numbers of different parts have nothing in common."""
+class Split(enum.IntEnum):
+    """Training or held-out compositions; those of one index in both splits are independent."""
 
     TRAINING = 0
     HELD_OUT = 1
 
 
 def synthetic_series(
-    seed: int, index: int, length: int, *, paths: int = 1, part: Part = Part.TRAINING
+    seed: int, index: int, length: int, *, paths: int = 1, split: Split = Split.TRAINING
 ) -> NDArray[np.float64]:
-    """Sample paths of one random composition, a pure function of the arguments (on one machine).
+    """Return sample paths of one random composition.
+
+    On one machine they are a pure function of the arguments.
 
     With `K` the composition's covariance at `length` steps and `C Cᵀ = K`, the paths are `C z` with `z ~ N(0, I)`.
 
     Args:
-        seed: names the data set.
-        index: names the composition in it, from 0.
+        seed: seed of the data set.
+        index: number of the composition, from 0.
         length: steps of a path.
-        paths: how many paths; sharing a composition, they share most of the work too.
-        part: training or held-out.
+        paths: number of paths; one factorisation serves all.
+        split: training or held-out.
 
     Returns:
         `(paths, length)`.
 
     Raises:
-        TypeError, ValueError: an argument is not of the kind or in the range it states.
+        TypeError, ValueError: an argument has another type or is out of range.
         ImportError: without scikit-learn, naming the extra that brings it.
     """
     checks.positive_int("length", length)
@@ -69,9 +70,9 @@ def synthetic_series(
         raise TypeError(f"index must be an integer, got {index!r} ({type(index).__name__})")
     if index < 0:
         raise ValueError(f"index must be at least 0, got {index}")
-    draws = np.random.default_rng((check_seed(seed), part, index))
+    draws = np.random.default_rng((check_seed(seed), split, index))
     covariance = _compose(draws)(np.arange(length)[:, None] / STEPS)
-    # Zero at every step where the only kernel is a trend through the origin and the series one step long.
+    # The trace is 0 where the only kernel is a trend through the origin and the series has one step.
     covariance[np.diag_indices(length)] += _JITTER * max(covariance.trace() / length, _JITTER)
     noise = draws.standard_normal((length, paths))
     series: NDArray[np.float64] = (np.linalg.cholesky(covariance) @ noise).T
@@ -79,7 +80,7 @@ def synthetic_series(
 
 
 def _compose(draws: np.random.Generator) -> Any:
-    """A random composition of kernels of the bank."""
+    """Return a random composition of kernels of the bank."""
     bank = _bank()
     chosen = draws.integers(len(bank), size=draws.integers(1, MOST_KERNELS + 1)).tolist()
     kernel = bank[chosen[0]]
@@ -91,7 +92,7 @@ def _compose(draws: np.random.Generator) -> Any:
 
 @functools.cache
 def _bank() -> tuple[Any, ...]:
-    """The kernels that compositions take from, as scikit-learn has them."""
+    """Return the kernels of scikit-learn that compositions are made of."""
     kernels = checks.require("sklearn.gaussian_process.kernels", "paper")
     return (
         *(kernels.ExpSineSquared(periodicity=period / STEPS) for period in PERIODS),

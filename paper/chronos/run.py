@@ -1,4 +1,4 @@
-"""One run of Chronos: a T5 with a given self-attention, trained from scratch on synthetic series."""
+"""Config of a Chronos-T5 trained from scratch on synthetic series."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from paper.chronos.attention import label, spelling
 from paper.chronos.task import ChronosDataConfig, ChronosTask
+from structattn.studies import files
 from structattn.training import TrainConfig
 from structattn.training.precision import Precision
 
@@ -22,7 +24,7 @@ REDUCED = (64, 2, 2, 256, 32)
 def chronos_training(
     steps: int, *, batch_size: int = 16, learning_rate: float = 3e-3, precision: Precision = "float32"
 ) -> TrainConfig:
-    """Training of a Chronos-T5, whose initial deviations are not muP's, evaluated twenty times on the way."""
+    """Return the training config of a Chronos-T5: no muP, twenty evaluations."""
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
@@ -30,27 +32,28 @@ def chronos_training(
         weight_decay=0.0,
         mup=False,
         precision=precision,
-        # The loop's own choice, by the cost of an evaluation, leaves short runs a handful of points.
+        # The loop's default interval leaves short runs a handful of points.
         evaluation_interval=-(-steps // 20),
     )
 
 
 @dataclass(frozen=True)
 class ChronosRunConfig:
-    """All that defines a run, with what `structattn.studies.run.execute` asks of a config.
+    """Config of a run, as `structattn.studies.run.execute` takes it.
 
     Raises:
-        ValueError: the budget is not one of steps or tokens: with those, every attention reads the same.
+        ValueError: a T5 cannot have the attention; or the budget is not in steps or tokens, which give every
+            attention the same rows.
     """
 
-    attention: str = "standard"
-    """Spelling, as `structattn.integrations.chronos.set_attention` takes it."""
+    attention: str = spelling("standard")
+    """Spelling of the attention, see `structattn.integrations.chronos.set_attention`."""
 
     size: str | tuple[int, int, int, int, int] = REDUCED
     """`tiny`, `mini`, `small`, or d_model, layers, heads, d_ff and d_kv."""
 
     context_length: int = 256
-    """Values that a forecast is made from."""
+    """Values that a forecast reads."""
 
     prediction_length: int = 32
     """Values to forecast."""
@@ -59,35 +62,46 @@ class ChronosRunConfig:
     """Bins of the tokenizer and special ids."""
 
     dropout: float = 0.0
-    """Share dropped in training."""
+    """Dropout rate in training."""
 
     initializer_factor: float = 1.0
-    """Of T5's initial deviations; Chronos as published has 0.05."""
+    """Factor on T5's initial deviations; published Chronos models have 0.05."""
 
     data: ChronosDataConfig = field(default_factory=ChronosDataConfig)
-    """Synthetic series."""
+    """Sizes of the synthetic data."""
 
     train: TrainConfig = field(default_factory=lambda: chronos_training(800))
     """Budget and optimiser."""
 
     seed: int = 0
-    """Names the weights, the training series and their order."""
+    """Seed of the weights, the training series and their order."""
 
     def __post_init__(self) -> None:
+        label(self.attention)
         if self.train.budget not in ("steps", "tokens"):
             raise ValueError(f"train must have a budget of steps or tokens, equal for all, got {self.train.budget}")
 
     @property
+    def label(self) -> str:
+        """Label of the attention, see `paper.chronos.attention`."""
+        return label(self.attention)
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder in a study, such as `mlr-16-16-seed0`."""
+        return f"{files.safe_name(self.label.replace(',', '-'))}-seed{self.seed}"
+
+    @property
     def row_length(self) -> int:
-        """Ids of a row: context and future, each with its end token."""
+        """Ids of a row: context and future, each with an end token."""
         return self.context_length + self.prediction_length + 2
 
     def build_pipeline(self) -> ChronosPipeline:
-        """The fresh model as Chronos has it; equal weights for every attention.
+        """Return the untrained model as a pipeline; its weights do not depend on the attention.
 
         Raises:
             ImportError: without Chronos, naming the extra that brings it.
-            TypeError, ValueError: sizes or attention that do not fit each other.
+            TypeError, ValueError: sizes and attention do not fit each other.
         """
         from structattn.integrations.chronos import ChronosSize, make_chronos
 
@@ -103,21 +117,21 @@ class ChronosRunConfig:
         )
 
     def build_model(self) -> StructuredModel:
-        """The same as the training loop takes it: no such model, but with the few members that are asked for."""
+        """Return the untrained model, with the members that the training loop uses."""
         from structattn.integrations.chronos import ChronosLearner
 
         return cast("StructuredModel", ChronosLearner(self.build_pipeline()))
 
     def build_task(self, total_steps: int) -> ChronosTask:
-        """The task, the same for every number of steps."""
+        """Return the task; it does not depend on the number of steps."""
         from structattn.integrations.chronos import chronos_settings
 
         settings = chronos_settings(self.context_length, self.prediction_length, self.n_tokens)
         return ChronosTask(settings, self.data, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
-        plain = dataclasses.asdict(self)
+        """Return JSON values, the attention by its label."""
+        plain = dataclasses.asdict(self) | {"attention": self.label}
         plain["size"] = self.size if isinstance(self.size, str) else list(self.size)
         plain["train"]["betas"], plain["train"]["trackers"] = list(self.train.betas), list(self.train.trackers)
         return plain

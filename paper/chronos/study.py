@@ -1,7 +1,7 @@
-"""Chronos trained from scratch on synthetic series, a model per attention, with equal tokens; judged on held-out ones.
+"""Train Chronos from scratch, a model per attention, and evaluate it.
 
-Every model reads the same rows in the same order. Validation loss is reported against training FLOPs, and sampled
-forecasts by WQL and MASE: of held-out synthetic series, and zero-shot of the test part of a real series.
+Every model reads the same rows in the same order. Results are validation loss against training FLOPs, and WQL and MASE
+of sampled forecasts: of held-out synthetic series, and zero-shot of the test part of a real series.
 """
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paper.chronos.attention import COMPARED, label
 from paper.chronos.data import DataSet, Metrics, RealSeries
 from paper.chronos.run import ChronosRunConfig
 from paper.chronos.verdict import chronos_verdict
 from structattn import checks
 from structattn.studies import files
 from structattn.studies.environment import environment
-from structattn.studies.run import claim, execute, of_seed, run_name
+from structattn.studies.run import claim, execute, of_seed
 from structattn.training import Progress, RunFolderError
 
 Announce = Callable[[str, int, int], Progress | None]
-"""Called before each model is trained with its name, its number and how many there are."""
+"""Called before each model is trained, with its name, its number and the number of models; returns its progress bar."""
 
 
 @dataclass(frozen=True)
 class ChronosStudy:
-    """What to train, and how.
+    """Config of a study.
 
     Raises:
-        TypeError, ValueError: a field is not in its range.
+        TypeError, ValueError: a field has another type or is out of range.
     """
 
-    attentions: tuple[str, ...] = ("standard", "mlr:16|16", "mlr:8|8|8|8")
-    """Spellings, as `structattn.integrations.chronos.set_attention` takes them."""
+    attentions: tuple[str, ...] = COMPARED
+    """Spellings of the attentions to compare, see `structattn.integrations.chronos.set_attention`."""
 
     run: ChronosRunConfig = field(default_factory=ChronosRunConfig)
-    """Sizes, data and budget of every model; its own attention and seed count for nothing."""
+    """Sizes, data and budget of every model; its attention and seed are ignored."""
 
     seeds: int = 1
     """Runs of each attention."""
 
     series: RealSeries | None = None
-    """A series to forecast besides the held-out synthetic ones."""
+    """A real series to forecast besides the held-out synthetic ones."""
 
     samples: int = 20
     """Sample paths of a forecast."""
@@ -52,15 +53,16 @@ class ChronosStudy:
     def __post_init__(self) -> None:
         if not self.attentions:
             raise ValueError("attentions must name at least one structure, got none")
-        for name in self.attentions:
-            if self.attentions.count(name) > 1:
+        labels = [label(attention) for attention in self.attentions]
+        for name in labels:
+            if labels.count(name) > 1:
                 raise ValueError(f"attentions must differ, got {name!r} twice")
         for name in ("seeds", "samples"):
             checks.positive_int(name, getattr(self, name))
 
     @property
     def runs(self) -> list[ChronosRunConfig]:
-        """Every run: all attentions with the first seed, then all with the next."""
+        """Configs of all runs: every attention with the first seed, then with the next."""
         return [
             of_seed(dataclasses.replace(self.run, attention=name), seed)
             for seed in range(self.seeds)
@@ -68,8 +70,9 @@ class ChronosStudy:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
-        plain = dataclasses.asdict(self) | {"attentions": list(self.attentions), "run": self.run.to_dict()}
+        """Return JSON values, attentions by their labels."""
+        labels = [label(attention) for attention in self.attentions]
+        plain = dataclasses.asdict(self) | {"attentions": labels, "run": self.run.to_dict()}
         if self.series is not None:
             plain["series"]["columns"] = list(self.series.columns)
         del plain["run"]["attention"], plain["run"]["seed"], plain["run"]["train"]["seed"]
@@ -78,15 +81,16 @@ class ChronosStudy:
 
 @dataclass(frozen=True)
 class ChronosRun:
-    """One trained model."""
+    """Results of one trained model."""
 
     attention: str
+    """Label, see `paper.chronos.attention`."""
     seed: int
     parameters: int
     forward_flops: int
-    """Of one row."""
+    """Forward FLOPs of one row."""
     score_flops: int
-    """What inner products of queries and keys take of them, cross-attention's included."""
+    """FLOPs of the products of queries and keys in `forward_flops`, including cross-attention."""
     curve: list[tuple[int, int, float]]
     """Tokens, training FLOPs and validation loss at every evaluation."""
     metrics: dict[str, Metrics]
@@ -100,31 +104,31 @@ class ChronosRun:
 
 @dataclass(frozen=True)
 class ChronosResults:
-    """What came out."""
+    """Results of a study."""
 
     runs: list[ChronosRun]
     baselines: dict[str, dict[str, Metrics]]
-    """By data set, then by forecaster."""
+    """Metrics of the baselines, by data set, then by name."""
     study: dict[str, Any]
-    """Its settings."""
+    """The study's config, from `ChronosStudy.to_dict`."""
     judged: dict[str, list[int]]
-    """By data set how many series forecasts are judged by, and how many `DataSet.usable` left out."""
+    """By data set, the number of series evaluated and the number that `DataSet.usable` dropped."""
 
     @property
     def verdict(self) -> str:
-        """Losses at the end, and what of standard attention's FLOPs its loss takes, in a sentence; or nothing."""
+        """Sentence on final losses and FLOPs to standard attention's loss, or `""`."""
         curves = {(run.attention, run.seed): [(flops, loss) for _, flops, loss in run.curve] for run in self.runs}
-        said, _ = chronos_verdict(curves)
+        sentence, _ = chronos_verdict(curves)
         spread = " (±: standard error over seeds)" if len({run.seed for run in self.runs}) > 1 else ""
-        return f"Nats per token at the end: {said}{spread}." if said else ""
+        return f"Nats per token at the end: {sentence}{spread}." if sentence else ""
 
     def save(self, folder: Path) -> None:
-        """As `results.json`."""
+        """Write `results.json` into `folder`."""
         files.write_json(folder / "results.json", dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> ChronosResults:
-        """What `save` wrote."""
+        """Read the results that `save` wrote."""
         plain = files.read_json(folder / "results.json")
         runs = [ChronosRun(**run | {"curve": [tuple(point) for point in run["curve"]]}) for run in plain["runs"]]
         return cls(runs, plain["baselines"], plain["study"], plain["judged"])
@@ -138,23 +142,23 @@ def measure_chronos(
     announce: Announce | None = None,
     command: Sequence[str] = (),
 ) -> ChronosResults:
-    """Train every model of the study, or what is left of it, and write `results.json` into `folder`.
+    """Train and evaluate every model of the study, and write `results.json` into `folder`.
 
     Args:
-        study: what to do.
-        folder: of this study alone; called again, it goes on where it stopped.
-        overwrite: delete what another study has left there.
-        announce: is told of each model before it trains.
-        command: the command line, for the record.
+        study: config of the study.
+        folder: folder of this study alone; a second call resumes the study.
+        overwrite: delete the results of another study in `folder`.
+        announce: called before each model is trained, see `Announce`.
+        command: the command line, recorded in `environment.json`.
 
     Raises:
         ImportError: without Chronos, gluonts or scikit-learn, naming the extra that brings them.
         RunFolderError: `folder` holds another study, a file cannot be written, or a loss became NaN or infinite.
-        TypeError, ValueError: something does not fit together.
+        TypeError, ValueError: parts of the config do not fit each other.
     """
     for module in ("chronos", "gluonts.ev.metrics", "sklearn.gaussian_process"):
         checks.require(module, "paper")
-    for config in study.runs[: len(study.attentions)]:  # One that does not fit is refused now.
+    for config in study.runs[: len(study.attentions)]:  # Raises now if one does not fit.
         config.build_model()
     data = _data_sets(study)
     baselines = {name: _baselines(each) for name, each in data.items()}
@@ -167,7 +171,7 @@ def measure_chronos(
     judged = {name: [len(each.past), each.left_out] for name, each in data.items()}
     results = ChronosResults([], baselines, study.to_dict(), judged)
     for number, config in enumerate(study.runs):
-        name = f"{config.attention}, seed {config.seed}"
+        name = f"{config.label}, seed {config.seed}"
         progress = announce(name, number, len(study.runs)) if announce else None
         results.runs.append(_run(config, study.samples, data, folder, progress))
         results.save(folder)
@@ -179,12 +183,12 @@ def _run(
 ) -> ChronosRun:
     from structattn.integrations.chronos import ChronosLearner, forecast, load_chronos
 
-    run_folder = folder / "runs" / run_name(config)
+    run_folder = folder / "runs" / config.folder
     result = execute(config, run_folder, progress)
     if isinstance(result, str):
         raise RunFolderError(run_folder, result)
     pipeline = load_chronos(run_folder / "model")
-    kept = run_folder / "forecasts.json"  # Sampling is slow enough to be done once.
+    kept = run_folder / "forecasts.json"  # Sampling is slow: a resumed study reads it.
     if not kept.exists():
         metrics = {
             name: each.judge(forecast(pipeline, each.past, config.prediction_length, samples=samples, seed=config.seed))
@@ -193,7 +197,7 @@ def _run(
         files.write_json(kept, metrics)
     cost = ChronosLearner(pipeline).flops(config.row_length)
     return ChronosRun(
-        attention=config.attention,
+        attention=config.label,
         seed=config.seed,
         parameters=pipeline.inner_model.num_parameters(),
         forward_flops=cost.forward,
@@ -204,7 +208,7 @@ def _run(
 
 
 def _data_sets(study: ChronosStudy) -> dict[str, DataSet]:
-    """Held-out synthetic series, and windows of the real one where there is one."""
+    """Return the held-out synthetic series, and windows of the real one if there is one."""
     split, horizon = study.run.context_length, study.run.prediction_length
     held_out = study.run.build_task(1).held_out()
     data = {"synthetic": DataSet(held_out[:, :split], held_out[:, split:], 1).usable()}
@@ -215,8 +219,8 @@ def _data_sets(study: ChronosStudy) -> dict[str, DataSet]:
 
 
 def _baselines(data: DataSet) -> dict[str, Metrics]:
-    from structattn.integrations.chronos import seasonal_naive
+    from structattn.integrations.chronos import seasonal_naive_samples
 
     horizon = data.future.shape[1]
     seasons = {"last value": 1} | ({f"seasonal naive ({data.season})": data.season} if data.season > 1 else {})
-    return {name: data.judge(seasonal_naive(data.past, horizon, season)) for name, season in seasons.items()}
+    return {name: data.judge(seasonal_naive_samples(data.past, horizon, season)) for name, season in seasons.items()}

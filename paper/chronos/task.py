@@ -1,7 +1,7 @@
-"""Chronos's task on synthetic series: from the tokens of a context, those of the values that follow.
+"""Chronos's task: predict the future's tokens from the context's.
 
-A row holds the ids of both sides, context first, so that a batch is one tensor as for every task. Ids are those of
-Chronos's own tokenizer: a value over the context's mean size, rounded to a bin; 0 for what is missing, 1 for the end.
+A row holds the ids of both, context first, so that a batch is one tensor as for every task. Ids are those of Chronos's
+tokenizer: a value over the context's mean absolute value, rounded to a bin; 0 for a missing value, 1 for the end.
 
 Shapes: `B` rows, context `C`, horizon `P`, `C + 1` ids of the context and its end, `P + 1` of the future and its end.
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from paper.chronos.kernelsynth import Part, synthetic_series
+from paper.chronos.kernelsynth import Split, synthetic_series
 from structattn import checks
 from structattn.tasks.base import Batch, Stream, Task, Totals, generator
 
@@ -33,26 +33,26 @@ _HELD_OUT_SEED = 0
 
 @dataclass(frozen=True)
 class ChronosDataConfig:
-    """The synthetic series to train on and to evaluate on.
+    """Sizes of the synthetic data, for training and evaluation.
 
     Raises:
-        TypeError, ValueError: a field is not of the kind or not in the range it states.
+        TypeError, ValueError: a field is no positive integer.
     """
 
     compositions: int = 512
     """Compositions of kernels in the training set."""
 
     paths: int = 8
-    """Series drawn from each of them."""
+    """Series drawn from each composition."""
 
     length: int = 1024
-    """Steps of a training series, of which a row is a window."""
+    """Steps of a training series; a row is a window of it."""
 
     min_past: int = 60
-    """Steps that a training window's context has at least; what it lacks to `C` is missing, on the left."""
+    """Least number of known steps in a training context; the others up to `C`, on the left, are missing."""
 
     evaluation_series: int = 256
-    """Held-out series, each of a composition of its own and as long as a context and its future."""
+    """Held-out series, each of its own composition and of `C + P` steps."""
 
     def __post_init__(self) -> None:
         for name in ("compositions", "paths", "length", "min_past", "evaluation_series"):
@@ -60,21 +60,21 @@ class ChronosDataConfig:
 
 
 class ChronosTask(Task):
-    """Windows of synthetic series as Chronos reads them, as `Task` describes.
+    """The task of predicting a window's future from its context, in Chronos's tokens.
 
     A batch has `inputs (B, C + P + 2)`, the ids of context and future, each with its end token, and
     `targets (B, P + 1)`, those of the future. A model returns logits `(B, P + 1, n_tokens)`, of each id of the future
     given the context and the ids before it.
 
-    *Training rows.* Row `n` of step `s` takes the next series of a reading order that is fresh in every epoch, and a
-    window that ends at a random step of it; the context holds what came before, at most `C` steps.
+    *Training rows.* Every epoch has a random order of the series. Each row takes the next series and a window at a
+    random step of it; the context holds the steps before, at most `C`.
 
     *Loss.* Cross-entropy, the mean over ids of the future (the end token included, as in Chronos) that are not missing.
 
     Args:
-        config: Chronos's own: lengths, bins, special ids. For encoder and decoder (`model_type="seq2seq"`).
-        data: the series.
-        seed: names the training series and their order.
+        config: Chronos's config: lengths, bins, special ids. `model_type` must be `"seq2seq"`.
+        data: sizes of the data.
+        seed: seed of the training series and their order.
 
     Raises:
         ValueError: `seed` is out of range, a series is too short for `min_past` and the horizon, or `config` is for
@@ -104,31 +104,31 @@ class ChronosTask(Task):
 
     @property
     def context_length(self) -> int:
-        """Ids of a row, both sides together."""
+        """Ids of a row, of context and future together."""
         return int(self.config.context_length + self.config.prediction_length + 2)
 
     @property
     def evaluation_size(self) -> int:
-        """Held-out series."""
+        """Number of held-out series."""
         return self.data.evaluation_series
 
     def held_out(self) -> NDArray[np.float64]:
-        """The held-out series themselves, `(N, C + P)`."""
+        """Return the held-out series, `(N, C + P)`."""
         length = self.config.context_length + self.config.prediction_length
         return _held_out(self.data.evaluation_series, length)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy of logits `(B, P + 1, n_tokens)`, in nats per id."""
+        """Return the mean cross-entropy of logits `(B, P + 1, n_tokens)`, in nats per id."""
         return self._cross_entropy(outputs, batch).sum() / (batch["targets"] != self.config.pad_token_id).sum()
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """`nats ()`, the summed cross-entropy, and `tokens ()`, the ids it is summed over."""
+        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, its ids."""
         nats = self._cross_entropy(outputs, batch).double().sum()
         return {"nats": nats, "tokens": (batch["targets"] != self.config.pad_token_id).sum().double()}
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Nats per id."""
+        """Return nats per id."""
         return {"nats_per_token": (totals["nats"] / totals["tokens"]).item()}
 
     def _cross_entropy(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -157,7 +157,7 @@ class ChronosTask(Task):
         return self._tokens(self.held_out()[rows.start : rows.stop])
 
     def _tokens(self, windows: NDArray[np.float64]) -> Batch:
-        """Ids of windows `(B, C + P)`, NaN for what is missing."""
+        """Return the batch of windows `(B, C + P)`, NaN where a value is missing."""
         values = torch.from_numpy(windows).float()
         context, future = values[:, : self.config.context_length], values[:, self.config.context_length :]
         read, _, scale = self.tokenizer.context_input_transform(context.contiguous())
@@ -167,19 +167,19 @@ class ChronosTask(Task):
 
 @functools.lru_cache(maxsize=2)
 def _training_series(seed: int, compositions: int, paths: int, length: int) -> NDArray[np.float32]:
-    """`(compositions · paths, length)`: drawn once for all models that train on it."""
+    """Return the training series `(compositions · paths, length)`; cached."""
     each = (synthetic_series(seed, index, length, paths=paths) for index in range(compositions))
     return np.concatenate([series.astype(np.float32) for series in each])
 
 
 @functools.lru_cache(maxsize=2)
 def _held_out(series: int, length: int) -> NDArray[np.float64]:
-    """`(series, length)`, the same for every seed."""
-    each = (synthetic_series(_HELD_OUT_SEED, index, length, part=Part.HELD_OUT) for index in range(series))
+    """Return the held-out series `(series, length)`, the same for every seed."""
+    each = (synthetic_series(_HELD_OUT_SEED, index, length, split=Split.HELD_OUT) for index in range(series))
     return np.concatenate(list(each))
 
 
 @functools.lru_cache(maxsize=2)
 def _reading_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The series in the order in which an epoch reads them."""
+    """Return the order in which an epoch reads the series."""
     return generator(seed, Stream.WINDOW_ORDER, epoch).permutation(count)

@@ -1,4 +1,4 @@
-"""Whether Chronos needs less compute with levels: losses at the end, and FLOPs until standard attention's loss."""
+"""Compare losses and FLOPs of Chronos with levels and with standard attention."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ Curve = Sequence[tuple[float, float]]
 
 
 def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[bool | None]]:
-    """What trainings with equal tokens say, and for each structure whether it saves compute; None: cannot tell.
+    """Compare runs of equal tokens with standard attention, seed by seed.
 
-    A structure is compared with standard attention seed by seed: runs of one seed start alike and read the same rows.
+    Runs of one seed start from the same weights and read the same rows.
 
     Args:
         curves: by structure and seed.
+
+    Returns:
+        A sentence, and for each structure True if it saves compute, False if not, None if the runs cannot tell.
     """
-    said, saves = [], []
+    sentences, saves = [], []
     for structure in dict.fromkeys(name for name, _ in curves):
         pairs = [
             (curve, curves[REFERENCE, seed])
@@ -41,12 +44,15 @@ def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[
                 reached = sum(map(math.isfinite, shares))
                 words += f", which comes down to {REFERENCE}'s loss with {reached} of {len(shares)} seeds"
                 saves.append(None if reached else False)
-        said.append(words)
-    return "; ".join(said), saves
+        sentences.append(words)
+    return "; ".join(sentences), saves
 
 
 def flops_to_reach(curve: Curve, loss: float) -> float:
-    """Training FLOPs at which a validation loss, linear between evaluations, first comes down to `loss`; else inf."""
+    """Return the training FLOPs at which a curve first reaches `loss`, or infinity.
+
+    The curve is linear between evaluations.
+    """
     for before, (flops, reached) in zip((None, *curve), curve, strict=False):
         if reached <= loss:
             if before is None:

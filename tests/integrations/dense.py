@@ -1,6 +1,6 @@
-"""What MLR attention in a model means: the formula's score matrix, written out, as an attention function of its own.
+"""Dense oracle of MLR attention in a model, by the formula's score matrix.
 
-It shares no code with the package but the class that holds ranks, block sizes and gains.
+It shares only `Hierarchy` with the package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SELF_ATTENTION = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "GPT2At
 
 
 def self_attention(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Self-attention modules by stack, by the names they have in the families tested."""
+    """Return self-attention modules by stack, found by their names in the families tested."""
     decoder = [module for module in model.modules() if type(module).__name__ in _SELF_ATTENTION]
     if decoder:
         return {"decoder": decoder}
@@ -29,7 +29,7 @@ def self_attention(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def install(model: nn.Module, hierarchies: dict[str, list[Hierarchy]], orders: dict[str, list] | None = None) -> None:
-    """Switch a model to the dense meaning; orders are of pairs where the model rotates, by layer and key head."""
+    """Switch a model to dense MLR attention, with orders by layer and key head."""
     rotates = getattr(model.config, "rope_parameters", None) is not None
     for stack, modules in self_attention(model).items():
         for index, module in enumerate(modules):
@@ -76,7 +76,7 @@ def _forward(
 def _score(
     hierarchy: Hierarchy, dimensions: list[list[int]], query: Tensor, key: Tensor, i: Tensor, j: Tensor
 ) -> Tensor:
-    """`c_m · Σ_{d < R_m} q[d] k[d]`, `(B, H, Tq, Tk)`: pair by pair the depth, then the gain of that depth."""
+    """Return `c_m · Σ_{d < R_m} q[d] k[d]`, `(B, H, Tq, Tk)`, with `m` the depth of each pair."""
     heads = query.shape[1]
     index = torch.tensor(dimensions).repeat_interleave(heads // len(dimensions), dim=0)[None, :, None]
     query, key = (x.gather(-1, index.expand(x.shape)) for x in (query, key))

@@ -17,6 +17,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.tolerance import assert_calibrated
+
+Gradients = dict[str, Tensor]
 VOCABULARY, WIDTH, HEAD = 50, 32, 8
 _ROTARY_SIZES = {
     "hidden_size": WIDTH,
@@ -35,7 +38,7 @@ DECODERS = ("llama", "qwen2", "qwen3", "gpt2")
 
 
 def make(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **fields: object) -> torch.nn.Module:
-    """A model in evaluation mode whose weights are large enough that its tokens depend on all of its context."""
+    """Return a model whose weights are so large that the whole context counts."""
     torch.manual_seed(seed)
     if family == "gpt2":
         sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.2}
@@ -58,7 +61,7 @@ def tokens(batch: int = 2, length: int = 21, seed: int = 0) -> Tensor:
 
 
 def mask(padding: str, batch: int = 2, length: int = 21) -> Tensor | None:
-    """Padding of 5 at one end of the first row and of 2 at that of the second; `"none"` for None."""
+    """Return a mask that pads the rows by 5 and 2 at one end, or None."""
     if padding == "none":
         return None
     real = torch.ones(batch, length, dtype=torch.long)
@@ -69,7 +72,7 @@ def mask(padding: str, batch: int = 2, length: int = 21) -> Tensor | None:
 
 
 def inputs(family: str, padding: str = "none") -> dict[str, Tensor]:
-    """What `forward` takes: T5 reads one text and writes another."""
+    """Return arguments of `forward`; T5 has one text to read and another to write."""
     x, real = tokens(), mask(padding)
     given = {"input_ids": x} | ({} if real is None else {"attention_mask": real})
     if family == "t5":
@@ -78,16 +81,27 @@ def inputs(family: str, padding: str = "none") -> dict[str, Tensor]:
 
 
 def real_logits(model: torch.nn.Module, given: dict[str, Tensor]) -> Tensor:
-    """Logits at real tokens `(N, V)`; T5's decoder has no padding here."""
+    """Return logits at real tokens, `(N, V)`; T5's decoder has no padding here."""
     logits = model(**given).logits
     real = given.get("attention_mask")
     return logits.flatten(0, 1) if real is None or "decoder_input_ids" in given else logits[real.bool()]
 
 
-def gradients(model: torch.nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a fixed weighting of the logits at real tokens, by parameter."""
+def gradients(model: torch.nn.Module, given: dict[str, Tensor]) -> Gradients:
+    """Return gradients, by parameter, of a fixed weighted sum of the logits at real tokens."""
     model.zero_grad()
     logits = real_logits(model, given)
     weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (logits * weight.to(logits.dtype)).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_calibrated_gradients(actual: Gradients, exact: Gradients, plain: Gradients) -> None:
+    """Compare all gradients at once, each over its largest entry.
+
+    One alone may be exact by luck.
+    """
+    assert actual.keys() == exact.keys() == plain.keys()
+    scales = {name: float(grad.abs().max()) or 1.0 for name, grad in exact.items()}
+    flat = [torch.cat([grads[name].flatten() / scales[name] for name in exact]) for grads in (actual, exact, plain)]
+    assert_calibrated(*flat, "gradients")

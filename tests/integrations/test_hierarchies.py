@@ -1,4 +1,4 @@
-"""Giving a model its hierarchy: what is refused, what is kept, and where it comes back."""
+"""Setting a model's hierarchy: errors, switching implementations, saving and loading."""
 
 import json
 import subprocess
@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MistralConfig, MistralForCausalLM
 
-from integrations.families import FAMILIES, HEAD, inputs, make, real_logits, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.models.transformers_internals import CACHE, set_attention_implementation
+from tests.integrations.families import FAMILIES, HEAD, inputs, make, real_logits, tokens
+from tests.tolerance import assert_calibrated
 
 LEVELS = Hierarchy((4, 2, 2), (None, 8, 4))
 
@@ -112,16 +113,23 @@ def test_a_config_of_another_shape_is_refused(tmp_path):
         model(tokens())
 
 
+def own_logits(model, x):
+    """Logits of the model's own attention, in float32 and in float64."""
+    plain, exact = model(x).logits.detach(), model.double()(x).logits.detach()
+    model.float()
+    return plain, exact
+
+
 class TestOtherModels:
     def test_a_family_nobody_named(self):
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         config = MistralConfig(**sizes, num_key_value_heads=2, vocab_size=50, sliding_window=16)
         model = MistralForCausalLM(config).eval()
-        plain = model(tokens(length=16)).logits
+        plain, exact = own_logits(model, tokens(length=16))
         st.set_hierarchy(model, Hierarchy.flat(HEAD))
-        torch.testing.assert_close(model(tokens(length=16)).logits, plain, rtol=1e-4, atol=1e-5)
-        with pytest.raises(ValueError, match="window of 16 tokens and here are 17"):
+        assert_calibrated(model(tokens(length=16)).logits.detach(), exact, plain)
+        with pytest.raises(ValueError, match="window of 16 tokens, got 17"):
             model(tokens(length=17))
 
     def test_heads_that_are_rotated_in_part(self):
@@ -132,11 +140,11 @@ class TestOtherModels:
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
         )
         model = GPTNeoXForCausalLM(config).eval()
-        plain = model(tokens()).logits
-        with pytest.raises(ValueError, match="width 8, of which the rotary embedding turns 4"):
+        plain, exact = own_logits(model, tokens())
+        with pytest.raises(ValueError, match="width 8, of which the rotary embedding rotates 4"):
             st.set_hierarchy(model, LEVELS)
         st.set_hierarchy(model, Hierarchy.flat(HEAD))
-        torch.testing.assert_close(model(tokens()).logits, plain, rtol=1e-4, atol=1e-5)
+        assert_calibrated(model(tokens()).logits.detach(), exact, plain)
 
     def test_no_attention_at_all(self):
         with pytest.raises(ValueError, match="no self-attention that MLR attention can serve"):

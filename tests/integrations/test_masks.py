@@ -1,10 +1,11 @@
-"""What a model may be asked and what MLR attention does not have: refused plainly, never dropped."""
+"""Masks and arguments that MLR attention does not support are refused, never dropped."""
 
 import pytest
 import torch
 
-from integrations.families import FAMILIES, inputs, make, mask, tokens
 from structattn.integrations import transformers as st
+from tests.integrations.families import FAMILIES, inputs, make, mask, tokens
+from tests.tolerance import assert_calibrated
 
 
 def with_levels(family, **fields):
@@ -16,7 +17,7 @@ def with_levels(family, **fields):
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEveryFamily:
     def test_padding_counts(self, family):
-        """What stands at padding changes nothing at real tokens."""
+        """Tokens at padding change nothing at real tokens."""
         model = with_levels(family)
         for padding in ("left", "right"):
             given, real = inputs(family, padding), mask(padding).bool()
@@ -25,15 +26,16 @@ class TestEveryFamily:
             torch.testing.assert_close(model(**other).logits[keep], model(**given).logits[keep])
 
     def test_padding_between_tokens(self, family):
-        """With one level as the model's own attention has it; with levels, what stands there changes nothing."""
+        """One level gives the model's own attention; with several, tokens at padding change nothing."""
         real = torch.ones(2, 21, dtype=torch.bool)
         real[1, [0, 4, 5, 12]] = False
         given = inputs(family) | {"attention_mask": real.long()}
         keep = torch.ones(2, 18, dtype=torch.bool) if family == "t5" else real
         model = make(family)
-        own = model(**given).logits[keep]
+        own = model(**given).logits[keep].detach()
+        exact = make(family, dtype=torch.float64)(**given).logits[keep].detach()
         st.set_hierarchy(model, "8")
-        torch.testing.assert_close(model(**given).logits[keep], own, rtol=1e-4, atol=1e-5)
+        assert_calibrated(model(**given).logits[keep].detach(), exact, own)
         st.set_hierarchy(model, "4|2|2@8")
         other = given | {"input_ids": torch.where(real, given["input_ids"], 7)}
         torch.testing.assert_close(model(**other).logits[keep], model(**given).logits[keep])
@@ -49,7 +51,7 @@ class TestEveryFamily:
             with_levels(family)(**inputs(family) | {"attention_mask": torch.ones(2, 20, dtype=torch.long)})
 
     def test_weights(self, family):
-        """GPT-2 takes the wish away before its attention sees it, and gives none, as with other implementations."""
+        """GPT-2 does not pass output_attentions on to its attention, and returns none with any implementation."""
         model = with_levels(family)
         if family == "gpt2":
             assert model(**inputs(family), output_attentions=True).attentions == ()
@@ -76,5 +78,5 @@ def test_sliding_windows():
     fields = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
     model = with_levels("qwen2", **fields)
     model(tokens(length=16))
-    with pytest.raises(ValueError, match="window of 16 tokens and here are 21"):
+    with pytest.raises(ValueError, match="window of 16 tokens, got 21"):
         model(tokens())

@@ -1,4 +1,4 @@
-"""The order in which levels take the dimensions of a head, and its measure."""
+"""The order in which levels take the dimensions of a head, and measuring it."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from integrations.dense import self_attention
-from integrations.families import FAMILIES, HEAD, ROTARY, inputs, make, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
 from structattn.models.transformers_internals import set_attention_implementation
+from tests.integrations.dense import self_attention
+from tests.integrations.families import FAMILIES, HEAD, ROTARY, inputs, make, tokens
 
 LEVELS = Hierarchy((4, 2, 2), (None, 8, 4))
 SPY = "spy_of_the_tests"
@@ -29,7 +29,7 @@ AttentionMaskInterface.register(SPY, sdpa_mask)
 
 
 def brute_force(query, key, real, units, distance, causal):
-    """`(Hkv, units)`, every pair of tokens by itself."""
+    """Return `(Hkv, units)` by a loop over every pair of tokens."""
     group = query.shape[1] // key.shape[1]
     energy, pairs = torch.zeros(key.shape[1], len(units), dtype=torch.float64), 0
     for row in range(len(query)):
@@ -82,7 +82,7 @@ def test_bad_measures():
     model = make("llama")
     with pytest.raises(ValueError, match="distance must be a positive integer"):
         st.far_energy(model, tokens(), distance=0)
-    with pytest.raises(ValueError, match="further apart than distance = 21"):
+    with pytest.raises(ValueError, match="at least distance = 21 apart"):
         st.far_energy(model, tokens(), distance=21)
     with pytest.raises(TypeError, match="batches must be token ids"):
         st.far_energy(model, ["text"])
@@ -92,7 +92,7 @@ def test_bad_measures():
 @pytest.mark.parametrize("order", ["as_trained", "slowest_first", "by head"])
 @pytest.mark.parametrize("family", ROTARY)
 def test_under_rotation_every_level_sees_relative_position_alone(family, order):
-    """One token at every place: with whole pairs a prefix of the dimensions gives a score that depends on `i - j`."""
+    """The same token at every place: with whole pairs, a prefix of the dimensions scores by `i - j` alone."""
     model = make(family, dtype=torch.float64)
     by_head = [[torch.randperm(4).tolist() for _ in range(2)] for _ in range(2)]
     st.set_hierarchy(model, LEVELS, order=by_head if order == "by head" else order)
@@ -102,14 +102,15 @@ def test_under_rotation_every_level_sees_relative_position_alone(family, order):
     query, key = apply_rotary_pos_emb(query, key, cos, sin)
 
     def uneven(query, key, width):
-        """How far the scores of one distance differ."""
+        """Return the largest deviation among scores of one distance."""
         score = query[..., :width] @ key[..., :width].repeat_interleave(2, dim=1).mT
         return max(float(score.diagonal(-shift, 2, 3).std(-1).max()) for shift in range(length - 1))
 
     arranged = [attention.structattn_levels.arrange(x) for x in (query, key)]
+    rounding = uneven(query, key, HEAD)  # transformers rounds its cosines to float32
     for width in LEVELS.prefix_ranks:
-        assert uneven(*arranged, width) < 1e-6  # transformers rounds its cosines to float32
-    assert uneven(query, key, 4) > 1e-2
+        assert uneven(*arranged, width) <= 2 * rounding
+    assert uneven(query, key, 4) > 1e4 * rounding
 
 
 def test_orders_by_frequency():
@@ -124,7 +125,7 @@ def test_orders_by_frequency():
 
 
 def test_pairs_of_neighbours_are_found(monkeypatch):
-    """As in the Cohere models, whose `rotate_half` turns neighbours."""
+    """As in the Cohere models, whose `rotate_half` rotates neighbours."""
     model = make("llama")
     attention = model.model.layers[0].self_attn
     import transformers.models.llama.modeling_llama as file

@@ -1,14 +1,26 @@
-"""Forward and backward: one level is the model's own attention; several are the formula, in every family."""
+"""One level is the model's own attention; several are the formula."""
 
 import pytest
 import torch
 
-from integrations import dense
-from integrations.families import DECODERS, FAMILIES, HEAD, ROTARY, gradients, inputs, make, mask, real_logits, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
 from structattn.integrations.transformers import attention as attention_module
 from structattn.models.transformers_internals import set_attention_implementation
+from tests.integrations import dense
+from tests.integrations.families import (
+    DECODERS,
+    FAMILIES,
+    HEAD,
+    ROTARY,
+    assert_calibrated_gradients,
+    gradients,
+    inputs,
+    make,
+    mask,
+    real_logits,
+    tokens,
+)
 from tests.tolerance import assert_calibrated
 
 PADDING = ("none", "left", "right")
@@ -21,7 +33,7 @@ def stacks(family, value):
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    assert_calibrated(actual.detach(), expected.detach(), expected.detach())
 
 
 def random_orders(family):
@@ -41,13 +53,10 @@ class TestEveryFamily:
         set_attention_implementation(model, own)
         plain, plain_grads = real_logits(model, given).detach(), gradients(model, given)
         set_attention_implementation(model, "sdpa")  # eager attention of some families has its softmax in float32
-        exact = real_logits(model.double(), given).detach()
+        exact, exact_grads = real_logits(model.double(), given).detach(), gradients(model, given)
         st.set_hierarchy(model.float(), Hierarchy.flat(HEAD))
-        assert_calibrated(real_logits(model, given).detach(), exact, plain, largest_term=10 * float(exact.abs().max()))
-        for name, grad in gradients(model, given).items():
-            torch.testing.assert_close(
-                grad, plain_grads[name], rtol=1e-3, atol=1e-4 * float(plain_grads[name].abs().max())
-            )
+        assert_calibrated(real_logits(model, given).detach(), exact, plain)
+        assert_calibrated_gradients(gradients(model, given), exact_grads, plain_grads)
 
     @pytest.mark.parametrize("ordered", [False, True])
     @pytest.mark.parametrize("padding", PADDING)

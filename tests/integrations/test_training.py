@@ -4,9 +4,19 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from integrations.families import FAMILIES, gradients, inputs, make, mask, real_logits, tokens
 from structattn.integrations import transformers as st
-from transformers_versions import checkpoint_activations
+from tests.integrations.families import (
+    FAMILIES,
+    assert_calibrated_gradients,
+    gradients,
+    inputs,
+    make,
+    mask,
+    real_logits,
+    tokens,
+)
+from tests.tolerance import assert_calibrated
+from tests.transformers_versions import checkpoint_activations
 
 LEVELS = "4|2|2@8"
 
@@ -45,26 +55,27 @@ def test_checkpointed_activations_give_the_same_gradients(family):
     expected = gradients(model, given)
     checkpoint_activations(model)
     for name, grad in gradients(model, given).items():
-        torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-9)
+        assert_calibrated(grad, expected[name], expected[name], name)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_compiled_in_one_graph(family, tmp_path):
-    """Padded, and from a file, before any call has shown the model its levels; Llama backward, too."""
+    """A padded batch in a loaded model whose levels no call has built yet; Llama also backward."""
     layers = {"num_layers" if family == "t5" else "num_hidden_layers": 1}
     model, given = make(family, use_cache=False, **layers), inputs(family, "left")
     st.set_hierarchy(model, LEVELS)
-    expected, expected_grads = real_logits(model, given), gradients(model, given)
+    expected, expected_grads = real_logits(model, given).detach(), gradients(model, given)
     model.save_pretrained(tmp_path)
+    exact, exact_grads = real_logits(model.double(), given).detach(), gradients(model, given)
     loaded = type(model).from_pretrained(tmp_path, attn_implementation="structattn_mlr").eval()
     torch._dynamo.reset()
     compiled = torch.compile(loaded, fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(family != "t5"):
-        torch.testing.assert_close(real_logits(compiled, given), expected, rtol=1e-4, atol=1e-4)
-    if family == "t5":  # its backward pass takes long to compile, and shows nothing that Llama's does not
+        assert_calibrated(real_logits(compiled, given).detach(), exact, expected)
+    if family == "t5":  # its backward pass takes long to compile, and tests nothing that Llama's does not
         return
-    for name, grad in gradients(compiled, given).items():
-        torch.testing.assert_close(grad, expected_grads[name.removeprefix("_orig_mod.")], rtol=1e-3, atol=1e-3)
+    grads = {name.removeprefix("_orig_mod."): grad for name, grad in gradients(compiled, given).items()}
+    assert_calibrated_gradients(grads, exact_grads, expected_grads)
 
 
 def test_a_compiled_graph_refuses_a_mask_with_holes():

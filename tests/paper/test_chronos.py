@@ -10,6 +10,7 @@ import pytest
 for module in ("chronos", "gluonts", "sklearn"):
     pytest.importorskip(module, reason=f"{module} is not installed")
 
+from paper.chronos.attention import COMPARED, spelling  # noqa: E402
 from paper.chronos.data import RealSeries  # noqa: E402
 from paper.chronos.figure import chronos_markdown  # noqa: E402
 from paper.chronos.run import ChronosRunConfig, chronos_training  # noqa: E402
@@ -22,7 +23,7 @@ from paper.running import run_trial  # noqa: E402
 from paper.study import Trial  # noqa: E402
 from structattn.integrations.chronos import load_chronos  # noqa: E402
 from structattn.training import RunFolderError, TrainConfig  # noqa: E402
-from tasks.series_files import frame, write  # noqa: E402
+from tests.tasks.series_files import frame, write  # noqa: E402
 
 OPTIONS = ["--context-length", "64", "--horizon", "4", "--n-tokens", "32", "--steps", "4", "--batch-size", "4"]
 OPTIONS += [
@@ -33,8 +34,7 @@ OPTIONS += [
     "--samples",
     "2",
     "--attentions",
-    "standard",
-    "mlr:16|16",
+    *COMPARED[:2],
     "--precision",
     "bfloat16",
     "--series",
@@ -99,7 +99,7 @@ def test_another_study_is_not_mixed_in(folder):
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path, series):
     far = dataclasses.replace(SMALL, prediction_length=90, data=ChronosDataConfig(2, evaluation_series=2))
     with pytest.raises(ValueError, match="head width 32"):
-        measure_chronos(ChronosStudy(("standard", "mlr:16|8"), SMALL), tmp_path / "out")
+        measure_chronos(ChronosStudy((spelling("standard"), spelling("mlr:16|8")), SMALL), tmp_path / "out")
     with pytest.raises(ValueError, match="shorter than a forecast"):
         measure_chronos(ChronosStudy(run=far, series=RealSeries(str(series))), tmp_path / "out")
     assert not Path(tmp_path / "out").exists()
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, series):
     with pytest.raises(ValueError, match="attentions must name at least one"):
         ChronosStudy(())
     with pytest.raises(ValueError, match="attentions must differ, got 'standard' twice"):
-        ChronosStudy(("standard", "mlr", "standard"))
+        ChronosStudy(tuple(map(spelling, ("standard", "mlr", "standard"))))
     with pytest.raises(ValueError, match="season must be below the context of 64 steps, got 64"):
         measure_chronos(ChronosStudy(run=SMALL, series=RealSeries(str(series), season=64)), tmp_path / "out")
 
@@ -140,7 +140,7 @@ def test_the_verdict_compares_seed_by_seed():
 
 
 def test_series_that_cannot_be_judged_are_left_out(tmp_path):
-    """One column stands still for a while and has a hole: what is lost is counted, what is filled is not judged."""
+    """Windows with a constant past or a filled future are dropped and counted."""
     made = frame(600).astype(object)
     made.loc[480:560, "south"] = 7
     made.loc[562:575, "OT"] = ""
@@ -169,12 +169,12 @@ def test_overwrite_deletes_nothing_before_the_new_study_is_known_to_fit(folder, 
 
 def test_a_loss_that_is_not_finite_ends_the_study(tmp_path):
     run = dataclasses.replace(SMALL, train=chronos_training(4, learning_rate=1e18))
-    with pytest.raises(RunFolderError, match="training loss of standard is"):
-        measure_chronos(ChronosStudy(("standard",), run), tmp_path / "out")
+    with pytest.raises(RunFolderError, match=r"training loss of standard\+qk_norm=false\+scale=1 is"):
+        measure_chronos(ChronosStudy((COMPARED[0],), run), tmp_path / "out")
 
 
 def test_a_study_runs_it_too(tmp_path):
-    """As a trial among those of `python -m paper forecast`."""
+    """It is a trial of `python -m paper forecast`, too."""
     run = dataclasses.replace(SMALL, train=chronos_training(4, batch_size=4))
     trial = Trial(run, {"part": "Chronos", "structure": "standard", "size": "reduced"})
     (planned,) = plan([trial])

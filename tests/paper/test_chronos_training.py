@@ -14,7 +14,7 @@ SIZE = ChronosSize(d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
 CONTEXT, HORIZON = 24, 6
 
 
-def run(folder, attention="mlr:4|2|2", steps=40, **fields):
+def run(folder, attention="mlr:4|2|2+gains=none+level_weight=1+qk_norm=false", steps=40, **fields):
     lengths = {"context_length": CONTEXT, "prediction_length": HORIZON, "n_tokens": 40}
     pipeline = make_chronos(SIZE, attention, **lengths, initializer_factor=1.0, dropout=0.1)
     data = ChronosDataConfig(compositions=8, length=48, min_past=8, evaluation_series=8)

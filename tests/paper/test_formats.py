@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from paper.catalogue import STUDIES
+from paper.chronos.attention import label, spelling
 from paper.chronos.data import RealSeries
+from paper.chronos.run import ChronosRunConfig
 from paper.chronos.study import ChronosResults, ChronosStudy
 from paper.report import collect
+from structattn import Hierarchy
+from structattn.integrations.t5 import t5_hierarchy
+from structattn.layers import parse_attention
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -55,6 +60,68 @@ def test_every_study_is_held_to_its_names():
 def test_a_study_of_chronos_keeps_its_config():
     config = ChronosStudy(series=RealSeries("ETTh1")).to_dict()
     assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8] == "6726a091"
+
+
+# For each attention as version 0.1.0 recorded it: the run's folder, the digest of its config, and the levels it had.
+CHRONOS_RUNS = {
+    "standard": ("standard-seed0", "8804b3f9", "32", "32"),
+    "mlr:16|16": ("mlr-16-16-seed0", "77429b6a", "16|16@256", "16|16@32"),
+    "mlr:16,16": ("mlr-16-16-seed0", "bc3d5dad", "16|16@256", "16|16@32"),
+    "mlr:8x4/mean": ("mlr-8x4-mean-seed0", "c98d25c1", "8|8|8|8@256/mean", "8|8|8|8@32/mean"),
+    "mlr": ("mlr-seed0", "d5648476", "16|4|4|2|2|4@256", "16|4|12@32"),
+}
+
+
+@pytest.mark.parametrize("recorded", CHRONOS_RUNS)
+def test_a_run_of_chronos_keeps_its_folder_its_config_and_its_levels(recorded):
+    folder, digest, encoder, decoder = CHRONOS_RUNS[recorded]
+    config = ChronosRunConfig(attention=spelling(recorded))
+    assert config.label == recorded
+    assert config.folder == folder
+    assert hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8] == digest
+    levels = {"encoder": encoder, "decoder": decoder}
+    lengths = {"encoder": config.context_length, "decoder": config.prediction_length}
+    for stack, length in lengths.items():
+        assert t5_hierarchy(config.attention, 32, length) == Hierarchy.parse(levels[stack])
+
+
+@pytest.mark.parametrize("size", ["reduced", "tiny"])
+def test_attentions_recorded_by_studies_of_chronos_have_a_spelling(size):
+    folder = RESULTS / "chronos" / size
+    recorded = json.loads((folder / "config.json").read_text())["attentions"]
+    study = ChronosStudy(tuple(map(spelling, recorded)), seeds=3)
+    assert study.to_dict()["attentions"] == recorded
+    names = [(run.label, run.seed) for run in study.runs]
+    assert names == [(run.attention, run.seed) for run in ChronosResults.load(folder).runs]
+
+
+def test_attentions_recorded_by_the_study_of_forecasts_have_a_spelling():
+    trials = [each for each in STUDIES["forecast"].trials("small", "ETTh1", 1) if each.labels["part"] == "Chronos"]
+    assert [each.config.label for each in trials] == [each.labels["structure"] for each in trials]
+
+
+@pytest.mark.parametrize(
+    ("attention", "expected"),
+    [
+        ("mlr+levels=2+qk_norm=false+level_weight=1", "mlr/mean+levels=2"),
+        ("mlr:16|16+gains=mean+level_weight=1+qk_norm=false", "mlr:16|16/mean"),
+        ("mlr:16|16+block_sizes=*|8+level_weight=1+qk_norm=false+gains=none", "mlr:16|16+block_sizes=*|8"),
+    ],
+)
+def test_a_label_stands_for_one_attention(attention, expected):
+    assert label(attention) == expected
+    assert parse_attention(spelling(expected)) == parse_attention(attention)
+
+
+@pytest.mark.parametrize("recorded", ["btt", "standard/mean", "mlr:16|16/1|0.5"])
+def test_a_label_without_a_spelling_is_refused(recorded):
+    with pytest.raises(ValueError, match="label must be as in standard"):
+        spelling(recorded)
+
+
+def test_an_attention_that_a_t5_cannot_have_has_no_label():
+    with pytest.raises(ValueError, match="level_weight must be 1 in a T5"):
+        ChronosRunConfig(attention="mlr:16|16")
 
 
 def test_results_of_chronos_are_read():

@@ -1,4 +1,4 @@
-"""Synthetic series, and the task that Chronos makes of them."""
+"""Synthetic series, and Chronos's task on them."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 pytest.importorskip("sklearn", reason="synthetic series need scikit-learn")
 
-from paper.chronos.kernelsynth import PERIODS, Part, _bank, synthetic_series
+from paper.chronos.kernelsynth import PERIODS, Split, _bank, synthetic_series
 from paper.chronos.task import ChronosDataConfig, ChronosTask
-from tasks.battery import TaskBattery
+from tests.tasks.battery import TaskBattery
 
 DATA = ChronosDataConfig(compositions=6, paths=3, length=48, min_past=8, evaluation_series=7)
 
@@ -40,7 +40,7 @@ def make_config(**fields):
 # --- series -----------------------------------------------------------------------------------------------------------
 
 
-def test_series_are_a_function_of_seed_index_and_part():
+def test_series_are_a_function_of_seed_index_and_split():
     first = synthetic_series(3, 5, 64, paths=2)
     assert first.shape == (2, 64)
     assert first.dtype == np.float64
@@ -49,7 +49,7 @@ def test_series_are_a_function_of_seed_index_and_part():
     for other in (
         synthetic_series(4, 5, 64, paths=2),
         synthetic_series(3, 6, 64, paths=2),
-        synthetic_series(3, 5, 64, paths=2, part=Part.HELD_OUT),
+        synthetic_series(3, 5, 64, paths=2, split=Split.HELD_OUT),
     ):
         assert not np.allclose(other, first)
     assert not np.allclose(first[0], first[1])
@@ -57,12 +57,12 @@ def test_series_are_a_function_of_seed_index_and_part():
 
 @pytest.mark.parametrize("index", range(60))
 def test_every_composition_can_be_drawn(index):
-    """Covariances are singular to rounding, or zero somewhere: factors must exist all the same."""
+    """Covariances that are singular to rounding, or zero somewhere, have a Cholesky factor."""
     assert np.isfinite(synthetic_series(0, index, 96)).all()
 
 
 def test_periods_are_counted_in_steps():
-    """A path of a periodic kernel alone repeats itself after its period, however long it is."""
+    """The covariance of a periodic kernel is 1 after a period, whatever the length of the series."""
     kernel = _bank()[PERIODS.index(24)]
     covariance = kernel(np.arange(60)[:, None] / 1024)
     np.testing.assert_allclose(covariance[0, [24, 48]], 1.0)
@@ -70,14 +70,15 @@ def test_periods_are_counted_in_steps():
 
 
 def test_paths_have_the_covariance_of_their_composition(monkeypatch):
-    """Of many paths of one kernel, the second moments are the kernel's."""
+    """The sample covariance of many paths of one kernel is the kernel, within four standard errors."""
     kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
     bank = (kernels.RBF(length_scale=0.005) + kernels.WhiteKernel(0.5),)
     monkeypatch.setattr("paper.chronos.kernelsynth._bank", lambda: bank)
     monkeypatch.setattr("paper.chronos.kernelsynth.MOST_KERNELS", 1)
-    paths = synthetic_series(0, 0, 8, paths=40_000)
+    count = 40_000
+    paths = synthetic_series(0, 0, 8, paths=count)
     expected = bank[0](np.arange(8)[:, None] / 1024)
-    np.testing.assert_allclose(np.cov(paths.T), expected, atol=0.05)
+    np.testing.assert_allclose(np.cov(paths.T), expected, rtol=0, atol=4 * expected.max() * (2 / count) ** 0.5)
 
 
 @pytest.mark.parametrize(

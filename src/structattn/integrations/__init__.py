@@ -1,7 +1,4 @@
-"""What makes the ops of this package usable from the libraries people already have, a module for each library.
-
-Nothing is imported here: `structattn.integrations.transformers` imports transformers with its first use.
-"""
+"""MLR attention in models of other libraries, each imported on first use."""
 
 from __future__ import annotations
 
@@ -11,12 +8,12 @@ __all__ = ["chronos", "transformers"]
 
 
 def __getattr__(name: str) -> object:
-    """Import an integration with its first use."""
+    """Import an integration on first use."""
     if name in __all__:
         return importlib.import_module(f"structattn.integrations.{name}")
     raise AttributeError(f"module 'structattn.integrations' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """List the integrations."""
+    """Return the names of the integrations."""
     return __all__

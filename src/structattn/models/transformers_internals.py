@@ -1,4 +1,4 @@
-"""Differences between versions of transformers, and its private names that this package uses.
+"""Differences between versions of transformers, and the private names that this package reads.
 
 No other module asks which version of transformers is installed.
 """
@@ -41,10 +41,10 @@ def mark_as_given(cache: Cache) -> None:
 
 
 def attention_implementation(config: Any) -> str | None:
-    """Return the attention implementation that a model's config names; None where it names none.
+    """Return the attention implementation in a model's config; None where it names none.
 
     Raises:
-        RuntimeError: this version of transformers stores the name elsewhere.
+        RuntimeError: this version of transformers keeps it elsewhere.
     """
     if not hasattr(config, "_attn_implementation"):
         raise RuntimeError(
@@ -58,8 +58,8 @@ def attention_implementation(config: Any) -> str | None:
 def set_attention_implementation(model: PreTrainedModel, name: str | None) -> None:
     """Set the attention implementation of a model and of the models in it.
 
-    Before transformers 5.20 `model.set_attn_implementation` skips inner models whose config is a copy, such as the
-    encoder and decoder of T5.
+    Before transformers 5.20 `model.set_attn_implementation` skips inner models whose config is a copy of the outer
+    model's, such as encoder and decoder of T5.
     """
     model.set_attn_implementation(name)
     for part in model.modules():

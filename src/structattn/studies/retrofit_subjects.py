@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from structattn import flops
-from structattn.integrations.transformers import balance, measure_moments, measure_order, set_hierarchy
-from structattn.integrations.transformers.basis import query_key_projection
+from structattn.integrations.transformers import balance, far_moments, measure_order, set_hierarchy
+from structattn.integrations.transformers.balancing import query_key_projection
 from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.integrations.transformers.pairs import rotates
 from structattn.layers.head_basis import Moments
@@ -145,7 +145,7 @@ class HuggingFaceModel:
 
     @cached_property
     def _moments(self) -> dict[str, list[Moments]]:
-        return measure_moments(self._model, _calibration(self._study, self.task), distance=self._distance)
+        return far_moments(self._model, _calibration(self._study, self.task), distance=self._distance)
 
     @property
     def _distance(self) -> int:

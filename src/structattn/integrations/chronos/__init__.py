@@ -1,13 +1,13 @@
-"""MLR attention in Chronos, the forecaster that reads a time series as a text of quantised values.
+"""MLR attention in Chronos, which forecasts time series by a T5.
 
-`make_chronos` builds a Chronos-T5 of a published size with random weights, `load_chronos` reads one from a folder; both
-give Chronos's own `ChronosPipeline`, whose encoder and decoder have the self-attention asked for, with T5's relative
-position bias as it was::
+`make_chronos` builds a Chronos-T5 of a published size with random weights, `load_chronos` reads one from a folder. Both
+return Chronos's own `ChronosPipeline`, with the given self-attention in encoder and decoder and T5's relative position
+bias::
 
-    pipeline = make_chronos("tiny", "mlr:32|16|16")
+    pipeline = make_chronos("tiny", "mlr:32|16|16+gains=none+level_weight=1+qk_norm=false")
     samples = pipeline.predict(torch.randn(512), prediction_length=64)
 
-`ChronosLearner` is its model as the training loop takes it, `forecast_metrics` judges forecasts by WQL and MASE.
+`ChronosLearner` adapts its model to the training loop; `sample_metrics` gives WQL and MASE of sampled forecasts.
 
 Source: Ansari et al., *Chronos: Learning the Language of Time Series*, 2024, arXiv 2403.07815.
 """
@@ -21,9 +21,10 @@ checks.require("chronos", "chronos")
 
 from structattn.integrations.chronos.cost import t5_flops  # noqa: E402
 from structattn.integrations.chronos.learner import ChronosLearner  # noqa: E402
-from structattn.integrations.chronos.metrics import forecast, forecast_metrics, seasonal_naive  # noqa: E402
+from structattn.integrations.chronos.metrics import forecast, sample_metrics, seasonal_naive_samples  # noqa: E402
 from structattn.integrations.chronos.pipeline import chronos_settings, load_chronos, make_chronos, set_attention  # noqa: E402
 from structattn.integrations.chronos.sizes import SIZES, ChronosSize  # noqa: E402
+from structattn.layers.deprecation import serve_old_names  # noqa: E402
 
 __all__ = [
     "SIZES",
@@ -31,10 +32,14 @@ __all__ = [
     "ChronosSize",
     "chronos_settings",
     "forecast",
-    "forecast_metrics",
     "load_chronos",
     "make_chronos",
-    "seasonal_naive",
+    "sample_metrics",
+    "seasonal_naive_samples",
     "set_attention",
     "t5_flops",
 ]
+
+__getattr__ = serve_old_names(
+    __name__, {"forecast_metrics": "sample_metrics", "seasonal_naive": "seasonal_naive_samples"}
+)

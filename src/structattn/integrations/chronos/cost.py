@@ -1,4 +1,4 @@
-"""What a T5 costs, by formula: encoder, decoder with cross-attention, and the matrix to the vocabulary."""
+"""FLOPs of a T5 by formula."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def t5_flops(
     decoder_length: int,
     batch: int = 1,
 ) -> Flops:
-    """FLOPs of one call with labels on unpadded rows, and of its backward pass.
+    """Return the FLOPs of a forward and a backward pass on unpadded rows.
 
-    Matrix products alone count, as everywhere in `structattn.flops`: look-ups, norms and the position bias are free. A
-    causal pair that the mask hides does not count.
+    Only matrix products count, as everywhere in `structattn.flops`: look-ups, norms and the position bias are free.
+    Masked pairs do not count.
 
     Args:
-        config: the sizes.
-        hierarchies: of each layer's self-attention, `{"encoder": …, "decoder": …}` as `get_hierarchy` gives them.
-        encoder_length: tokens read, `Te`.
-        decoder_length: tokens written, `Td`.
+        config: sizes of the model.
+        hierarchies: of each layer's self-attention, `{"encoder": …, "decoder": …}`, from `get_hierarchy`.
+        encoder_length: tokens that the encoder reads.
+        decoder_length: tokens that the decoder writes.
         batch: rows.
 
     Raises:
@@ -49,7 +49,7 @@ def t5_flops(
 def _attention(
     config: T5Config, hierarchy: Hierarchy, queries: int, keys: int, batch: int, *, is_causal: bool
 ) -> Flops:
-    """Projections and attention of `queries` tokens over `keys` tokens."""
+    """Return the FLOPs of projections and attention, of `queries` tokens over `keys` tokens."""
     inner = config.num_heads * config.d_kv
     projections = 2 * linear(config.d_model, inner, batch * queries) + 2 * linear(config.d_model, inner, batch * keys)
     scores = attention(hierarchy, config.d_kv, queries, keys, heads=config.num_heads, batch=batch, is_causal=is_causal)

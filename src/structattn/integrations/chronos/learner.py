@@ -1,4 +1,4 @@
-"""A Chronos-T5 as the training loop takes a model: one tensor in, logits out, tensors described, cost by formula."""
+"""Adapter of a Chronos-T5 to the training loop."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from structattn.ops.hierarchy import Hierarchy
 class ChronosLearner(nn.Module):
     """Adapt the model of a pipeline to `structattn.training.train`, which trains it in place.
 
-    A row holds the ids of the context and its end token, then those of the future and its end token. T5's initial
-    deviations are not muP's, so train with `mup=False`.
+    A row holds the ids of the context and its end token, then those of the future and its end token. Train with
+    `mup=False`: T5's initial deviations are not muP's.
 
     Args:
-        pipeline: whose model is trained.
+        pipeline: holds the model to train.
     """
 
     def __init__(self, pipeline: ChronosPipeline) -> None:
@@ -36,22 +36,22 @@ class ChronosLearner(nn.Module):
 
     @property
     def config(self) -> T5Config:
-        """The model's config."""
+        """Config of the model."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     def forward(self, inputs: Tensor) -> Seq2SeqLMOutput:
-        """Logits of each id of the future, given the context and the ids before it.
+        """Return the logits of the future's ids, given those before.
 
         Args:
             inputs: `(B, C + 1 + P + 1)`, ids of the context and of the future, each with its end token.
 
         Returns:
-            With `logits (B, P + 1, n_tokens)`.
+            The model's output, with `logits (B, P + 1, n_tokens)`.
 
         Raises:
             ValueError: `inputs` has another shape.
@@ -71,19 +71,19 @@ class ChronosLearner(nn.Module):
         return output
 
     def num_parameters(self) -> int:
-        """Numbers to learn; the table of tokens, which is also the read-out, once."""
+        """Return the number of parameters; the token embedding, which is also the read-out, counts once."""
         return self.model.num_parameters()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """The model as transformers writes it, for `structattn.integrations.chronos.load_chronos`."""
+        """Save the model by transformers, for `structattn.integrations.chronos.load_chronos`."""
         self.model.save_pretrained(folder)
 
     def flops(self, length: int, batch: int = 1) -> Flops:
-        """FLOPs of one call on `batch` unpadded rows of `length` ids, those of the future among them."""
+        """Return the FLOPs of `batch` unpadded rows of `length` ids, including those of the future."""
         return t5_flops(self.config, self._hierarchies(), length - self._future, self._future, batch)
 
     def describe(self) -> dict[str, Description]:
-        """Fans and part of every parameter, by its name; the table of tokens, which is also the read-out, once."""
+        """Return fans and part of every parameter; the tied token embedding is one."""
         return {name: _describe(name, parameter) for name, parameter in self.named_parameters()}
 
     def _hierarchies(self) -> dict[str, list[Hierarchy]]:

@@ -1,10 +1,12 @@
-"""How good forecasts are: weighted quantile loss and mean absolute scaled error, as gluonts computes them.
+"""WQL and MASE of sampled forecasts, computed by gluonts.
+
+Forecasts here are sample paths of single series, as arrays; `structattn.tasks` has metrics and baselines of its
+forecasting task. WQL is the weighted quantile loss, MASE the mean absolute scaled error.
 
 Shapes: `N` series, `S` samples, `C` past values, `P` values to forecast.
 
-With `y` the truth, `q_α` a forecast's quantile at level `α` (of `S` sorted samples, from 0, number `(S - 1) α`
-rounded to an integer) and `e` the mean absolute difference of a past from itself
-a season earlier::
+With `y` the true value, `q_α` a forecast's quantile `α` (sample number `(S - 1) α`, rounded, of `S` sorted samples
+counted from 0), and `e` the mean absolute difference between a past and itself a season earlier::
 
     WQL   = mean over α = 0.1, …, 0.9 of  2 Σ max(α (y - q_α), (1 - α)(q_α - y)) / Σ |y|     over series and steps
     MASE  = mean over series and steps of  |y - q_0.5| / e
@@ -23,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from structattn import checks
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Quantile levels of the weighted quantile loss."""
+QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Quantiles of the weighted quantile loss."""
 
 Array = NDArray[np.float64]
 
@@ -32,15 +34,15 @@ Array = NDArray[np.float64]
 def forecast(
     pipeline: ChronosPipeline, past: ArrayLike, horizon: int, *, samples: int = 20, batch_size: int = 32, seed: int = 0
 ) -> Array:
-    """Sample paths of the future of each series.
+    """Return sample paths of the future of each series.
 
     Args:
-        pipeline: draws them.
-        past: `(N, C)`, at most the values that the model reads.
-        horizon: `P`, at most the values that it was made to forecast.
-        samples: `S`.
+        pipeline: draws the samples.
+        past: `(N, C)`, `C` at most the model's context length.
+        horizon: `P`, at most the model's prediction length.
+        samples: `S`, paths of each series.
         batch_size: series in a batch.
-        seed: names the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
         `(N, S, P)`.
@@ -58,8 +60,10 @@ def forecast(
     return torch.cat(drawn).double().numpy()
 
 
-def seasonal_naive(past: ArrayLike, horizon: int, season: int) -> Array:
-    """The last season over and over, as one sample path `(N, 1, P)`; `season=1` is the last value.
+def seasonal_naive_samples(past: ArrayLike, horizon: int, season: int) -> Array:
+    """Return the last season, repeated, as one sample path `(N, 1, P)`.
+
+    `season=1` repeats the last value.
 
     Raises:
         ValueError: `season` is longer than the past.
@@ -71,20 +75,20 @@ def seasonal_naive(past: ArrayLike, horizon: int, season: int) -> Array:
     return contexts[:, None, places]
 
 
-def forecast_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, season: int) -> dict[str, float]:
-    """`wql`, `mase`, and `mase_median`, the median over series of the mean over steps.
+def sample_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, season: int) -> dict[str, float]:
+    """Return `wql`, `mase`, and `mase_median`, the median over series of the mean over steps.
 
-    The mean of MASE can be ruled by a few series whose past hardly changes; its median cannot.
+    A few series whose past hardly changes can dominate the mean of MASE, but not its median.
 
     Args:
         samples: forecasts `(N, S, P)`.
-        past: `(N, C)`, what MASE is scaled by.
-        future: the truth `(N, P)`.
-        season: steps of a season, 1 where there is none.
+        past: `(N, C)`, whose seasonal differences scale MASE.
+        future: true values `(N, P)`.
+        season: steps of a season; 1 for none.
 
     Raises:
-        ValueError: shapes do not fit, a number is not finite, a past repeats itself exactly after a season, so that
-            MASE has no scale, or the whole truth is zero, so that WQL has none.
+        ValueError: shapes do not fit; a number is not finite; a past repeats itself exactly after a season, so that
+            MASE has no scale; or all true values are zero, so that WQL has no scale.
         ImportError: without gluonts, naming the extra that brings it.
     """
     paths = np.asarray(samples, dtype=np.float64)
@@ -106,13 +110,13 @@ def forecast_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, 
         raise ValueError("future must not be zero everywhere: no weighted quantile loss")
     data = {"label": truth, "seasonal_error": scale}
     ranked = np.sort(paths, axis=1)
-    data |= {str(level): ranked[:, round((paths.shape[1] - 1) * level)] for level in LEVELS}
+    data |= {str(quantile): ranked[:, round((paths.shape[1] - 1) * quantile)] for quantile in QUANTILES}
 
     def value(metric: Any, axis: int | tuple[int, int] = (0, 1)) -> Any:
         return metric(axis=axis).update(data).get()
 
     return {
-        "wql": float(value(ev.MeanWeightedSumQuantileLoss(list(LEVELS)))),
+        "wql": float(value(ev.MeanWeightedSumQuantileLoss(list(QUANTILES)))),
         "mase": float(value(ev.MASE())),
         "mase_median": float(np.median(value(ev.MASE(), axis=1))),
     }

@@ -1,10 +1,10 @@
-"""A Chronos-T5 with the self-attention of one's choice: from sizes, or from a folder that holds one."""
+"""Build or load a Chronos-T5 with a given self-attention."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditional
 
 from structattn import checks
 from structattn.integrations.chronos.sizes import SIZES, ChronosSize
+from structattn.integrations.t5 import T5_STANDARD, t5_hierarchy
 from structattn.integrations.transformers import IMPLEMENTATION, set_hierarchy
-from structattn.layers.ranks import default_ranks
+from structattn.layers import AttentionConfig
 from structattn.ops.hierarchy import Hierarchy
 
-Attention = str | Hierarchy | Mapping[str, Hierarchy | str]
-"""`"standard"`, `"mlr"`, `"mlr:32|16|16"` or `"mlr:32|16|16/mean"`; or hierarchies as `set_hierarchy` takes them."""
+LayerAttention = str | AttentionConfig | Hierarchy
+"""A spelling or config as `structattn.layers.parse_attention` reads it, or levels."""
+
+Attention = LayerAttention | Mapping[str, LayerAttention | Sequence[LayerAttention]]
+"""One for all layers; or by stack, `{"encoder": …, "decoder": …}`, one for its layers or a sequence of one for each."""
 
 
 def make_chronos(
     size: str | ChronosSize,
-    attention: Attention = "standard",
+    attention: Attention = T5_STANDARD,
     *,
     context_length: int = 512,
     prediction_length: int = 64,
@@ -34,21 +38,20 @@ def make_chronos(
     initializer_factor: float = 0.05,
     seed: int = 0,
 ) -> ChronosPipeline:
-    """A Chronos-T5 with random weights; what is left out is as published.
+    """Return a Chronos-T5 with random weights; defaults are those of the published models.
 
     Args:
-        size: `"tiny"`, `"mini"`, `"small"`, or sizes of one's own.
-        attention: of the encoder and the decoder, see `set_attention`.
-        context_length: values that a forecast is made from.
-        prediction_length: values it is made of.
-        n_tokens: bins, and three special ids.
-        dropout: share dropped in training.
-        initializer_factor: of T5's initial deviations.
-        seed: names the weights; equal ones for every attention.
+        size: `"tiny"`, `"mini"`, `"small"`, or other sizes.
+        attention: self-attention of encoder and decoder, see `set_attention`.
+        context_length: values that a forecast reads.
+        prediction_length: values to forecast.
+        n_tokens: bins of the tokenizer, plus three special ids.
+        dropout: dropout rate in training.
+        initializer_factor: factor on T5's initial deviations.
+        seed: seed of the weights, which do not depend on the attention.
 
     Raises:
-        TypeError, ValueError: an argument is not of the kind or in the range it states, or a hierarchy does not fit
-            the width of a head.
+        TypeError, ValueError: an argument has another type or is out of range, or the attention does not fit a T5.
     """
     sizes = SIZES[checks.one_of("size", size, SIZES)] if isinstance(size, str) else size
     if not isinstance(sizes, ChronosSize):
@@ -77,15 +80,15 @@ def make_chronos(
 
 
 def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_tokens: int = 4096) -> ChronosConfig:
-    """How Chronos reads and writes series; what is left out is as published.
+    """Return Chronos's config of tokenizer and lengths; defaults are those of the published models.
 
-    The settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face, 15 mean sizes as the limit of
-    what bins can tell among them.
+    The other settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face; bins reach to 15 mean
+    absolute values.
 
     Args:
-        context_length: values that a forecast is made from.
-        prediction_length: values it is made of.
-        n_tokens: bins, and three special ids.
+        context_length: values that a forecast reads.
+        prediction_length: values to forecast.
+        n_tokens: bins of the tokenizer, plus three special ids.
 
     Raises:
         TypeError, ValueError: an argument is no positive integer, or too few ids are left for two bins.
@@ -113,12 +116,12 @@ def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_t
 
 
 def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = None, **options: Any) -> ChronosPipeline:
-    """The Chronos-T5 in a folder that `save_pretrained` wrote, with the attention it has or another.
+    """Load a Chronos-T5 from a folder that `save_pretrained` wrote, with its attention or another.
 
     Args:
         folder: holds `config.json` with a `chronos_config`, and weights.
-        attention: as for `set_attention`; by default what the folder says: its hierarchies, or T5's own attention.
-        options: for `from_pretrained`, such as `dtype`.
+        attention: see `set_attention`; by default the hierarchies in `config.json`, or T5's own attention.
+        options: arguments of `from_pretrained`, such as `dtype`.
 
     Raises:
         ValueError: `folder` holds no Chronos-T5, or a hierarchy does not fit the width of its heads.
@@ -142,47 +145,42 @@ def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = N
 
 
 def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention) -> None:
-    """Give a Chronos-T5 this self-attention in encoder and decoder; cross-attention stays standard.
+    """Set the self-attention of a Chronos-T5 in encoder and decoder; cross-attention stays standard.
 
-    Weights and the relative position bias stay as they are. Ranks alone make blocks that are halves, quarters, … of the
-    context in the encoder and of the horizon in the decoder; an end token, which follows the context, lies in a block
-    of its own.
+    Weights and the relative position bias stay as they are. Where a spelling gives no block sizes, blocks are halves,
+    quarters, … of the context in the encoder and of the horizon in the decoder; an end token, which follows the
+    context, lies in a block of its own.
 
     Args:
         model: a Chronos-T5, or its pipeline.
-        attention: `"standard"`, one level; `"mlr"`, the paper's ranks carried over to this head and these lengths;
-            `"mlr:32|16|16"`, these ranks, and `"mlr:32|16|16/mean"` with gains; or whatever
-            `structattn.integrations.transformers.set_hierarchy` takes.
+        attention: see `Attention`. A T5 does not scale its scores and has no norms, so that a spelling must say so:
+            `standard+qk_norm=false+scale=1`, `mlr:32|16|16+level_weight=1+qk_norm=false`.
 
     Raises:
-        TypeError, ValueError: it is not understood or does not fit; the model is as it was.
+        TypeError: `attention` has another type.
+        ValueError: a T5 cannot have it, or it does not fit the model; the model is as it was.
     """
     inner = model.inner_model if isinstance(model, ChronosPipeline) else model
     settings = getattr(getattr(inner, "config", None), "chronos_config", None)
     if settings is None:
         raise ValueError(f"model must be a Chronos-T5, whose config has a chronos_config, got {type(inner).__name__}")
-    if isinstance(attention, str):
-        attention = _hierarchies(
-            attention, inner.config.d_kv, settings["context_length"], settings["prediction_length"]
-        )
-    set_hierarchy(inner, attention)
+    lengths = {"encoder": settings["context_length"], "decoder": settings["prediction_length"]}
+    width = inner.config.d_kv
+    if not isinstance(attention, Mapping):
+        set_hierarchy(inner, {stack: _hierarchy(attention, width, length) for stack, length in lengths.items()})
+        return
+    hierarchies: dict[str, Hierarchy | list[Hierarchy]] = {}
+    for stack, each in attention.items():
+        length = lengths[checks.one_of("stack of attention", stack, lengths)]
+        if isinstance(each, Sequence) and not isinstance(each, str):
+            hierarchies[stack] = [_hierarchy(one, width, length) for one in each]
+        else:
+            hierarchies[stack] = _hierarchy(each, width, length)
+    set_hierarchy(inner, hierarchies)
 
 
-def _hierarchies(attention: str, width: int, context_length: int, prediction_length: int) -> dict[str, Hierarchy]:
-    """Encoder's and decoder's hierarchy of a spelling."""
-    kind, colon, ranks = attention.partition(":")
-    checks.one_of("attention", kind, ("standard", "mlr"))
-    if kind == "standard":
-        if colon:
-            raise ValueError(f"attention 'standard' takes nothing after the colon, got {attention!r}")
-        return {"encoder": Hierarchy.flat(width), "decoder": Hierarchy.flat(width)}
-    lengths = {"encoder": context_length, "decoder": prediction_length}
-    if not colon:
-        return {stack: Hierarchy.dyadic(default_ranks(width, length), length) for stack, length in lengths.items()}
-    if "@" in ranks:
-        raise ValueError(f"attention's blocks follow from the context and the horizon, got {attention!r}")
-    body, slash, gains = ranks.partition("/")
-    return {stack: Hierarchy.parse(f"{body}@{length}{slash}{gains}") for stack, length in lengths.items()}
+def _hierarchy(attention: LayerAttention, head_dim: int, context_length: int) -> Hierarchy:
+    return attention if isinstance(attention, Hierarchy) else t5_hierarchy(attention, head_dim, context_length)
 
 
 def _pipeline(model: T5ForConditionalGeneration) -> ChronosPipeline:

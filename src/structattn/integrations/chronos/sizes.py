@@ -1,4 +1,4 @@
-"""The sizes that Chronos-T5 is published in, and smaller ones of one's own."""
+"""Sizes of Chronos-T5, published and others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from structattn import checks
 
 @dataclass(frozen=True)
 class ChronosSize:
-    """Sizes of a Chronos-T5, in its config's own names.
+    """Sizes of a Chronos-T5, by their names in its config.
 
     Raises:
         TypeError, ValueError: a field is not a positive integer.
@@ -19,7 +19,7 @@ class ChronosSize:
     """Model width."""
 
     num_layers: int
-    """Layers of the encoder, and of the decoder."""
+    """Layers of the encoder and of the decoder, each."""
 
     num_heads: int
     """Heads."""
@@ -28,7 +28,7 @@ class ChronosSize:
     """Width inside the MLP."""
 
     d_kv: int = 64
-    """Width of a head, which the ranks of a hierarchy sum to."""
+    """Width of a head; ranks of a hierarchy sum to it."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,16 +1,18 @@
-"""MLR attention inside the models of Hugging Face transformers.
+"""MLR attention in models of Hugging Face transformers.
 
-Importing this registers the attention implementation `structattn_mlr` and its mask. `set_hierarchy` gives a model its
-levels and switches it over; `make_cache` makes the key cache that `generate` needs to keep no more keys than a later
-query reads; `measure_order` says which dimensions far pairs use most; `balance` gives heads without a rotary embedding
-the basis in which the fewest dimensions carry the scores::
+Importing this registers the attention implementation `structattn_mlr` and its mask.
+
+- `set_hierarchy` switches a model to MLR attention with given levels.
+- `make_cache` makes a cache for `generate` that keeps only the keys that a later query reads.
+- `measure_order` orders dimensions by their energy in the scores of far tokens.
+- `balance` puts the most score energy into the first dimensions of heads without a rotary embedding::
 
     set_hierarchy(model, "32|16|8|8@1024")
     model.generate(**inputs, cache=make_cache(model))
 
-Any model serves whose attention layers call the attention interface with queries, keys and values of one width, all
-causal or all seeing everything: tested are Llama, Qwen2, Qwen3, GPT-2 and T5. Attention weights are not computed, so
-that there are none to return.
+A model is served if its attention layers call the attention interface with queries, keys and values of one width, and
+if masks are causal or absent. Llama, Qwen2, Qwen3, GPT-2 and T5 are tested. Attention weights are never computed, so
+none can be returned.
 """
 
 from __future__ import annotations
@@ -22,24 +24,27 @@ checks.require("transformers", "hf")
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 
 from structattn.integrations.transformers.attention import mlr_attention_forward  # noqa: E402
-from structattn.integrations.transformers.basis import balance, measure_moments  # noqa: E402
-from structattn.integrations.transformers.cache import MLRCache, make_cache  # noqa: E402
+from structattn.integrations.transformers.balancing import balance, far_moments  # noqa: E402
 from structattn.integrations.transformers.energy import far_energy, measure_order  # noqa: E402
 from structattn.integrations.transformers.hierarchies import get_hierarchy, set_hierarchy  # noqa: E402
 from structattn.integrations.transformers.layers import IMPLEMENTATION  # noqa: E402
 from structattn.integrations.transformers.masks import mlr_mask  # noqa: E402
+from structattn.integrations.transformers.transformers_cache import MLRCache, make_cache  # noqa: E402
+from structattn.layers.deprecation import serve_old_names  # noqa: E402
 
 __all__ = [
     "IMPLEMENTATION",
     "MLRCache",
     "balance",
     "far_energy",
+    "far_moments",
     "get_hierarchy",
     "make_cache",
-    "measure_moments",
     "measure_order",
     "set_hierarchy",
 ]
+
+__getattr__ = serve_old_names(__name__, {"measure_moments": "far_moments"})
 
 AttentionInterface.register(IMPLEMENTATION, mlr_attention_forward)
 AttentionMaskInterface.register(IMPLEMENTATION, mlr_mask)

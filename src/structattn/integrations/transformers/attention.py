@@ -1,26 +1,46 @@
-"""The attention function that models of transformers call, for self-attention of every kind.
+"""The attention function that models of transformers call.
 
 Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv), output (B, Tq, Hq, dv).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from structattn.integrations.transformers.cache import CachedKeys
 from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
-from structattn.integrations.transformers.layers import is_causal as sees_backwards
+from structattn.integrations.transformers.layers import is_causal as is_causal_layer
 from structattn.integrations.transformers.masks import check_all, check_window, visible_keys
+from structattn.integrations.transformers.transformers_cache import CachedKeys
 from structattn.layers.kv_cache import attend_mlr_cache
 from structattn.ops.attention import mlr_attention
 
-_FOREIGN = ("softcap", "s_aux", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
-"""Arguments that other models give their attention and that change its meaning."""
+_UNSUPPORTED_KWARGS = ("softcap", "s_aux", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
+"""Arguments of other models that change what attention means."""
+
+
+class _Scores(NamedTuple):
+    """Scale, bias and mask of the scores of one call.
+
+    Attributes:
+        scale: factor on every score.
+        bias: added to the scores, broadcastable to `(B, Hq, Tq, Tk)`; None for none.
+        key_start: `(B,)`, the first real key of each row; None where it is 0.
+        key_end: `(B,)`, one past the last real key of each row; None where it is `Tk`.
+        is_causal: True if a token sees only itself and earlier ones.
+        dropout: share of the attention probabilities to drop.
+    """
+
+    scale: float
+    bias: Tensor | None
+    key_start: Tensor | None
+    key_end: Tensor | None
+    is_causal: bool
+    dropout: float
 
 
 def mlr_attention_forward(
@@ -36,63 +56,59 @@ def mlr_attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """MLR attention for a layer's queries, keys and values; cross-attention stays standard.
+    """Return MLR attention of a layer's queries, keys and values; cross-attention stays standard.
+
+    The signature is that of transformers' attention functions.
 
     Args:
-        module: the attention layer, whose config says its hierarchy.
+        module: the attention layer, whose config has its hierarchy.
         query: `(B, Hq, Tq, r)`, of the last `Tq` of `Tk` tokens.
-        key: `(B, Hkv, Tk, r)`, or those that an `MLRCache` holds.
+        key: `(B, Hkv, Tk, r)`, or the keys in an `MLRCache`.
         value: `(B, Hkv, Tk, dv)`.
-        attention_mask: `(B, Tk)`, true for real keys; None where all are. Blocks count from a row's first one.
+        attention_mask: `(B, Tk)`, true for real keys; None where all are. Positions count from a row's first real key.
         scaling: factor on every score; `1/sqrt(r)` by default.
-        dropout: share of probabilities to drop.
+        dropout: share of the attention probabilities to drop.
         position_bias: added to the scores, broadcastable to `(B, Hq, Tq, Tk)`.
-        is_causal: instead of what the module says.
-        sliding_window: must reach over all keys.
-        kwargs: what else models hand over (positions, the cache's settings); what would change the meaning is refused.
+        is_causal: overrides the module's own.
+        sliding_window: must be at least `Tk`.
+        kwargs: other arguments of models. Those that MLR attention cannot honour are refused.
 
     Returns:
-        Mixed values `(B, Tq, Hq, dv)`; no weights, since no score matrix is ever made.
+        Mixed values `(B, Tq, Hq, dv)`, and None for the attention weights, which are never computed.
 
     Raises:
-        ValueError: no hierarchy is set, or something is asked for that MLR attention does not have.
+        ValueError: the layer has no hierarchy, or an argument asks for what MLR attention does not have.
     """
-    _refuse(module, kwargs)
+    _check_supported(module, kwargs)
     if is_cross_attention(module):
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, mask, dropout, scaling, is_causal=False, position_bias=position_bias
         )
         return out
-    causal = sees_backwards(module) if is_causal is None else is_causal
-    start, end, hidden = _visible(attention_mask, key.shape[2])
-    bounds, bias = (start, end), _sum(position_bias, hidden, query.dtype)
+    key_start, key_end, hole_bias = _visible(attention_mask, key.shape[2])
     if sliding_window is not None:
         check_window(sliding_window, key.shape[2])
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = _Scores(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        bias=_sum(position_bias, hole_bias, query.dtype),
+        key_start=key_start,
+        key_end=key_end,
+        is_causal=is_causal_layer(module) if is_causal is None else is_causal,
+        dropout=dropout,
+    )
     if isinstance(key, CachedKeys):
-        mixed = _attend_cached(module, query, key, scale, bias, bounds, causal=causal)
+        mixed = _attend_cached(module, query, key, scores)
     else:
-        mixed = _attend(module, query, key, value, scale, bias, bounds, dropout, causal=causal)
+        mixed = _attend(module, query, key, value, scores)
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    bias: Tensor | None,
-    bounds: tuple[Tensor | None, Tensor | None],
-    dropout: float,
-    *,
-    causal: bool,
-) -> Tensor:
-    if not causal and query.shape[2] != key.shape[2]:
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: _Scores) -> Tensor:
+    if not scores.is_causal and query.shape[2] != key.shape[2]:
         raise ValueError(
             f"{type(module).__name__} has {query.shape[2]} queries and {key.shape[2]} keys without a causal mask: "
-            "it is no self-attention that MLR attention knows"
+            "MLR attention serves self-attention, where the numbers are equal"
         )
     levels = levels_of(module)
     return mlr_attention(
@@ -100,43 +116,39 @@ def _attend(
         levels.arrange(key),
         value,
         levels.hierarchy,
-        is_causal=causal,
-        scale=scale,
-        attn_bias=bias,
-        key_start=bounds[0],
-        key_end=bounds[1],
+        is_causal=scores.is_causal,
+        scale=scores.scale,
+        attn_bias=scores.bias,
+        key_start=scores.key_start,
+        key_end=scores.key_end,
         query_offset=key.shape[2] - query.shape[2],
         enable_gqa=True,
-        dropout_p=dropout,
+        dropout_p=scores.dropout,
     )
 
 
-def _attend_cached(
-    module: nn.Module,
-    query: Tensor,
-    key: CachedKeys,
-    scale: float,
-    bias: Tensor | None,
-    bounds: tuple[Tensor | None, Tensor | None],
-    *,
-    causal: bool,
-) -> Tensor:
-    levels, (start, end) = levels_of(module), bounds
-    key.check(module, levels, causal=causal)
-    if end is not None:
+def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _Scores) -> Tensor:
+    levels = levels_of(module)
+    key.check(module, levels, causal=scores.is_causal)
+    if scores.key_end is not None:
         check_all(
-            end == key.shape[2],
+            scores.key_end == key.shape[2],
             "attention_mask must pad on the left where there is a cache, so that new tokens follow old ones",
         )
     mixed = attend_mlr_cache(
-        levels.arrange(query), key.store, levels.hierarchy, scale=scale, key_start=start, attn_bias=bias
+        levels.arrange(query),
+        key.store,
+        levels.hierarchy,
+        scale=scores.scale,
+        key_start=scores.key_start,
+        attn_bias=scores.bias,
     )
-    key.store.forget(start)
+    key.store.forget(scores.key_start)
     return mixed
 
 
 def _visible(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of each row where its keys begin and end, and a bias that hides some between, or None."""
+    """Return the range of each row's real keys, and a bias that masks holes."""
     if mask is None:
         return None, None, None
     if mask.dim() != 2 or mask.shape[1] != key_length:
@@ -147,26 +159,28 @@ def _visible(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tenso
     return visible_keys(mask.bool())
 
 
-def _sum(bias: Tensor | None, hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if hidden is None or bias is None:
-        return bias if hidden is None else hidden.to(dtype)
-    return bias + hidden.to(bias.dtype)
+def _sum(position_bias: Tensor | None, hole_bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if hole_bias is None or position_bias is None:
+        return position_bias if hole_bias is None else hole_bias.to(dtype)
+    return position_bias + hole_bias.to(position_bias.dtype)
 
 
-def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    """ValueError for what MLR attention does not have."""
+def _check_supported(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for layers and arguments that MLR attention does not serve."""
     if not is_attention(module):
         raise ValueError(
-            f"{type(module).__name__} has no `layer_idx` and `is_causal`, by which MLR attention knows its layer and "
-            "what it sees"
+            f"{type(module).__name__} has no `layer_idx` and `is_causal`, which give MLR attention the layer's number "
+            "and mask"
         )
-    if sees_backwards(module) and getattr(module.config, "is_causal", True) is False:
+    if is_causal_layer(module) and getattr(module.config, "is_causal", True) is False:
         raise ValueError("config.is_causal=False is not served: the layer was made as a causal one")
     if kwargs.get("output_attentions"):
         raise ValueError(
-            f"output_attentions=True is not possible with {IMPLEMENTATION!r}, which never makes the weights: use "
+            f"output_attentions=True is not possible with {IMPLEMENTATION!r}, which never computes the weights: use "
             'model.set_attn_implementation("eager") to see those of standard attention'
         )
-    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
-    if foreign:
-        raise ValueError(f"{type(module).__name__} asks for {', '.join(foreign)}, which MLR attention does not have")
+    unsupported = [name for name in _UNSUPPORTED_KWARGS if kwargs.get(name) is not None]
+    if unsupported:
+        raise ValueError(
+            f"{type(module).__name__} passes {', '.join(unsupported)}, which MLR attention does not support"
+        )

@@ -1,4 +1,4 @@
-"""What far pairs of tokens use: the energy of their scores, dimension by dimension, over calibration text."""
+"""Energy of the scores of far tokens, dimension by dimension, over calibration text."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from transformers import PreTrainedModel
 
 from structattn import checks
 from structattn.integrations.transformers.layers import attention_layers
-from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
+from structattn.integrations.transformers.statistics import Batches, collect_statistics
 
 
 def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Any]]:
-    """An order of dimensions for `set_hierarchy`: those first that carry most energy in the scores of far pairs.
+    """Return an order of dimensions by their energy in far scores.
 
     Args:
-        model: with its standard attention or any other; it is left as it is.
+        model: with any attention implementation; it is not changed.
         batches: see `far_energy`.
         distance: see `far_energy`.
 
     Returns:
-        By stack, for each layer and key head, the pairs (without a rotary embedding, the dimensions) by energy, largest
+        By stack, for each layer and key head, the pairs (without a rotary embedding, the dimensions), largest energy
         first.
 
     Raises:
@@ -38,41 +38,52 @@ def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | N
 
 
 def far_energy(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Tensor]]:
-    r"""The mean energy that each pair of dimensions `p` adds to the scores of far tokens, under standard attention::
+    r"""Return the mean energy of each pair of dimensions in scores of far tokens.
+
+    In standard attention, the pair `p` has::
 
         e_p = mean over i, j with i - j >= distance of (q_i[p] · (k_j[p] - k̄[p]))²
 
-    where `k̄` is the mean key of its sequence, which softmax does not see. An encoder counts tokens on both sides.
-    Under a rotary embedding `p` is a pair, and queries and keys are those after rotation; without one it is a
-    dimension. Computed exactly from running second moments, in memory linear in the number of tokens.
+    `k̄` is the mean key of the sequence, which softmax does not see. An encoder counts `|i - j| >= distance`. Under a
+    rotary embedding `p` is a pair of dimensions, after rotation; without one it is a dimension. Computed exactly from
+    running second moments, in memory linear in the number of tokens.
 
     Args:
-        model: is run in evaluation mode with its standard attention, and left as it is.
+        model: runs in evaluation mode with standard attention; it is not changed.
         batches: token ids `(B, T)`, or the model's keyword arguments (`input_ids`, `attention_mask`, `labels`, …), or
             an iterable of either.
-        distance: from which on tokens are far, at least 1; half of the batch's tokens by default.
+        distance: the least distance of far tokens, at least 1; half of the batch's length by default.
 
     Returns:
-        By stack, for each layer, `(Hkv, r/2)` or `(Hkv, r)` in float64: query heads that share a key head are averaged.
+        By stack, for each layer, `(Hkv, r/2)` or `(Hkv, r)` in float64, the mean over the query heads of a key head.
 
     Raises:
         TypeError, ValueError: bad arguments, no tokens that far apart, or a model whose layers or pairs cannot be
-            known.
+            found.
     """
     if distance is not None:
         checks.positive_int("distance", distance)
     stacks = attention_layers(model)
-    meters: dict[int, _Meter] = {}
+    energies: dict[int, _FarEnergy] = {}
     for layer in (layer for layers in stacks.values() for layer in layers):
         pairing = find_pairing(model, layer.module, layer.name, layer.width)
-        meters[id(layer.module)] = _Meter(unit_dimensions(pairing, layer.width), distance)
-    measure(model, meters, batches)
-    return {stack: [meters[id(layer.module)].mean(layer.name) for layer in layers] for stack, layers in stacks.items()}
+        energies[id(layer.module)] = _FarEnergy(unit_dimensions(pairing, layer.width), distance)
+    collect_statistics(model, energies, batches)
+    return {
+        stack: [energies[id(layer.module)].mean(layer.name) for layer in layers] for stack, layers in stacks.items()
+    }
 
 
 @dataclass
-class _Meter:
-    """Sums one layer's energy over what it is shown."""
+class _FarEnergy:
+    """Sum of one layer's energy over pairs of far tokens.
+
+    Attributes:
+        units: dimensions of each pair, from `unit_dimensions`.
+        distance: see `far_energy`.
+        energy: `(Hkv, units)`, the sum; None before the first batch.
+        pairs: number of pairs of tokens, times the query heads of a key head.
+    """
 
     units: Tensor
     distance: int | None
@@ -80,7 +91,7 @@ class _Meter:
     pairs: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
-        """Count a batch: query `(B, Hq, T, r)`, key `(B, Hkv, T, r)`, real `(B, T)`."""
+        """Add a batch, see `LayerStatistics`."""
         length, heads = key.shape[2], key.shape[1]
         distance = -(-length // 2) if self.distance is None else self.distance
         weight = real.to(torch.float64)[:, None, :, None]  # (B, 1, T, 1)
@@ -99,18 +110,18 @@ class _Meter:
         self.pairs = self.pairs.to(pairs.device) + pairs * query.shape[2]
 
     def mean(self, name: str) -> Tensor:
-        """Energy of one score `(Hkv, units)`."""
+        """Return the mean energy `(Hkv, units)`; ValueError if no tokens were far apart."""
         if self.energy is None or not bool(self.pairs):
-            raise ValueError(f"batches must hold tokens further apart than distance = {self.distance}; none met {name}")
+            raise ValueError(f"batches must hold tokens at least distance = {self.distance} apart, got none at {name}")
         return self.energy / self.pairs
 
 
 def _far(query: Tensor, moments: Tensor, counts: Tensor, distance: int) -> tuple[Tensor, Tensor]:
-    """Energy `(Hkv, units)` of all pairs at least so far apart, query after key, and their number."""
+    """Return the energy `(Hkv, units)` of far pairs, query after key, and their number."""
     length = moments.shape[2]
     if distance >= length:
         return moments.new_zeros(moments.shape[1], moments.shape[3]), counts.new_zeros(())
-    before = moments.cumsum(2)[:, :, : length - distance]  # what a query `distance` later has far behind it
+    before = moments.cumsum(2)[:, :, : length - distance]  # keys far before the query `distance` later
     late = query[..., distance:, :, :]
     energy = torch.einsum("bhgtui,bhtuij,bhgtuj->hu", late, before, late)
     return energy, (counts.cumsum(1)[:, : length - distance] * counts[:, distance:]).sum()

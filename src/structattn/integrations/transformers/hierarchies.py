@@ -1,4 +1,4 @@
-"""Which hierarchy each layer of a model has: set by `set_hierarchy`, kept in the model's config, read at each call."""
+"""Hierarchies of a model's layers, kept in its config and read at each call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from structattn import checks
+from structattn.integrations.transformers.layer_levels import LayerLevels
 from structattn.integrations.transformers.layers import (
     IMPLEMENTATION,
     AttentionLayer,
@@ -17,7 +18,6 @@ from structattn.integrations.transformers.layers import (
     describe,
     stack_of,
 )
-from structattn.integrations.transformers.levels import LayerLevels
 from structattn.integrations.transformers.pairs import find_pairing, rates
 from structattn.models.transformers_internals import attention_implementation, set_attention_implementation
 from structattn.ops.hierarchy import Hierarchy
@@ -27,31 +27,32 @@ SETTINGS = "structattn_mlr"
 
 NamedOrder = Literal["as_trained", "fastest_first", "slowest_first"]
 LayerOrder = Sequence[int] | Sequence[Sequence[int]]
-Order = NamedOrder | Sequence[LayerOrder] | Mapping[str, NamedOrder | Sequence[LayerOrder]]
+DimensionOrder = NamedOrder | Sequence[LayerOrder] | Mapping[str, NamedOrder | Sequence[LayerOrder]]
 Hierarchies = Hierarchy | str | Sequence[Hierarchy | str] | Mapping[str, Hierarchy | str | Sequence[Hierarchy | str]]
 
 
-def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Order = "as_trained") -> None:
-    """Give a model MLR attention with these levels in its self-attention; cross-attention stays as it is.
+def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: DimensionOrder = "as_trained") -> None:
+    """Switch a model's self-attention to MLR attention with these levels; cross-attention stays as it is.
 
-    Weights stay as they are; one level (`Hierarchy.flat(width)`) is the attention that the model has. The choice is
-    kept in `model.config`, so that `save_pretrained` and `from_pretrained(..., attn_implementation="structattn_mlr")`
-    bring it back, and switching to another implementation and back by `model.set_attn_implementation` does, too.
+    Weights stay as they are. One level (`Hierarchy.flat(width)`) is the attention that the model had. The hierarchy is
+    kept in `model.config`: `from_pretrained(..., attn_implementation="structattn_mlr")` restores it from a saved model,
+    and `model.set_attn_implementation` switches to another implementation and back.
 
     Args:
         model: its attention layers use the attention interface.
-        hierarchy: levels whose ranks sum to the head width, or their text form (`"16|8|4|4@1024"`): one for all layers,
-            or one per layer; where a model has an encoder and a decoder, one for all or `{"encoder": …, "decoder": …}`.
-        order: the order in which levels take the dimensions of a head. Under a rotary embedding it is one of pairs,
-            since a level must own whole pairs. `"as_trained"`: as they come (pair 0 is the fastest to turn);
-            `"fastest_first"` and `"slowest_first"`: pairs by frequency; or for each layer a permutation, or one for
-            each key head, as `measure_order` gives them. Which dimensions come first decides what far pairs see:
-            measure it, do not guess.
+        hierarchy: levels whose ranks sum to the head width, or their text form (`"16|8|4|4@1024"`): one for all layers
+            or a list with one per layer. For an encoder with a decoder: one for all, or
+            `{"encoder": …, "decoder": …}`.
+        order: the order in which levels take the dimensions of a head; under a rotary embedding, the pairs of
+            dimensions, since a level must own whole pairs. `"as_trained"` keeps the order (pair 0 rotates fastest);
+            `"fastest_first"` and `"slowest_first"` sort pairs by frequency; otherwise a permutation for each layer, or
+            for each of its key heads, as `measure_order` returns them. The first dimensions are all that far tokens
+            see: measure the order, do not guess it.
 
     Raises:
-        TypeError, ValueError: before anything is changed, naming the layer: ranks that do not sum to the head width,
-            an odd rank under a rotary embedding, another number of layers, an order that is no permutation, a model
-            whose layers, or the pairs that its rotary embedding turns, cannot be known.
+        TypeError, ValueError: before anything is changed, naming the layer: ranks do not sum to the head width, a rank
+            is odd under a rotary embedding, the number of layers differs, an order is no permutation, or the model's
+            layers or rotary pairs cannot be found.
     """
     stacks = attention_layers(model)
     hierarchies = _by_layer("hierarchy", hierarchy, stacks)
@@ -73,7 +74,7 @@ def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Orde
 
 
 def get_hierarchy(model: PreTrainedModel) -> dict[str, list[Hierarchy]]:
-    """The hierarchies that a model has, by stack and layer: `{"decoder": [first layer's, …]}`.
+    """Return a model's hierarchies by stack and layer: `{"decoder": [first layer's, …]}`.
 
     Raises:
         ValueError: none is set.
@@ -85,7 +86,7 @@ def get_hierarchy(model: PreTrainedModel) -> dict[str, list[Hierarchy]]:
 
 
 def levels_of(module: nn.Module) -> LayerLevels:
-    """The levels of an attention layer, made from its config where it does not have them yet.
+    """Return the levels of an attention layer, building them from its config if needed.
 
     Raises:
         ValueError: its config has none.
@@ -127,17 +128,17 @@ def _levels(layer: AttentionLayer, settings: dict[str, Any]) -> LayerLevels:
 
 
 def _switch(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> None:
-    """Set the implementation; transformers only logs where a model cannot take one."""
+    """Set the implementation; ValueError where the model does not take it, which transformers only logs."""
     before = attention_implementation(model.config)
     set_attention_implementation(model, IMPLEMENTATION)
-    deaf = [layer.name for layer in layers if attention_implementation(layer.config) != IMPLEMENTATION]
-    if deaf:
+    unchanged = [layer.name for layer in layers if attention_implementation(layer.config) != IMPLEMENTATION]
+    if unchanged:
         set_attention_implementation(model, before)
-        raise ValueError(f"model does not let its attention implementation be set, at {', '.join(deaf)}")
+        raise ValueError(f"model does not let its attention implementation be set, at {', '.join(unchanged)}")
 
 
 def _by_layer(name: str, value: Any, stacks: Mapping[str, list[AttentionLayer]]) -> dict[str, list[Any]]:
-    """`value` spread over the layers of each stack."""
+    """Return the entry of `value` for each layer of each stack."""
     if not isinstance(value, Mapping):
         if len(stacks) > 1 and not isinstance(value, (str, Hierarchy)):
             raise ValueError(f"{name} must be one for all layers or a mapping of {' and '.join(stacks)}, got {value!r}")
@@ -166,7 +167,7 @@ def _parse_hierarchy(value: object) -> Hierarchy:
 
 
 def _places(order: Any, model: PreTrainedModel, layer: AttentionLayer) -> list[list[int]] | None:
-    """A layer's order as lists, one for each key head or one for all; None for dimensions as they come."""
+    """Return a layer's order as lists, one or one per key head; None for as trained."""
     if isinstance(order, str):
         checks.one_of("order", order, get_args(NamedOrder))
         return None if order == "as_trained" else [_by_frequency(model, layer, fastest=order == "fastest_first")]

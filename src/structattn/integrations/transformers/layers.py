@@ -1,4 +1,4 @@
-"""The self-attention layers of a model of transformers, found by what every user of the attention interface has."""
+"""Find the self-attention layers of a model of transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 IMPLEMENTATION = "structattn_mlr"
-"""The name of the attention implementation, as `model.set_attn_implementation` takes it."""
+"""Name of the attention implementation, for `model.set_attn_implementation`."""
 
 DECODER, ENCODER = "decoder", "encoder"
 _WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
@@ -19,11 +19,11 @@ class AttentionLayer:
     """One self-attention layer.
 
     Args:
-        name: of the module inside the model.
-        module: hands queries, keys and values to the attention interface.
-        stack: `"decoder"` where a token sees those before it, `"encoder"` where it sees all.
-        index: of the layer in its stack.
-        width: of a query and key head.
+        name: name of the module in the model.
+        module: the module that calls the attention interface.
+        stack: `"decoder"` if the layer is causal, `"encoder"` if not.
+        index: number of the layer in its stack.
+        width: width of a query and key head.
         key_heads: heads of keys and values.
     """
 
@@ -36,37 +36,40 @@ class AttentionLayer:
 
     @property
     def config(self) -> Any:
-        """The config that the module reads at each call; an encoder's and a decoder's are copies of the model's."""
+        """Config that the module reads at each call; a stack's is a copy."""
         return self.module.config
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a module hands queries and keys to the attention interface: it says where it is and what it sees."""
+    """Return True if a module calls the attention interface: it then has `layer_idx` and `is_causal`."""
     return isinstance(getattr(module, "is_causal", None), bool) and hasattr(module, "layer_idx")
 
 
 def is_causal(module: nn.Module) -> bool:
-    """Whether a token sees only those before it."""
+    """Return True if a token sees only itself and earlier ones."""
     return bool(module.is_causal)
 
 
 def is_cross_attention(module: nn.Module) -> bool:
-    """Whether keys come from another stack: GPT-2 says so; elsewhere a decoder's layer without a causal mask is one."""
+    """Return True if keys come from another stack.
+
+    GPT-2 has a flag for it; in other models it is a decoder's non-causal layer.
+    """
     if getattr(module, "is_cross_attention", False):
         return True
     return bool(getattr(module, "is_decoder", False)) and not is_causal(module)
 
 
 def stack_of(module: nn.Module) -> str:
-    """`"decoder"` or `"encoder"`."""
+    """Return `"decoder"` or `"encoder"`."""
     return DECODER if is_causal(module) else ENCODER
 
 
 def attention_layers(model: nn.Module) -> dict[str, list[AttentionLayer]]:
-    """Self-attention layers by stack, in order.
+    """Return a model's self-attention layers by stack, in order.
 
     Raises:
-        ValueError: there are none, or their place or width cannot be known.
+        ValueError: there are none, or their number or width cannot be found.
     """
     found: dict[str, list[AttentionLayer]] = {}
     for name, module in model.named_modules():
@@ -90,14 +93,14 @@ def attention_layers(model: nn.Module) -> dict[str, list[AttentionLayer]]:
 
 
 def describe(name: str, module: nn.Module) -> AttentionLayer:
-    """What is known of one layer; ValueError where it does not say."""
+    """Return the description of one layer; ValueError where an attribute is missing."""
     config = getattr(module, "config", None)
     width = next((getattr(module, field) for field in _WIDTHS if hasattr(module, field)), None)
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(module.layer_idx, int) or not isinstance(width, int) or not isinstance(heads, int):
         raise ValueError(
-            f"{name} ({type(module).__name__}) does not say what MLR attention must know: layer_idx is "
-            f"{module.layer_idx}, the head width {width}, config.num_attention_heads {heads}"
+            f"{name} ({type(module).__name__}) lacks what MLR attention needs: layer_idx is {module.layer_idx}, the "
+            f"head width {width}, config.num_attention_heads {heads}"
         )
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     return AttentionLayer(name, module, stack_of(module), module.layer_idx, width, key_heads)

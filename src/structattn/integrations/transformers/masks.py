@@ -1,4 +1,4 @@
-"""Masks: which keys of each row are real. What MLR attention cannot honour is refused, never dropped."""
+"""Masks of padding. A mask that MLR attention cannot honour is refused, never dropped."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ def mlr_mask(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Tensor | None:
-    """The mask that transformers' models hand to their attention layers: `(B, Tk)`, or None where no key is padding.
+    """Return the mask `(B, Tk)`, true for real keys; None without padding.
+
+    The signature is that of transformers' mask functions.
 
     Args:
         batch_size: `B`.
         q_length: queries `Tq`.
-        kv_length: keys `Tk`, those in the cache included.
+        kv_length: keys `Tk`, including those in the cache.
         q_offset: index of the first query among the keys.
         kv_offset: index of the first key.
-        mask_function: says of a pair whether it is visible.
+        mask_function: returns whether a pair is visible.
         attention_mask: `(B, Tk)`, false for padding.
-        local_size: the window or chunk that `mask_function` cuts out.
-        use_vmap: whether the model or its user added to `mask_function`.
-        device: where positions are made.
+        local_size: size of the window or chunk that `mask_function` leaves visible.
+        use_vmap: True if the model or its user added to `mask_function`.
+        device: device of the positions.
 
     Raises:
-        ValueError: sliding windows, packed sequences, masks of another form, a cache with room for tokens to come.
+        ValueError: sliding windows, packed sequences, masks of another form, static caches.
     """
     if isinstance(q_offset, Tensor) or kv_offset:
         raise ValueError("MLR attention does not serve static or sliding caches: use make_cache(model) or DynamicCache")
     if local_size is not None:
         check_window(local_size, kv_length)
     if use_vmap:
-        raise ValueError("MLR attention does not serve masks that a function adds to the causal one")
+        raise ValueError("MLR attention does not serve masks that add a function to the causal one")
     if mask_function is causal_mask_function and kv_length != q_offset + q_length:
         raise ValueError(
             f"queries must be the last of the tokens; got {q_length} queries from index {q_offset} on and {kv_length} "
-            "keys: MLR attention does not serve static caches, nor prefixes that stand before the tokens"
+            "keys: MLR attention serves neither static caches nor prefixes before the tokens"
         )
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
         _check_causal(mask_function, batch_size, q_length, q_offset, device)
@@ -64,26 +66,26 @@ def mlr_mask(
             f"included, got {tuple(attention_mask.shape)}"
         )
     real = attention_mask.bool()
-    # Where the keys are not the queries' own, `kv_length` may be the mask's: what attends will see whether it fits.
-    # Whether any key is padding is a number, which a compiler does not have.
+    # Keys of another stack: `kv_length` may be the mask's own length, which the attention function checks.
+    # In a compiled graph: whether any key is padding depends on data.
     if (mask_function is bidirectional_mask_function and kv_length != q_length) or torch.compiler.is_compiling():
         return real
     return None if bool(real.all()) else real
 
 
 def check_window(window: int, key_length: int) -> None:
-    """ValueError unless a sliding window reaches over all keys."""
+    """Raise ValueError unless a sliding window covers all keys."""
     if key_length > window:
         raise ValueError(
-            f"MLR attention sees every key, while the model has a window of {window} tokens and here are {key_length}; "
-            "turn the window off in the model's config (`sliding_window=None`)"
+            f"MLR attention sees every key, but the model has a window of {window} tokens, got {key_length}; turn the "
+            "window off in the model's config (`sliding_window=None`)"
         )
 
 
 def _check_causal(
     mask_function: Callable[..., Any], batch_size: int, q_length: int, q_offset: int, device: torch.device | str
 ) -> None:
-    """Error unless every token sees the one before it and not the one after: packed sequences hide some."""
+    """Raise ValueError unless every token sees the previous one and not the next."""
     rows = torch.arange(batch_size, device=device)[:, None]
     at = torch.arange(q_offset, q_offset + q_length, device=device)
     sees_before = mask_function(rows, 0, at[1:], at[:-1])
@@ -91,12 +93,12 @@ def _check_causal(
     check_all(
         torch.as_tensor(sees_before & ~sees_after),
         "MLR attention serves causal masks alone: got one that hides a token from the next (several sequences packed "
-        "into a row, by position_ids that start anew) or shows it a later one",
+        "into a row, by position_ids that restart) or shows it a later one",
     )
 
 
 def check_all(condition: Tensor, message: str) -> None:
-    """ValueError where a condition fails; from an accelerator or a compiled graph, which have no number yet, later."""
+    """Raise ValueError where a condition fails; asynchronously on an accelerator or in a compiled graph."""
     if torch.compiler.is_compiling() or condition.device.type != "cpu":
         assert_later(condition.all(), message)
     elif not bool(condition.all()):
@@ -104,19 +106,19 @@ def check_all(condition: Tensor, message: str) -> None:
 
 
 def visible_keys(mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Where the real keys of each row begin and end, and what hides padding that lies between them.
+    """Return the range of each row's real keys, and a bias that masks holes.
 
-    A row without a real key has an empty run at its end: what comes of a left-padded row when it is read in chunks.
+    A row without a real key has an empty range at its end: a left-padded row that is read in chunks begins like this.
 
     Args:
         mask: `(B, Tk)`, true for real keys.
 
     Returns:
-        `key_start` and `key_end (B,)`, and a bias `(B, 1, 1, Tk)`, minus infinity at padding within the run; None
-        where there is none.
+        `key_start` and `key_end (B,)`, and a bias `(B, 1, 1, Tk)`, minus infinity at padding between real keys; None
+        where there is no such padding.
 
     Raises:
-        ValueError: a row has padding between real keys in a compiled graph, which cannot ask whether one has.
+        RuntimeError: in a compiled graph, a row has padding between real keys; the graph has no branch for it.
     """
     length = mask.shape[1]
     some = mask.any(dim=1)

@@ -1,6 +1,7 @@
-"""Which dimensions of a head belong together: the pairs that a rotary embedding turns, or each by itself.
+"""Pairs of dimensions that a rotary embedding rotates.
 
-A score of rotated vectors is a function of relative position pair by pair, so that a level must own whole pairs.
+The score of a rotated pair depends on relative position alone, that of half a pair does not: a level must own whole
+pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Pairing = Literal["halves", "neighbours"]
 
 
 def unit_dimensions(pairing: Pairing | None, width: int) -> Tensor:
-    """The dimensions of each unit that an order moves as one: `(r/2, 2)` for pairs, `(r, 1)` without rotation."""
+    """Return the dimensions of each unit: `(r/2, 2)`; without rotation `(r, 1)`."""
     dimensions = torch.arange(width)
     if pairing is None:
         return dimensions[:, None]
@@ -25,22 +26,22 @@ def unit_dimensions(pairing: Pairing | None, width: int) -> Tensor:
 
 
 def rotates(model: nn.Module) -> bool:
-    """Whether the model has a rotary position embedding."""
+    """Return True if the model has a rotary position embedding."""
     return getattr(model.config, "rope_parameters", None) is not None or bool(rates(model))
 
 
 def rates(model: nn.Module) -> list[Tensor]:
-    """Angles per position of each pair, `(r/2,)`, of every rotary embedding in the model."""
+    """Return each pair's angle per position `(r/2,)`, for every rotary embedding."""
     return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "inv_freq"]
 
 
 def find_pairing(model: nn.Module, attention: nn.Module, name: str, width: int) -> Pairing | None:
-    """How the model's rotary embedding pairs the dimensions of an attention layer's heads; None if it has none.
+    """Return how a head's dimensions are paired; None without a rotary embedding.
 
-    Asked of the `rotate_half` that the attention's own file defines, by turning a vector of distinct numbers.
+    The pairs are read off the `rotate_half` of the attention's own file, applied to distinct numbers.
 
     Raises:
-        ValueError: it cannot be known, or not all dimensions are rotated.
+        ValueError: the pairs cannot be found, or not all dimensions are rotated.
     """
     if not rotates(model):
         return None
@@ -48,8 +49,8 @@ def find_pairing(model: nn.Module, attention: nn.Module, name: str, width: int) 
     if turned != {width}:
         part = " or ".join(map(str, sorted(turned))) or "an unknown number"
         raise ValueError(
-            f"{name} has heads of width {width}, of which the rotary embedding turns {part}: levels are known only for "
-            "heads that are turned whole"
+            f"{name} has heads of width {width}, of which the rotary embedding rotates {part}: several levels need "
+            "heads that are rotated as a whole"
         )
     rotate_half: Callable[[Tensor], Tensor] | None = getattr(
         sys.modules[type(attention).__module__], "rotate_half", None
@@ -67,7 +68,7 @@ def find_pairing(model: nn.Module, attention: nn.Module, name: str, width: int) 
 
 
 def _partners(pairing: Pairing, width: int) -> Tensor:
-    """For each dimension the one it is paired with."""
+    """Return for each dimension the one it is paired with."""
     pairs = unit_dimensions(pairing, width)
     partners = torch.empty(width, dtype=torch.long)
     partners[pairs] = pairs.flip(1)

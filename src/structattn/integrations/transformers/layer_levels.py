@@ -1,4 +1,4 @@
-"""The levels of one attention layer: its hierarchy, and which dimensions of its heads each level owns."""
+"""Levels of one attention layer and the dimensions that each owns."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _SERIALS = itertools.count()
 
 
 class LayerLevels(nn.Module):
-    """Brings the dimensions of queries and keys into the order in which levels own them.
+    """A hierarchy, and the permutation of a head's dimensions to its levels' order.
 
-    Without an order, dimensions stay as they are, but that rotary pairs are put side by side where there are levels to
-    give them to.
+    Without an order dimensions stay in place, except that several levels need the two dimensions of a rotary pair side
+    by side.
 
     Args:
         hierarchy: the levels.
         pairing: how the rotary embedding pairs dimensions; None without one.
         order: for each key head (or once for all) the pairs, or without rotation the dimensions, in the order in which
             levels take them.
-        width: of a head.
+        width: width of a head.
         key_heads: key heads of the layer.
-        name: of the layer, for errors.
+        name: name of the layer, for errors.
 
     Attributes:
-        index: `(1 or Hkv, r)`, the dimension that comes at each place; None where all stay in place.
-        serial: no other levels have this number.
+        index: `(1 or Hkv, r)`, the source dimension of each place; None where all stay in place.
+        serial: a number that no other `LayerLevels` has.
 
     Raises:
         ValueError: ranks do not sum to the width, a level would own half a pair, or an order is no permutation.
@@ -64,7 +64,7 @@ class LayerLevels(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def arrange(self, x: Tensor) -> Tensor:
-        """`x (B, H, T, r)`, of query or key heads, with its dimensions in the order of the levels."""
+        """Return queries or keys `(B, H, T, r)` with dimensions in the levels' order."""
         if self.index is None:
             return x
         if len(self.index) == 1:
@@ -73,7 +73,7 @@ class LayerLevels(nn.Module):
         return x.gather(-1, index[:, None].expand(x.shape))
 
     def extra_repr(self) -> str:
-        """The hierarchy."""
+        """Return the hierarchy's text form."""
         return str(self.hierarchy)
 
 
@@ -86,13 +86,13 @@ def _check_hierarchy(hierarchy: Hierarchy, pairing: Pairing | None, width: int, 
     for level, rank in enumerate(hierarchy.ranks, start=1):
         if pairing is not None and rank % 2:
             raise ValueError(
-                f"hierarchy's ranks must be even at {name}, whose rotary embedding turns pairs of dimensions; "
+                f"hierarchy's ranks must be even at {name}, whose rotary embedding rotates pairs of dimensions; "
                 f"got rank {rank} at level {level} of {ranks}"
             )
 
 
 def _check_order(order: object, units: int, key_heads: int, name: str) -> Tensor:
-    """The permutations as a tensor `(1 or Hkv, units)`."""
+    """Return the permutations as a tensor `(1 or Hkv, units)`."""
     if isinstance(order, str) or not isinstance(order, Sequence) or not order:
         raise TypeError(f"order at {name} must be lists of integers, one for each key head, got {order!r}")
     if len(order) not in (1, key_heads):

@@ -1,4 +1,4 @@
-"""The key-value cache of a model with MLR attention, as `generate` takes it."""
+"""`transformers.Cache` of a model with MLR attention, for `generate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from structattn.integrations.transformers.hierarchies import levels_of
+from structattn.integrations.transformers.layer_levels import LayerLevels
 from structattn.integrations.transformers.layers import (
     DECODER,
     IMPLEMENTATION,
@@ -19,7 +20,6 @@ from structattn.integrations.transformers.layers import (
     is_attention,
     is_cross_attention,
 )
-from structattn.integrations.transformers.levels import LayerLevels
 from structattn.layers.kv_cache import KeyValueCache, mlr_cache_layout
 from structattn.models.generation_cache import GenerationCache, GenerationCacheLayer
 from structattn.models.transformers_internals import attention_implementation
@@ -27,11 +27,11 @@ from structattn.ops.torch_internals import count_writes
 
 
 class CachedKeys:
-    """What a layer of an `MLRCache` hands to the attention function in place of a tensor of keys.
+    """Keys in an `MLRCache`, passed to the attention function in place of a tensor.
 
     Args:
-        store: holds keys and values, the new ones included.
-        source: the levels' serial number and the attention layer that they were made for.
+        store: cached keys and values, including the new ones.
+        source: serial number of the levels and `id` of the attention layer that the cache was made for.
     """
 
     def __init__(self, store: KeyValueCache, source: tuple[int, int]) -> None:
@@ -40,24 +40,24 @@ class CachedKeys:
 
     @property
     def shape(self) -> torch.Size:
-        """`(B, Hkv, T, r)`, as if no key had been dropped."""
+        """`(B, Hkv, T, r)`, counting dropped keys."""
         parts = self.store.layout.keys
         rows, _, length, _ = self.store.value.live.shape
         return torch.Size((rows, parts[0].heads, length, sum(part.width for part in parts)))
 
     def check(self, module: nn.Module, levels: LayerLevels, *, causal: bool) -> None:
-        """ValueError unless the cache was made for this layer with these levels."""
+        """Raise ValueError unless the cache was made for this layer with these levels."""
         if self._source != (levels.serial, id(module)):
             raise ValueError(
-                "cache was made for another model, or before this one's hierarchy was set anew: make a new "
+                "cache was made for another model, or before this model's hierarchy was set anew: make a new "
                 "cache by make_cache(model)"
             )
         if not causal:
-            raise ValueError("cache holds what a causal layer reads, and this layer is not causal")
+            raise ValueError("cache keeps the keys that a causal layer reads, and this layer is not causal")
 
 
 class _LevelLayer(GenerationCacheLayer):
-    """One layer: keys come in the order of the levels, which is where they are put in order."""
+    """Cache of one layer; dimensions of keys are in the order of the levels."""
 
     def __init__(self, layer: AttentionLayer) -> None:
         levels = levels_of(layer.module)
@@ -66,7 +66,7 @@ class _LevelLayer(GenerationCacheLayer):
         self._source = (levels.serial, id(layer.module))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; gives all keys, as the attention reads them, and values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeys` and values."""
         store, values = super().update(self._levels.arrange(key_states), value_states)
         return CachedKeys(store, self._source), values
 
@@ -74,26 +74,26 @@ class _LevelLayer(GenerationCacheLayer):
 class MLRCache(GenerationCache):
     """A `transformers.Cache` that keeps level 1 of all keys and level `l` of those in the current block.
 
-    `make_cache` makes one. It serves the model it was made for, with the hierarchy and parameters that it had.
-    `key_numbers`, `key_bytes` and `nbytes` tell its size.
+    Make one with `make_cache`. It serves only the model it was made for, with the hierarchy and parameters it had then.
+    `key_numbers`, `key_bytes` and `nbytes` are its size.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         layers = attention_layers(model)[DECODER]
         Cache.__init__(self, layers=[_LevelLayer(layer) for layer in layers])
-        # References that keep nothing alive, so that a cache can be copied without copying the model.
+        # Weak references: a copy of the cache does not copy the model.
         self._config = weakref.ref(layers[0].config)
         self._parameters = [weakref.ref(parameter) for parameter in model.parameters()]
         self._written = self._writes()
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append to a layer; ValueError where the model's parameters or implementation changed in between."""
+        """Append to a layer; ValueError if the model's parameters or implementation changed since the last call."""
         if layer_idx == 0:
             written, config = self._writes(), self._config()
             implementation = None if config is None else attention_implementation(config)
             if implementation != IMPLEMENTATION:
                 raise ValueError(
-                    f"cache holds keys level by level, which only {IMPLEMENTATION!r} reads, while the model "
+                    f"cache stores keys level by level, which only {IMPLEMENTATION!r} reads, but the model "
                     f"has the attention implementation {implementation!r}"
                 )
             if self.get_seq_length() and written != self._written:
@@ -102,31 +102,31 @@ class MLRCache(GenerationCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def _writes(self) -> float:
-        """Return a number that changes with every write to a parameter; -1 once a parameter is gone."""
+        """Return a number that every write to a parameter changes; -1 once one is gone."""
         parameters = [reference() for reference in self._parameters]
         alive = [parameter for parameter in parameters if parameter is not None]
         return count_writes(alive) if len(alive) == len(parameters) else -1
 
 
 class _EncoderDecoderCache(EncoderDecoderCache):
-    """Compressed keys of the decoder, standard ones of its cross-attention."""
+    """`MLRCache` of the decoder's self-attention, standard cache of its cross-attention."""
 
     def check_dynamic_cache(self, method: str) -> None:
-        """Nothing: both parts crop, repeat and select, which is all that the base class asks."""
+        """Accept both caches: they crop, repeat and select, as the base class asks."""
 
 
 def make_cache(model: PreTrainedModel) -> Cache:
-    """An empty cache for one call of `generate`: `model.generate(..., cache=make_cache(model))`.
+    """Return an empty cache for one call of `generate`: `model.generate(..., cache=make_cache(model))`.
 
-    At `T` tokens it holds `Hierarchy.key_numbers(T)` key numbers for each key head, a standard cache `T · r`,
-    and it gives token for token what `use_cache=False` gives. Without it `generate` works too, with a standard cache.
-    Before transformers 5.24 the keyword is `past_key_values`.
+    At `T` tokens it holds `Hierarchy.key_numbers(T)` numbers for each key head, against `T · r` in a standard cache.
+    Generated tokens are those of `use_cache=False`. Without it, `generate` uses a standard cache. Before transformers
+    5.24 the keyword is `past_key_values`.
 
     Args:
-        model: with a hierarchy and the implementation `structattn_mlr` set.
+        model: has a hierarchy and the implementation `structattn_mlr`.
 
     Returns:
-        An `MLRCache`; for a decoder with cross-attention an `EncoderDecoderCache` whose self-attention part is one.
+        An `MLRCache`; for a decoder with cross-attention an `EncoderDecoderCache` that holds one.
 
     Raises:
         ValueError: the model has no causal attention, another implementation or no hierarchy.

@@ -1,4 +1,4 @@
-"""A model run with its standard attention, each layer's queries and keys shown to a meter of its own."""
+"""Statistics of each layer's queries and keys, collected while a model runs with standard attention."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ from transformers.masking_utils import sdpa_mask
 from structattn.integrations.transformers.layers import is_causal, is_cross_attention
 from structattn.models.transformers_internals import attention_implementation, set_attention_implementation
 
-_MEASURING = "structattn_measuring"
+_COLLECTING = "structattn_statistics"
 
 Batches = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]]
 """Token ids `(B, T)`, or a model's keyword arguments, or an iterable of either."""
 
 
-class Meter(Protocol):
-    """Sums over what one layer is shown."""
+class LayerStatistics(Protocol):
+    """Running sums over the queries and keys of one layer."""
 
     def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
-        """Count a batch: query `(B, Hq, T, r)`, key `(B, Hkv, T, r)`, real `(B, T)`, false at padding."""
+        """Add a batch: query `(B, Hq, T, r)`, key `(B, Hkv, T, r)`, real `(B, T)`, false at padding."""
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, meters: Mapping[int, Meter], batches: Batches) -> None:
-    """Run `model` in evaluation mode over `batches`; it is left as it was.
+def collect_statistics(model: PreTrainedModel, statistics: Mapping[int, LayerStatistics], batches: Batches) -> None:
+    """Run a model and add each layer's queries and keys to its statistics.
 
     Args:
-        model: a model of transformers.
-        meters: of every self-attention layer, by the `id` of its module.
+        model: runs with standard attention; its mode and attention implementation are restored.
+        statistics: of every self-attention layer, by the `id` of its module.
         batches: see `Batches`.
 
     Raises:
         TypeError: a batch is neither token ids nor keyword arguments.
     """
-    with _measuring(model, meters):
+    with _collecting(model, statistics):
         for batch in _as_keywords(batches):
             model(**batch)
 
 
-_METERS: ContextVar[Mapping[int, Meter] | None] = ContextVar("meters", default=None)
+_STATISTICS: ContextVar[Mapping[int, LayerStatistics] | None] = ContextVar("statistics", default=None)
 
 
 @contextmanager
-def _measuring(model: PreTrainedModel, meters: Mapping[int, Meter]) -> Iterator[None]:
-    """The model in evaluation mode with the measuring attention; afterwards as it was."""
+def _collecting(model: PreTrainedModel, statistics: Mapping[int, LayerStatistics]) -> Iterator[None]:
+    """Put the model in evaluation mode with the collecting attention; restore both afterwards."""
     before, training = attention_implementation(model.config), model.training
-    token = _METERS.set(meters)
+    token = _STATISTICS.set(statistics)
     try:
         model.eval()
-        set_attention_implementation(model, _MEASURING)
+        set_attention_implementation(model, _COLLECTING)
         yield
     finally:
         set_attention_implementation(model, before)
         model.train(training)
-        _METERS.reset(token)
+        _STATISTICS.reset(token)
 
 
-def _measuring_forward(
+def _collecting_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Standard attention that shows its queries and keys to the layer's meter."""
-    meters = _METERS.get()
-    if meters is None:
-        raise ValueError(f"{_MEASURING!r} serves measurements alone; set another attention implementation")
+    """Return standard attention, after adding queries and keys to the layer's statistics."""
+    statistics = _STATISTICS.get()
+    if statistics is None:
+        raise ValueError(f"{_COLLECTING!r} serves collect_statistics alone; set another attention implementation")
     if not is_cross_attention(module):
         batch, _, length, _ = key.shape
         real = torch.ones(batch, length, dtype=torch.bool, device=key.device)
-        # The last query of a causal mask, and any of one that is not, sees every real key.
+        # The last query sees every real key: under a causal mask it alone does, without one every query does.
         real = real if attention_mask is None else attention_mask[:, 0, -1].expand(batch, -1)
-        meters[id(module)].add(query, key, real, is_causal=is_causal(module))
+        statistics[id(module)].add(query, key, real, is_causal=is_causal(module))
     out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out
 
@@ -92,5 +92,5 @@ def _as_keywords(batches: Batches) -> Iterator[dict[str, Any]]:
         yield keywords | {"use_cache": False}
 
 
-AttentionInterface.register(_MEASURING, _measuring_forward)
-AttentionMaskInterface.register(_MEASURING, sdpa_mask)
+AttentionInterface.register(_COLLECTING, _collecting_forward)
+AttentionMaskInterface.register(_COLLECTING, sdpa_mask)

@@ -1,19 +1,20 @@
-"""The balanced basis folded into a model's weights: exact, and better than the order that training left."""
+"""The balanced basis folded into a model's weights: outputs are the same, and truncation changes less."""
 
 import copy
 
 import pytest
 import torch
 
-from integrations.families import HEAD, make, mask, tokens
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
-from structattn.integrations.transformers.measuring import measure
+from structattn.integrations.transformers.statistics import collect_statistics
 from structattn.layers.head_basis import Moments
+from tests.integrations.families import HEAD, make, mask, tokens
+from tests.tolerance import assert_calibrated
 
 
 def gpt2(**fields):
-    """In float64, with biases drawn: a fresh model's are zero."""
+    """Return a model in float64 with random biases; a fresh model's are zero."""
     model = make("gpt2", dtype=torch.float64, **fields)
     for name, parameter in model.named_parameters():
         if name.endswith("c_attn.bias"):
@@ -21,8 +22,8 @@ def gpt2(**fields):
     return model
 
 
-class Spy:
-    """Keeps what a layer shows."""
+class LastBatch:
+    """Keep the last batch of one layer's queries and keys."""
 
     def add(self, query, key, real, *, is_causal):
         self.seen = query, key, real, is_causal
@@ -31,45 +32,46 @@ class Spy:
 @pytest.mark.parametrize("distance", [None, 1])
 def test_the_change_of_basis_alone_leaves_the_logits(distance):
     model, x = gpt2(), tokens(length=40)
-    before, weight = model(x).logits, model.transformer.h[1].attn.c_attn.weight.clone()
-    st.balance(model, st.measure_moments(model, [tokens(seed=1), tokens(seed=2)], distance=distance))
-    torch.testing.assert_close(model(x).logits, before, rtol=1e-8, atol=1e-8)
+    before, weight = model(x).logits.detach(), model.transformer.h[1].attn.c_attn.weight.clone()
+    st.balance(model, st.far_moments(model, [tokens(seed=1), tokens(seed=2)], distance=distance))
+    assert_calibrated(model(x).logits.detach(), before, before)
     changed = (model.transformer.h[1].attn.c_attn.weight - weight).abs().amax(0).unflatten(0, (3, -1))
     assert (changed[:2] > 1e-3).all()
     assert (changed[2] == 0).all()  # values stay
 
 
 def test_in_float32():
-    model, x = gpt2().float(), tokens(length=40)
-    before = model(x).logits
-    st.balance(model, st.measure_moments(model, x))
-    torch.testing.assert_close(model(x).logits, before, rtol=1e-3, atol=1e-3)
+    model, x = gpt2(), tokens(length=40)
+    exact = model(x).logits.detach()
+    plain = model.float()(x).logits.detach()
+    st.balance(model, st.far_moments(model, x))
+    assert_calibrated(model(x).logits.detach(), exact, plain)
 
 
 def test_moments_become_equal_diagonal_and_descending():
     model, x = gpt2(), tokens(length=40)
-    st.balance(model, st.measure_moments(model, x))
-    for moments in st.measure_moments(model, x)["decoder"]:
+    st.balance(model, st.far_moments(model, x))
+    for moments in st.far_moments(model, x)["decoder"]:
         sigma = moments.query.diagonal(dim1=1, dim2=2)
-        assert (sigma.diff(dim=-1) <= 1e-9).all()
-        for moment in (moments.query, moments.key):
-            torch.testing.assert_close(moment, torch.diag_embed(sigma), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(moments.mean, torch.zeros_like(moments.mean), rtol=0, atol=1e-9)
+        assert (sigma.diff(dim=-1) <= 0).all()
+        diagonal, zero = torch.diag_embed(sigma), torch.zeros_like(moments.mean)
+        for actual, exact in ((moments.query, diagonal), (moments.key, diagonal), (moments.mean, zero)):
+            assert_calibrated(actual, exact, exact)
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_moments_count_pairs_of_real_tokens_far_apart(family, padding):
-    """Against a sum over every such pair."""
+    """Compare with a sum over every such pair."""
     model, distance, real = make(family, dtype=torch.float64), 4, mask(padding)
     given = {"input_ids": tokens()} | ({} if real is None else {"attention_mask": real})
     if family == "t5":
         model = model.encoder
     stack = "encoder" if family == "t5" else "decoder"
-    spies = {id(layer.module): Spy() for layer in st.layers.attention_layers(model)[stack]}
-    measure(model, spies, given)
-    moments = st.measure_moments(model, given, distance=distance)[stack][1]
-    query, key, shown, causal = list(spies.values())[1].seen
+    kept = {id(layer.module): LastBatch() for layer in st.layers.attention_layers(model)[stack]}
+    collect_statistics(model, kept, given)
+    moments = st.far_moments(model, given, distance=distance)[stack][1]
+    query, key, shown, causal = list(kept.values())[1].seen
     assert causal == (family == "gpt2")
     queries, keys = [], []
     for row in range(2):
@@ -86,7 +88,7 @@ def test_moments_count_pairs_of_real_tokens_far_apart(family, padding):
 
 def test_truncation_changes_less_in_the_new_basis():
     model, x = gpt2(), tokens(8, 64)
-    moments, levels = st.measure_moments(model, x), Hierarchy.dyadic((3, 2, 3), 64)
+    moments, levels = st.far_moments(model, x), Hierarchy.dyadic((3, 2, 3), 64)
     errors = []
     for order in (None, moments):
         fitted = copy.deepcopy(model)
@@ -101,24 +103,32 @@ class TestBadInput:
     def test_rotary(self):
         model = make("llama")
         with pytest.raises(ValueError, match=r"model.layers.0.self_attn has a rotary embedding"):
-            st.balance(model, st.measure_moments(model, tokens()))
+            st.balance(model, st.far_moments(model, tokens()))
 
     def test_another_projection(self):
         model = make("t5")
         given = {"input_ids": tokens(), "decoder_input_ids": tokens()}
         with pytest.raises(ValueError, match="does not project queries, keys and values by one `c_attn`"):
-            st.balance(model, st.measure_moments(model, given))
+            st.balance(model, st.far_moments(model, given))
 
     def test_moments_of_another_model(self):
         model, other = make("gpt2"), make("gpt2", n_layer=1)
         with pytest.raises(ValueError, match="moments must be of this model"):
-            st.balance(model, st.measure_moments(other, tokens()))
+            st.balance(model, st.far_moments(other, tokens()))
         eye = torch.eye(HEAD).double().repeat(2, 1, 1)
         with pytest.raises(ValueError, match=r"moments of transformer.h.0.attn must be \(4, 8, 8\), got \(2, 8, 8\)"):
             st.balance(model, {"decoder": [Moments(eye, eye, eye[:, 0])] * 2})
 
     def test_no_far_tokens(self):
         with pytest.raises(ValueError, match="far enough apart; got none"):
-            st.measure_moments(make("gpt2"), tokens(), distance=21)
+            st.far_moments(make("gpt2"), tokens(), distance=21)
         with pytest.raises(ValueError, match="distance must be a positive integer"):
-            st.measure_moments(make("gpt2"), tokens(), distance=0)
+            st.far_moments(make("gpt2"), tokens(), distance=0)
+
+
+def test_the_old_name_of_far_moments_warns():
+    with pytest.warns(DeprecationWarning, match=r"transformers\.measure_moments is now .*\.far_moments"):
+        assert st.measure_moments is st.far_moments
+    assert "measure_moments" not in st.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'far_moment'"):
+        _ = st.far_moment

@@ -1,8 +1,8 @@
-"""The change of basis that puts the most score energy first, folded into a model's own weights.
+"""Change the basis of heads so that their first dimensions carry the most energy.
 
-Without a rotary embedding any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` leave every score as it was,
-up to a number for each query that softmax does not see (`structattn.layers.head_basis`). With `q = W_q x + b_q` they
-are new weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`: the model costs what it cost.
+Without a rotary embedding, any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` change a query's scores
+by one number only, which softmax does not see (`structattn.layers.head_basis`). With `q = W_q x + b_q` the maps become
+new weights and biases, `A W_q`, `A b_q` and `B W_k`, `B (b_k - μ)`, so that the model costs what it did.
 """
 
 from __future__ import annotations
@@ -17,46 +17,44 @@ from transformers.pytorch_utils import Conv1D
 
 from structattn import checks
 from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
-from structattn.integrations.transformers.measuring import Batches, measure
 from structattn.integrations.transformers.pairs import rotates
+from structattn.integrations.transformers.statistics import Batches, collect_statistics
 from structattn.layers.head_basis import Moments, MomentSums, balancing_maps
 
 
-def measure_moments(
-    model: PreTrainedModel, batches: Batches, *, distance: int | None = None
-) -> dict[str, list[Moments]]:
-    """Second moments of every layer's queries and keys, over pairs of far tokens.
+def far_moments(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Moments]]:
+    """Return second moments of every layer's queries and keys, over pairs of far tokens.
 
-    A query counts as often as it has keys that far away, a key as often as it has such queries; an encoder counts
-    tokens on both sides.
+    A query counts once for each key at least `distance` before it, a key once for each query at least `distance` after
+    it. An encoder counts both directions.
 
     Args:
-        model: is run in evaluation mode with its standard attention, and left as it is.
+        model: runs in evaluation mode with standard attention; it is not changed.
         batches: token ids `(B, T)`, or the model's keyword arguments, or an iterable of either.
-        distance: from which on tokens are far, at least 1; half of the batch's tokens by default.
+        distance: the least distance of far tokens, at least 1; half of the batch's length by default.
 
     Returns:
-        By stack, for each layer.
+        By stack, a list with the moments of each layer.
 
     Raises:
-        TypeError, ValueError: bad arguments, no tokens that far apart, or a model whose layers cannot be known.
+        TypeError, ValueError: bad arguments, no tokens that far apart, or a model whose layers cannot be found.
     """
     if distance is not None:
         checks.positive_int("distance", distance)
     stacks = attention_layers(model)
-    meters = {id(layer.module): _MomentMeter(distance) for layers in stacks.values() for layer in layers}
-    measure(model, meters, batches)
-    return {stack: [meters[id(layer.module)].sums.moments() for layer in layers] for stack, layers in stacks.items()}
+    moments = {id(layer.module): _FarMoments(distance) for layers in stacks.values() for layer in layers}
+    collect_statistics(model, moments, batches)
+    return {stack: [moments[id(layer.module)].sums.moments() for layer in layers] for stack, layers in stacks.items()}
 
 
-class _MomentMeter:
-    """Weighs the tokens of one layer by the pairs they are in."""
+class _FarMoments:
+    """Moments of one layer over pairs of far tokens."""
 
     def __init__(self, distance: int | None) -> None:
         self.distance, self.sums = distance, MomentSums()
 
     def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
-        """Count a batch, as `Meter` says."""
+        """Add a batch, see `LayerStatistics`."""
         distance = -(-key.shape[2] // 2) if self.distance is None else self.distance
         behind, ahead = _far_tokens(real, distance), _far_tokens(real.flip(1), distance).flip(1)
         as_query, as_key = (behind, ahead) if is_causal else (behind + ahead, behind + ahead)
@@ -64,30 +62,30 @@ class _MomentMeter:
 
 
 def _far_tokens(real: Tensor, distance: int) -> Tensor:
-    """How many real tokens each of `(B, T)` has at least so far behind it."""
+    """Return `(B, T)`, the number of real tokens at least `distance` before each."""
     reach = min(distance, real.shape[1])
     return F.pad(real.cumsum(1)[:, : real.shape[1] - reach], (reach, 0))
 
 
 @torch.no_grad()
 def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) -> None:
-    """Give each head the basis whose first dimensions carry the most score energy, in place; outputs stay as they are.
+    """Change each head's basis in place: its first dimensions carry the most energy.
 
-    Then `set_hierarchy(model, hierarchy)` lets far tokens see those dimensions. For attention as in GPT-2: learned
-    positions, and queries, keys and values projected by one `c_attn`. Under a rotary embedding only the order of pairs
-    is free: see `measure_order`.
+    The model's outputs stay the same. `set_hierarchy(model, hierarchy)` then lets far tokens see the first dimensions.
+    Attention must be as in GPT-2: learned positions, and queries, keys and values projected by one `c_attn`. Under a
+    rotary embedding only the order of pairs is free: see `measure_order`.
 
     Args:
         model: its weights and biases are changed.
-        moments: from `measure_moments`.
+        moments: from `far_moments`.
 
     Raises:
-        ValueError: before anything is changed: the model has a rotary embedding or another projection, or moments are
-            those of another model.
+        ValueError: before anything is changed: the model has a rotary embedding or another projection, or `moments`
+            are those of another model.
     """
     found = attention_layers(model)
     if found.keys() != moments.keys() or any(len(found[stack]) != len(moments[stack]) for stack in found):
-        raise ValueError("moments must be of this model, one for each attention layer: see measure_moments")
+        raise ValueError("moments must be of this model, one for each attention layer: see far_moments")
     layers = [layer for stack in found for layer in found[stack]]
     each = [moment for stack in found for moment in moments[stack]]
     projections = [query_key_projection(model, layer) for layer in layers]
@@ -102,10 +100,10 @@ def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) ->
 
 
 def query_key_projection(model: PreTrainedModel, layer: AttentionLayer) -> Conv1D:
-    """The matrix that gives a layer's queries, keys and values, where maps can be folded into it.
+    """Return the projection to a layer's queries, keys and values.
 
     Raises:
-        ValueError: there is none, or a rotary embedding stands behind it.
+        ValueError: there is none, or a rotary embedding follows it.
     """
     if rotates(model):
         raise ValueError(
@@ -121,7 +119,7 @@ def query_key_projection(model: PreTrainedModel, layer: AttentionLayer) -> Conv1
 
 
 def _fold(projection: Conv1D, part: int, maps: Tensor, mean: Tensor) -> None:
-    """Have part 0 (queries) or 1 (keys) give `maps (x - mean)` where it gave `x`, in float64 until it is stored."""
+    """Make part 0 (queries) or 1 (keys) of a projection give `maps (x - mean)` for `x`, in float64."""
     heads, width, _ = maps.shape
     columns = slice(part * heads * width, (part + 1) * heads * width)
     weight, bias = projection.weight[:, columns], projection.bias[columns]  # (D, H·r), (H·r)

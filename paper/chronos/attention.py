@@ -1,0 +1,50 @@
+"""Labels of Chronos's attentions in folders, configs and tables.
+
+A label is a spelling without the fields that every T5 has.
+
+standard          standard+qk_norm=false+scale=1
+mlr:16|16         mlr:16|16+gains=none+level_weight=1+qk_norm=false
+mlr:16|16/mean    mlr:16|16+level_weight=1+qk_norm=false
+"""
+
+from __future__ import annotations
+
+_COMMON = {"standard": ("qk_norm=false", "scale=1"), "mlr": ("level_weight=1", "qk_norm=false")}
+
+
+def spelling(label: str) -> str:
+    """Return the spelling that a label stands for, as `structattn.layers.parse_attention` reads it.
+
+    Raises:
+        ValueError: `label` is of another kind, or has gains that no spelling has.
+    """
+    head, *options = label.split("+")
+    # Version 0.1.0 also had gains as numbers, which Python code gives by `Hierarchy`.
+    head, slash, gains = head.partition("/")
+    kind = head.partition(":")[0]
+    if kind not in _COMMON or (slash and (kind, gains) != ("mlr", "mean")):
+        raise ValueError(f"label must be as in standard, mlr:16|16 or mlr:16|16/mean, got {label!r}")
+    if kind == "mlr" and not slash:
+        options.append("gains=none")
+    return "+".join([head, *options, *_COMMON[kind]])
+
+
+def label(attention: str) -> str:
+    """Return the label of a spelling.
+
+    Raises:
+        TypeError, ValueError: `attention` is not understood, or a T5 cannot have it.
+    """
+    from structattn.integrations.t5 import parse_t5_attention  # here, so that `--help` does not import torch
+
+    parse_t5_attention(attention)
+    head, *options = attention.strip().split("+")
+    kind = head.partition(":")[0]
+    if kind == "mlr" and "gains=none" not in options:
+        head += "/mean"
+    common = (*_COMMON[kind], "gains=none", "gains=mean")
+    return "+".join([head, *(option for option in options if option not in common)])
+
+
+COMPARED = tuple(map(spelling, ("standard", "mlr:16|16", "mlr:8|8|8|8")))
+"""Spellings that `python -m paper chronos` compares by default: heads of 32 with one, two and four levels."""

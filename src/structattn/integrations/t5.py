@@ -1,0 +1,76 @@
+"""Attentions of the layers' grammar in a T5.
+
+A T5 neither scales its scores nor normalises queries and keys, and its heads are its own. So its own attention is spelt
+`standard+qk_norm=false+scale=1`, and MLR attention in it `mlr:32|16|16+level_weight=1+qk_norm=false`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from structattn.layers import AttentionConfig, MLRConfig, StandardConfig, parse_attention
+from structattn.ops.hierarchy import Hierarchy
+
+T5_STANDARD = "standard+qk_norm=false+scale=1"
+"""Spelling of a T5's own attention."""
+
+# Fields that have one value in every T5.
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    StandardConfig.kind: {"heads": None, "qk_norm": False, "scale": "1"},
+    MLRConfig.kind: {"level_weight": "1", "qk_norm": False, "basis": False},
+}
+
+
+def parse_t5_attention(attention: AttentionConfig | str) -> StandardConfig | MLRConfig:
+    """Return the config of an attention that a T5 can have.
+
+    A T5 chooses ranks, levels, block sizes and gains; the other fields are given by the model.
+
+    Args:
+        attention: a config, or its spelling in the grammar of `structattn.layers.parse_attention`.
+
+    Raises:
+        TypeError: `attention` is neither.
+        ValueError: the spelling is not understood, or a T5 cannot express it; the message has the nearest one it can.
+    """
+    config = attention if isinstance(attention, AttentionConfig) else parse_attention(attention)
+    if not isinstance(config, (StandardConfig, MLRConfig)):
+        raise ValueError(
+            f"attention in a T5 must be standard or mlr, got {str(config)!r}; a spelling that works is {T5_STANDARD!r}"
+        )
+    for name, expected in _FIXED[config.kind].items():
+        value = getattr(config, name)
+        if value != expected:
+            raise ValueError(
+                f"{name} must be {_text(expected)} in a T5, got {_text(value)} in {str(config)!r}; a spelling that "
+                f"works is {_spelling_that_works(config)}"
+            )
+    return config
+
+
+def _spelling_that_works(config: StandardConfig | MLRConfig) -> str:
+    works = dataclasses.replace(config, **_FIXED[config.kind])
+    if isinstance(works, MLRConfig) and works.gains != "none":
+        return f"{str(works)!r}, or {str(dataclasses.replace(works, gains='none'))!r} without gains"
+    return repr(str(works))
+
+
+def _text(value: object) -> str:
+    return "left out" if value is None else str(value).lower()
+
+
+def t5_hierarchy(attention: AttentionConfig | str, head_dim: int, context_length: int) -> Hierarchy:
+    """Return the levels that an attention gives to the heads of a T5.
+
+    Args:
+        attention: see `parse_t5_attention`.
+        head_dim: width of a query and key head.
+        context_length: tokens that the default blocks are halves, quarters, … of.
+
+    Raises:
+        TypeError, ValueError: see `parse_t5_attention`; or ranks do not sum to `head_dim`.
+    """
+    config = parse_t5_attention(attention)
+    return config.hierarchy(head_dim, context_length) if isinstance(config, MLRConfig) else Hierarchy.flat(head_dim)
