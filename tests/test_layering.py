@@ -17,6 +17,7 @@ FLOORS = {
     "versions": set(),
     "checks": {"versions"},
     "cache": set(),
+    "drawing": {"checks"},
     "structures": {"checks"},
     "ops": {"versions", "checks", "cache"},
     "flops": {"checks", "structures", "ops"},
@@ -25,9 +26,11 @@ FLOORS = {
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
     "tasks": {"checks", "cache"},
     "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
-    "studies": {
+    "comparison": {"versions", "models", "tasks", "training"},
+    "reporting": {"checks", "drawing", "ops", "layers", "comparison"},
+    "retrofit": {
         "checks",
-        "structures",
+        "drawing",
         "ops",
         "flops",
         "layers",
@@ -35,7 +38,8 @@ FLOORS = {
         "integrations",
         "tasks",
         "training",
-        "versions",
+        "comparison",
+        "reporting",
     },
     "__main__": {"cli"},
     "cli": {
@@ -49,7 +53,9 @@ FLOORS = {
         "integrations",
         "tasks",
         "training",
-        "studies",
+        "comparison",
+        "reporting",
+        "retrofit",
     },
 }
 # The paper's campaign stands beside the package: `paper` imports `structattn`, never the other way.

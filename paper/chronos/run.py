@@ -37,7 +37,7 @@ def chronos_training(
 
 @dataclass(frozen=True)
 class ChronosRunConfig:
-    """All that defines a run, with what `structattn.studies.run.execute` asks of a config.
+    """All that defines a run, with what `structattn.comparison.run.execute` asks of a config.
 
     Raises:
         ValueError: the budget is not one of steps or tokens: with those, every attention reads the same.

@@ -22,7 +22,7 @@ from paper.running import run_trial  # noqa: E402
 from paper.study import Trial  # noqa: E402
 from structattn.integrations.chronos import load_chronos  # noqa: E402
 from structattn.training import RunFolderError, TrainConfig  # noqa: E402
-from tasks.series_files import frame, write  # noqa: E402
+from tests.tasks.series_files import frame, write  # noqa: E402
 
 OPTIONS = ["--context-length", "64", "--horizon", "4", "--n-tokens", "32", "--steps", "4", "--batch-size", "4"]
 OPTIONS += [

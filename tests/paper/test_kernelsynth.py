@@ -9,7 +9,7 @@ pytest.importorskip("sklearn", reason="synthetic series need scikit-learn")
 
 from paper.chronos.kernelsynth import PERIODS, Part, _bank, synthetic_series
 from paper.chronos.task import ChronosDataConfig, ChronosTask
-from tasks.battery import TaskBattery
+from tests.tasks.battery import TaskBattery
 
 DATA = ChronosDataConfig(compositions=6, paths=3, length=48, min_past=8, evaluation_series=7)
 

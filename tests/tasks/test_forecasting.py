@@ -11,8 +11,8 @@ pytest.importorskip("pandas")
 
 from structattn.tasks import ForecastConfig, ForecastTask, build_task
 from structattn.tasks.forecasters import LinearForecaster, forecast_metrics, last_value, linear, seasonal_naive
-from tasks.battery import TaskBattery, assert_same, joined
-from tasks.series_files import frame, write
+from tests.tasks.battery import TaskBattery, assert_same, joined
+from tests.tasks.series_files import frame, write
 
 REAL = Path(__file__).parents[2] / "../shared/data/ett/ETTh1.csv"
 SMALL = {"context_length": 12, "horizon": 5, "season": 6, "evaluation_windows": 10}

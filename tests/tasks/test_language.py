@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from structattn.tasks import LanguageConfig, LanguageTask, build_task
 from structattn.tasks.characters import decode
 from structattn.tasks.corpus import Corpus
-from tasks.battery import TaskBattery, joined
+from tests.tasks.battery import TaskBattery, joined
 
 NOVELS = Path(__file__).parents[3] / "shared" / "data" / "gutenberg"
 

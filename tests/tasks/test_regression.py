@@ -7,7 +7,7 @@ import torch
 
 from structattn.tasks import RegressionConfig, RegressionTask, build_task
 from structattn.tasks.baselines import least_squares_error, ridge_error, zero_error
-from tasks.battery import TaskBattery, joined
+from tests.tasks.battery import TaskBattery, joined
 
 
 def make(dim: int = 6, prompts: int = 10, steps: int = 100, seed: int = 0, curriculum: float = 0.06) -> RegressionTask:

@@ -12,7 +12,7 @@ pytest.importorskip("pandas")
 
 from structattn.tasks import ett
 from structattn.tasks.series import load_series
-from tasks.series_files import NAMES, frame, write
+from tests.tasks.series_files import NAMES, frame, write
 
 REAL = Path(__file__).parents[2] / "../shared/data/ett/ETTh1.csv"
 

@@ -15,13 +15,14 @@ from structattn import versions
 from structattn.cli import commands
 from structattn.cli.progress import Bars
 from structattn.cli.writing import write_on
+from structattn.comparison.compare import Comparison, compare
+from structattn.comparison.environment import environment
+from structattn.comparison.results import Results
+from structattn.comparison.run import ModelSizes, load_run, task_name
 from structattn.models import LanguageModel
 from structattn.ops.hierarchy import parse_ranks
-from structattn.studies.compare import Comparison, compare
-from structattn.studies.environment import environment
-from structattn.studies.results import Results
-from structattn.studies.run import ModelSizes, load_run, task_name
-from structattn.studies.terminal import print_results, print_table
+from structattn.reporting.outputs import write_outputs
+from structattn.reporting.terminal import print_results, print_table
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig
 from structattn.tasks.ett import default_season
 from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, preset
@@ -73,6 +74,7 @@ def _compare(options: _Options, line: Sequence[str]) -> int:
     console = Console()
     with Bars(console, seeds=comparison.seeds > 1) as bars:
         results = compare(comparison, options.out, overwrite=options.overwrite, announce=bars.announce, command=line)
+    write_outputs(results, options.out)
     print_results(results, console)
     console.print(f"report: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
     for run in results.failed:
@@ -191,8 +193,8 @@ def _generate(command: commands.Generate) -> int:
 
 
 def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
-    from structattn.studies.retrofit import Retrofit, measure_retrofit
-    from structattn.studies.retrofit_figure import draw_retrofit, retrofit_table, retrofit_verdict
+    from structattn.retrofit.measure import Retrofit, measure_retrofit
+    from structattn.retrofit.report import draw_retrofit, retrofit_table, retrofit_verdict
 
     study = Retrofit(
         _run_folder(command.model),

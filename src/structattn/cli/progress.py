@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from structattn.studies.run import RunConfig
+from structattn.comparison.run import RunConfig
 from structattn.training import MetricsRow, StepReport
 from structattn.training import Progress as Follower
 

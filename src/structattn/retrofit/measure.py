@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from structattn import checks
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.comparison.run import claim
 from structattn.models.retrofit import Order, Pairs
-from structattn.studies import files
-from structattn.studies.environment import environment
-from structattn.studies.retrofit_subjects import Subject, load_subject
-from structattn.studies.run import claim
+from structattn.retrofit.models import Subject, load_subject
 from structattn.training import Progress, TrainConfig, train
 from structattn.training.evaluation import evaluate
 

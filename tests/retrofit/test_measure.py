@@ -8,8 +8,8 @@ import torch
 
 from structattn.cli import main
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.studies.retrofit import Retrofit, RetrofitResults, Row, measure_retrofit
-from structattn.studies.retrofit_figure import draw_retrofit, retrofit_markdown, retrofit_verdict
+from structattn.retrofit.measure import Retrofit, RetrofitResults, Row, measure_retrofit
+from structattn.retrofit.report import draw_retrofit, retrofit_markdown, retrofit_verdict
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.training import RunFolderError, TrainConfig, train
 

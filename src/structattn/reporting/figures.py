@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structattn import checks
-from structattn.studies import files
-from structattn.studies.forecast_figures import forecast_panels, target_errors
-from structattn.studies.maps import pair_widths
-from structattn.studies.results import Results, Run
-from structattn.studies.style import BASELINE, INK, MAP, QUIET, Pen, label_ends, new_figure, pens, styled
-from structattn.studies.table import grouped, magnitude
-from structattn.studies.verdict import quantity
+from structattn.comparison import files
+from structattn.comparison.numbers import grouped, magnitude
+from structattn.comparison.results import Results, Run
+from structattn.drawing.style import BASELINE, INK, MAP, QUIET, Pen, label_ends, new_figure, pens, styled
+from structattn.reporting.forecast_figures import forecast_panels, target_errors
+from structattn.reporting.maps import pair_widths
+from structattn.reporting.verdict import quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from structattn import checks
-from structattn.studies.verdict import REFERENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+REFERENCE = "standard"
+"""The structure that others are compared with; it is drawn in ink."""
 
 INK = "#1f2328"
 """Text, axes and the reference structure. The report draws what has this colour in the colour of its text."""

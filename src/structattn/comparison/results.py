@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from structattn.studies import files
-from structattn.studies.estimate import Estimate
+from structattn.comparison import files
+from structattn.comparison.estimate import Estimate
 from structattn.training.errors import RunFolderError
 
 Row = dict[str, Any]
@@ -105,7 +105,7 @@ class Results:
     """Where `metric` is measured on a test part, its name on the validation part: a key of every row."""
 
     stretches: tuple[dict[str, Any], ...] = ()
-    """For forecasts, what they are drawn on: see `structattn.studies.forecasts`."""
+    """For forecasts, what they are drawn on: see `structattn.comparison.forecasts`."""
 
     @property
     def followed(self) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from structattn.studies.estimate import Estimate
-from structattn.studies.results import Results
-
-REFERENCE = "standard"
-"""The structure that the best one is compared with, where it took part."""
+from structattn.comparison.estimate import Estimate
+from structattn.comparison.numbers import format_estimate, number
+from structattn.comparison.results import Results
+from structattn.drawing.style import REFERENCE
 
 _QUANTITIES = {
     "language": "validation loss",
@@ -77,18 +76,6 @@ def describe(results: Results, structure: str) -> str:
     """Mean of the metric with its standard error, where there is one."""
     estimate = results.estimate(structure)
     return format_estimate(estimate) if estimate else "no result"
-
-
-def format_estimate(estimate: Estimate) -> str:
-    """`1.482 ± 0.003`, or the mean alone."""
-    if estimate.standard_error is None:
-        return number(estimate.mean)
-    return f"{number(estimate.mean)} ± {number(estimate.standard_error)}"
-
-
-def number(value: float) -> str:
-    """Three decimals, more digits where the number is small."""
-    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def _mean(results: Results, structure: str) -> float:

@@ -25,8 +25,8 @@ from transformers import (
 
 from structattn.cli import main
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.studies.retrofit import Retrofit, RetrofitResults, measure_retrofit
-from structattn.studies.retrofit_subjects import load_subject
+from structattn.retrofit.measure import Retrofit, RetrofitResults, measure_retrofit
+from structattn.retrofit.models import load_subject
 
 TEXT = "The cat sat on the mat. The dog ran to the door; the cat slept.\n" * 60
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.2}

@@ -2,7 +2,7 @@
 
 import math
 
-from structattn.studies.results import Cost, Results, Run
+from structattn.comparison.results import Cost, Results, Run
 
 SIZES = {"layers": 4, "dim": 128, "heads": 4, "context_length": 256}
 COSTS = {

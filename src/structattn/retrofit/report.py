@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from structattn.studies import files
-from structattn.studies.retrofit import RetrofitResults, Row
-from structattn.studies.style import INK, QUIET, new_figure, styled
-from structattn.studies.table import grouped, markdown_row
-from structattn.studies.terminal import terminal_table
+from structattn.comparison import files
+from structattn.comparison.numbers import grouped
+from structattn.drawing.style import INK, QUIET, new_figure, styled
+from structattn.reporting.table import markdown_row
+from structattn.reporting.terminal import terminal_table
+from structattn.retrofit.measure import RetrofitResults, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,12 @@ import xml.etree.ElementTree
 import pytest
 from rich.console import Console
 
-from structattn.studies import report
-from structattn.studies.environment import environment
-from structattn.studies.figures import draw_all
-from structattn.studies.style import pens
-from structattn.studies.terminal import print_results
-from studies.fabricated import forecast_results, language_results, regression_results
+from structattn.comparison.environment import environment
+from structattn.drawing.style import pens
+from structattn.reporting import report
+from structattn.reporting.figures import draw_all
+from structattn.reporting.terminal import print_results
+from tests.comparison.fabricated import forecast_results, language_results, regression_results
 
 CASES = {
     "language": language_results(failed=["swa:64"]),

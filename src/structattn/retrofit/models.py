@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from structattn import flops
+from structattn.comparison.run import load_run
 from structattn.integrations.transformers import balance, measure_order, set_hierarchy
 from structattn.integrations.transformers import measure_moments as measure_foreign_moments
 from structattn.integrations.transformers.basis import query_key_projection
@@ -22,14 +23,13 @@ from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.models.parameters import Description, Part
 from structattn.models.retrofit import Order, measure_moments, retrofit
 from structattn.ops.hierarchy import Hierarchy
-from structattn.studies.run import load_run
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.characters import VOCABULARY
 from structattn.tasks.tokens import TokenTask
 from structattn.training import RunFolderError
 
 if TYPE_CHECKING:
-    from structattn.studies.retrofit import Retrofit
+    from structattn.retrofit.measure import Retrofit
 
 _CONTEXT_LENGTH = 512
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")

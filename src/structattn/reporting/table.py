@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from structattn.studies.estimate import Estimate
-from structattn.studies.results import Results
-from structattn.studies.verdict import format_estimate, number
+from structattn.comparison.estimate import Estimate
+from structattn.comparison.numbers import format_estimate, grouped, magnitude, number
+from structattn.comparison.results import Results
 
 MISSING = "–"
 
@@ -131,18 +131,3 @@ def _baseline_row(results: Results, name: str, metrics: tuple[str, ...]) -> Tabl
 
 def _mean(estimate: Estimate) -> str:
     return number(estimate.mean)
-
-
-def magnitude(value: float) -> str:
-    """Three digits and a prefix: `812k`, `1.20M`, `118T`."""
-    for power, prefix in enumerate(("", "k", "M", "G", "T", "P", "E", "Z")):
-        scaled = value / 1000**power
-        if scaled < 999.5:
-            digits = 0 if scaled >= 99.95 or not power else 1 if scaled >= 9.995 else 2
-            return f"{scaled:.{digits}f}{prefix}"
-    return f"{value:.2e}"
-
-
-def grouped(value: float) -> str:
-    """A whole number with its thousands apart: `12,345`."""
-    return f"{value:,.0f}"

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.comparison.forecasts import forecasts, stretches
+from structattn.comparison.numbers import grouped, magnitude
+from structattn.comparison.results import Cost, Results, Row, Run
+from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name, task_name
 from structattn.models import StructuredModel
-from structattn.studies import files
-from structattn.studies.environment import environment
-from structattn.studies.figures import draw_all
-from structattn.studies.forecasts import forecasts, stretches
-from structattn.studies.report import write_report
-from structattn.studies.results import Cost, Results, Row, Run
-from structattn.studies.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name, task_name
-from structattn.studies.table import grouped, magnitude
 from structattn.tasks import (
     ForecastTask,
-    LanguageConfig,
     LanguageTask,
     RegressionConfig,
     RegressionTask,
@@ -86,7 +83,7 @@ def compare(
     announce: Announce | None = None,
     command: Sequence[str] = (),
 ) -> Results:
-    """Run the comparison in `folder`, or what is left of it; write results, figures and `report.html`.
+    """Run the comparison in `folder`, or what is left of it, and write its results.
 
     A run whose loss becomes NaN is reported in the results, and the others go on. After each run the results so far
     are on disk.
@@ -120,16 +117,7 @@ def compare(
             runs[index] = dataclasses.replace(runs[index], rows=tuple(outcome.metrics))
         results = dataclasses.replace(results, runs=tuple(runs))
         results.save(folder)
-    write_outputs(results, folder)
     return results
-
-
-def write_outputs(results: Results, folder: Path) -> None:
-    """Figures and report of the results in `folder`, beside them."""
-    files.make_folder(folder / "figures")
-    pictures = draw_all(results, folder / "figures")
-    config, machine = files.read_json(folder / "config.json"), files.read_json(folder / "environment.json")
-    write_report(results, pictures, machine, config, folder / "report.html")
 
 
 def _cost(config: RunConfig) -> Cost:
@@ -219,4 +207,4 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-__all__ = ["Announce", "Comparison", "LanguageConfig", "compare", "write_outputs"]
+__all__ = ["Announce", "Comparison", "compare"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from structattn import checks
-from structattn.studies import files
-from structattn.studies.figures import Picture
-from structattn.studies.results import Results
-from structattn.studies.table import table
-from structattn.studies.verdict import verdict
+from structattn.comparison import files
+from structattn.comparison.results import Results
+from structattn.reporting.figures import Picture
+from structattn.reporting.table import table
+from structattn.reporting.verdict import verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Folder of the pages and of their common style sheet."""
@@ -94,7 +94,7 @@ def inline(svg: str, name: str) -> str:
 
     What is drawn in the style's ink takes the colour of the page's text, so that it is legible on a dark page.
     """
-    from structattn.studies.style import INK
+    from structattn.drawing.style import INK
 
     element = svg[svg.index("<svg") :]
     for mark in ('id="', 'href="#', "url(#"):

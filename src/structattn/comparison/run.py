@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
+from structattn.comparison import files
+from structattn.comparison.forecasts import forecasts
 from structattn.models import (
     ForecastModel,
     ForecastModelConfig,
@@ -20,8 +22,6 @@ from structattn.models import (
     RegressionModelConfig,
     StructuredModel,
 )
-from structattn.studies import files
-from structattn.studies.forecasts import forecasts
 from structattn.tasks import (
     ForecastConfig,
     ForecastTask,

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from structattn.studies.results import Results
-from structattn.studies.table import table
-from structattn.studies.verdict import verdict
+from structattn.comparison.results import Results
+from structattn.reporting.table import table
+from structattn.reporting.verdict import verdict
 
 _STYLES = {"best": "bold", "structure": "", "failed": "red", "baseline": "dim"}
 

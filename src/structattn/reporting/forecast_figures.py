@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from structattn.studies.estimate import Estimate
-from structattn.studies.results import Results
-from structattn.studies.style import BASELINE, QUIET, label_ends, new_figure, pens
+from structattn.comparison.estimate import Estimate
+from structattn.comparison.results import Results
+from structattn.drawing.style import BASELINE, QUIET, label_ends, new_figure, pens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
