@@ -12,21 +12,23 @@ import structattn
 
 ROOT = Path(structattn.__file__).parent
 
-# Each floor with the floors it may import from, besides itself. `versions`, `checks` and `cache` are the ground.
+# Each floor with the floors it may import from, besides itself. The ground is `versions`, `checks`, `cache`, `atomic`
+# and `drawing`.
 FLOORS = {
     "versions": set(),
     "checks": {"versions"},
     "cache": set(),
+    "atomic": set(),
     "drawing": {"checks"},
     "structures": {"checks"},
-    "ops": {"versions", "checks", "cache"},
+    "ops": {"versions", "checks", "cache", "drawing"},
     "flops": {"checks", "structures", "ops"},
     "layers": {"checks", "structures", "ops", "flops"},
     "models": {"checks", "structures", "ops", "flops", "layers"},
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
-    "tasks": {"checks", "cache"},
-    "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
-    "comparison": {"versions", "models", "tasks", "training"},
+    "tasks": {"checks", "cache", "atomic", "drawing", "models"},
+    "training": {"checks", "atomic", "structures", "ops", "flops", "layers", "models", "tasks"},
+    "comparison": {"versions", "checks", "atomic", "models", "tasks", "training"},
     "reporting": {"checks", "drawing", "ops", "layers", "comparison"},
     "retrofit": {
         "checks",

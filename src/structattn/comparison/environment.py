@@ -1,4 +1,4 @@
-"""Where a comparison ran: versions, machine, threads, the commit of the code."""
+"""The environment of a comparison: versions, machine, threads, commit of the code."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PACKAGES = (*versions.tested(), "triton")
 
 
 def environment(command: Sequence[str] = ()) -> dict[str, Any]:
-    """What `environment.json` holds: all that numbers may depend on besides the config.
+    """Return everything that results may depend on besides the config.
 
     Args:
-        command: the command line that asked, if one did.
+        command: the command line, if there was one.
     """
     return {
         "structattn": __version__,
@@ -38,9 +38,9 @@ def environment(command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of the checkout that `folder` lies in, with `+changes` where tracked files differ from it.
+    """Return the git commit of the checkout of `folder`, with `+changes` if tracked files differ from it.
 
-    None where `folder` is in no checkout, or there is no git.
+    None if `folder` is in no checkout, or git is missing.
     """
     head = _git(folder, "rev-parse", "HEAD")
     if not head or not _git(folder, "ls-files"):
@@ -49,7 +49,7 @@ def commit(folder: Path) -> str | None:
 
 
 def processor() -> str:
-    """The processor's name, as the system gives it."""
+    """Return the name of the processor, as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -59,12 +59,12 @@ def processor() -> str:
 
 
 def accelerator() -> str | None:
-    """The name of the first GPU, or None."""
+    """Return the name of the first GPU, or None."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _memory() -> int:
-    """Bytes of main memory; 0 where the system does not say."""
+    """Return the bytes of main memory; 0 if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -72,7 +72,7 @@ def _memory() -> int:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git prints, or nothing where it fails or is missing."""
+    """Return the output of git, or nothing if it fails or is missing."""
     try:
         run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""A mean over seeds and how far it can be trusted."""
+"""Means over seeds, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _Z_975 = 1.95996
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of equally distributed numbers."""
+    """A mean of independent numbers of one distribution."""
 
     mean: float
-    """Their mean."""
+    """The mean."""
 
     standard_error: float | None
-    """Sample deviation over the root of the count; None for a single number, which says nothing of its spread."""
+    """Sample deviation over the root of the count; None for a single number."""
 
     count: int
-    """How many numbers."""
+    """Number of values."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The estimate from `values`, one or more."""
+        """Return the estimate from one or more values."""
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
         return cls(statistics.fmean(values), error, len(values))
 
@@ -38,18 +38,17 @@ class Estimate:
 
 
 def above_zero(estimate: Estimate) -> bool | None:
-    """Whether a mean is above 0; None where its 95% interval holds 0."""
+    """Return whether a mean is above 0; None if its 95% interval contains 0."""
     if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
         return None
     return estimate.mean > 0
 
 
 def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
-    """Half the width of the 95% interval of `first.mean - second.mean`, with one deviation for all `groups`.
+    """Return half the width of the 95% interval of `first.mean - second.mean`, from a pooled deviation.
 
-    Where each group has few numbers, their spread is known better from all of them:
-    `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`.
-    Infinite where no group has two numbers.
+    Groups of few numbers share one deviation, `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`.
+    Infinite if no group has two numbers.
     """
     known = [each for each in groups if each.standard_error is not None]
     degrees = sum(each.count - 1 for each in known)
@@ -60,7 +59,7 @@ def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate)
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5% point of Student's t distribution: a table, and beyond it two terms of Cornish and Fisher's series."""
+    """Return the 97.5% point of Student's t: from a table, or by two terms of the Cornish-Fisher series."""
     if degrees <= len(_T_975):
         return _T_975[degrees - 1]
     z = _Z_975

@@ -1,26 +1,26 @@
-"""Files that are whole or absent: each is written under another name, flushed to the disk and renamed."""
+"""Files of a run: text, JSON and CSV, each written completely or not at all."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from structattn.atomic import replacing
 from structattn.training.errors import RunFolderError
 
 
 def safe_name(name: str) -> str:
-    """`name` as any file system takes it: whatever it might not take becomes a dash."""
+    """Return `name` with a dash in place of whatever a file system might refuse."""
     return re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name)
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` and its parents; RunFolderError saying why where that fails."""
+    """Make `path` and its parents; RunFolderError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -28,34 +28,26 @@ def make_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, in one step; RunFolderError saying why where that fails."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write `content` to `path` in one step; RunFolderError if that fails."""
     try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         raise RunFolderError(path, f"the file cannot be written: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` in UTF-8, in one step."""
+    """Write `text` to `path` in UTF-8, in one step."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Put `value` at `path` as JSON for people to read; ValueError where it holds NaN, which JSON has no word for."""
+    """Write `value` to `path` as indented JSON; ValueError if it holds NaN, which JSON cannot express."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put `rows` at `path` as CSV under the names they have, in the order in which those appear."""
+    """Write `rows` to `path` as CSV, columns in the order in which their names first appear."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -64,7 +56,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in the JSON file at `path`; RunFolderError saying why where there is none."""
+    """Return the value in the JSON file at `path`; RunFolderError if it is missing or damaged."""
     try:
         return json.loads(_read(path))
     except ValueError as error:
@@ -72,7 +64,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The value in each line of the file at `path`; RunFolderError saying why where one is not JSON."""
+    """Return the value in each line of the file at `path`; RunFolderError if one is not JSON."""
     try:
         return [json.loads(line) for line in _read(path).splitlines()]
     except ValueError as error:

@@ -6,19 +6,19 @@ from structattn.comparison.estimate import Estimate
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """`1.482 ± 0.003`, or the mean alone."""
+    """Return `1.482 ± 0.003`, or the mean alone."""
     if estimate.standard_error is None:
         return number(estimate.mean)
     return f"{number(estimate.mean)} ± {number(estimate.standard_error)}"
 
 
 def number(value: float) -> str:
-    """Three decimals, more digits where the number is small."""
+    """Return three decimals, or two significant digits if the number is small."""
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def magnitude(value: float) -> str:
-    """Three digits and a prefix: `812k`, `1.20M`, `118T`."""
+    """Return three digits and a prefix: `812k`, `1.20M`, `118T`."""
     for power, prefix in enumerate(("", "k", "M", "G", "T", "P", "E", "Z")):
         scaled = value / 1000**power
         if scaled < 999.5:
@@ -28,5 +28,5 @@ def magnitude(value: float) -> str:
 
 
 def grouped(value: float) -> str:
-    """A whole number with its thousands apart: `12,345`."""
+    """Return a whole number with thousands separated: `12,345`."""
     return f"{value:,.0f}"

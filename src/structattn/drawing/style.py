@@ -1,4 +1,4 @@
-"""One look for every figure: a colour per structure, quiet axes, labels beside the lines instead of a legend."""
+"""The style of every figure: a colour per structure, quiet axes, labels beside lines instead of a legend."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ REFERENCE = "standard"
 """The structure that others are compared with; it is drawn in ink."""
 
 INK = "#1f2328"
-"""Text, axes and the reference structure. The report draws what has this colour in the colour of its text."""
+"""Colour of text, axes and the reference structure. In the report it becomes the colour of the page's text."""
 
 QUIET = "#858c94"
-"""Baselines, notes and grid: legible on light and on dark."""
+"""Colour of baselines, notes and grid: legible on light and on dark."""
 
 BASELINE = (0, (4, 3))
-"""Dashes of what is no model."""
+"""Dashes of baselines."""
 
 MAP = "cividis"
-"""Colours of maps: even in lightness, and the same to most colour-blind eyes."""
+"""Colour map: even in lightness, and the same to most colour-blind eyes."""
 
-# Okabe and Ito's colours that stand out from both white and black (Color Universal Design, 2008).
+# Those of Okabe and Ito's colours that stand out from white and from black (Color Universal Design, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
 
@@ -65,14 +65,14 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Pen:
-    """How a structure is drawn, in every figure alike."""
+    """Colour and dashes of a structure, the same in every figure."""
 
     colour: str
     dash: Any
 
 
 def pens(structures: Sequence[str]) -> dict[str, Pen]:
-    """A pen for each structure: ink for standard attention, colours for the others in order, then dashes too."""
+    """Return a pen per structure: ink for standard attention, colours in order for others, then dashes too."""
     others = [name for name in structures if name != REFERENCE]
     drawn = {
         name: Pen(_COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])
@@ -83,25 +83,25 @@ def pens(structures: Sequence[str]) -> dict[str, Pen]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Inside, figures are drawn and saved in this style; matplotlib's own settings are as before afterwards."""
+    """Draw and save figures in this style inside the block; restore matplotlib's settings afterwards."""
     matplotlib = checks.require("matplotlib", "plot")
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, outside pyplot: no window, no list of open figures, no backend to choose."""
+    """Return an empty figure, sizes in inches, made without pyplot: no window, no backend to choose."""
     figure: Figure = checks.require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
     return figure
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], gap: float = 0.062) -> None:
-    """Write the name of each line beside the axes at the height of its end, apart where ends are close.
+    """Write the name of each line beside the axes at the height of its end, without overlaps.
 
     Args:
-        axes: with its limits already set.
-        ends: name, x and y of the end, and colour of each line.
-        gap: least distance of two names, in heights of the axes.
+        axes: axes whose limits are set.
+        ends: name, x and y of the end, and colour, of each line.
+        gap: least distance between names, as a share of the height of the axes.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     placed: list[tuple[float, float, str, str]] = []
@@ -124,9 +124,9 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], gap: f
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending `heights` moved as little as need be for neighbours to be `gap` apart.
+    """Return ascending `heights`, moved as little as needed to be `gap` apart.
 
-    Neighbours that would touch are put side by side around their mean, as one group, until no two groups touch.
+    Neighbours that touch form a group around their mean, until no two groups touch.
     """
     groups: list[list[float]] = []
     for height in heights:

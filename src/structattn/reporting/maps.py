@@ -1,4 +1,4 @@
-"""The dimensions of the dot product that each pair of tokens gets: the picture of an attention structure."""
+"""Widths of the dot product between each pair of tokens, by attention structure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from structattn.drawing.pairs import sampled_positions
 from structattn.layers import (
     GlobalSlidingWindowConfig,
     MLRConfig,
@@ -17,28 +18,25 @@ from structattn.layers import (
 )
 from structattn.ops import Hierarchy
 
-_MOST_CELLS = 512
-
 
 def pair_widths(structure: str, sizes: Mapping[str, int]) -> NDArray[np.int64] | None:
-    """Inner width of every pair of positions, query by key; None where a structure is not described that way.
+    """Return the inner width of every pair of positions, query by key; None if a structure has no such map.
 
     Args:
         structure: spelling of an attention structure.
         sizes: `dim`, `heads` and `context_length` of the model.
 
     Returns:
-        `(C, C)`, one cell for each position or, in long contexts, for every few. Masks are not applied.
+        `(C, C)`, a cell for each of `sampled_positions(context_length)`. Masks are not applied.
     """
     config = parse_attention(structure)
     length = sizes["context_length"]
     head_dim = sizes["dim"] // sizes["heads"]
-    cells = min(length, _MOST_CELLS)
-    at = torch.arange(cells) * length // cells
+    at = torch.from_numpy(sampled_positions(length))
     query, key = at[:, None], at[None, :]
     match config:
         case StandardConfig(heads=heads):
-            width = torch.full((cells, cells), sizes["dim"] // (heads or sizes["heads"]))
+            width = torch.full((len(at), len(at)), sizes["dim"] // (heads or sizes["heads"]))
         case MLRConfig():
             hierarchy: Hierarchy = config.hierarchy(head_dim, length)
             width = torch.tensor(hierarchy.prefix_ranks)[hierarchy.depth(query, key) - 1]
