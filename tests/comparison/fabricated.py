@@ -1,4 +1,4 @@
-"""Results that no training made: for tests of what is written about results."""
+"""Made-up results, for tests of reporting without training."""
 
 import math
 
@@ -97,7 +97,7 @@ def _regression_metrics(errors):
 
 
 def forecast_results(seeds=3, linear=0.38):
-    """Standard attention ends at a test error of 0.44, the others a little lower."""
+    """Return results in which standard attention ends at a test error of 0.44, the others lower."""
     structures = {"standard": 0.44, "mlr+levels=2": 0.43, "mlr+levels=4": 0.425}
     begins = ["2018-02-20 00:00", "2018-04-01 12:00", "2018-05-20 06:00"]
     truth = [[10 + place + math.sin(step / 4) for step in range(-24, 24)] for place in range(3)]

@@ -25,7 +25,7 @@ def test_estimate():
 
 
 def test_pooled_margin():
-    """Of two groups it is the interval of Student's t test with equal deviations."""
+    """For two groups it is the interval of Student's t test with equal deviations."""
     first, second = [1.0, 2.0, 4.0], [2.0, 5.0]
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     result = stats.ttest_ind(first, second)

@@ -1,4 +1,4 @@
-"""Figures, report and terminal output of results that no training made."""
+"""Figures, report and terminal output of made-up results."""
 
 import html.parser
 import io
@@ -26,7 +26,7 @@ CASES = {
 
 
 class _Page(html.parser.HTMLParser):
-    """Which elements stay open, and what the page would load."""
+    """Parse a page: elements that stay open, and addresses that it would load."""
 
     void = frozenset({"meta", "br", "link", "img"})
 

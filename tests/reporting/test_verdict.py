@@ -1,4 +1,4 @@
-"""The verdict, the table and the maps of results that no training made."""
+"""Verdict, table and maps of made-up results."""
 
 import dataclasses
 
@@ -20,10 +20,10 @@ def test_verdict_pairs_runs_by_seed():
     ]
     assert gap.mean == pytest.approx(np.mean(by_hand))
     assert gap.count == 2
-    said = verdict(results)
-    assert said.answer.startswith("mlr has the lowest validation loss")
-    assert "below standard" in said.answer
-    assert "60% of the score FLOPs" in said.savings
+    conclusion = verdict(results)
+    assert conclusion.answer.startswith("mlr has the lowest validation loss")
+    assert "below standard" in conclusion.answer
+    assert "60% of the score FLOPs" in conclusion.savings
 
 
 def test_verdict_does_not_claim_what_one_seed_cannot_show():

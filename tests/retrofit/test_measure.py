@@ -1,4 +1,4 @@
-"""The retrofit study: what it measures, that it goes on where it was, its picture, table and command."""
+"""The retrofit study: measurements, resumption, figure, table and command."""
 
 import dataclasses
 import json
@@ -8,15 +8,15 @@ import torch
 
 from structattn.cli import main
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.retrofit.measure import Retrofit, RetrofitResults, Row, measure_retrofit
+from structattn.retrofit.measure import Measurement, Retrofit, RetrofitResults, measure_retrofit
 from structattn.retrofit.report import draw_retrofit, retrofit_markdown, retrofit_verdict
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.training import RunFolderError, TrainConfig, train
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    """A tiny model trained for a moment, and its text."""
+def trained(tmp_path_factory):
+    """A tiny model, trained for 60 steps, and its text."""
     folder = tmp_path_factory.mktemp("retrofit")
     text = folder / "text.txt"
     text.write_text("The cat sat on the mat. The dog ran to the door; the cat slept.\n" * 120)
@@ -28,15 +28,15 @@ def subject(tmp_path_factory):
     return folder / "model", str(text)
 
 
-def study_of(subject, **fields):
+def study_of(trained, **fields):
     options = {"ranks": ((8,), (4, 4), (2, 6)), "tune_steps": 3, "batch_size": 4, "evaluation_tokens": 256}
-    return Retrofit(*subject, **options | {"calibration_tokens": 512} | fields)
+    return Retrofit(*trained, **options | {"calibration_tokens": 512} | fields)
 
 
 @pytest.fixture(scope="module")
-def measured(subject, tmp_path_factory):
+def measured(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
-    return measure_retrofit(study_of(subject), folder), folder
+    return measure_retrofit(study_of(trained), folder), folder
 
 
 def test_rows(measured):
@@ -61,25 +61,25 @@ def test_rows(measured):
     assert all(row.tuned_loss != row.loss for row in results.rows)
 
 
-def test_the_model_states_the_costs(subject, measured):
-    model = LanguageModel.from_pretrained(subject[0])
+def test_the_model_states_the_costs(trained, measured):
+    model = LanguageModel.from_pretrained(trained[0])
     assert measured[0].standard.key_numbers_per_token == model.key_numbers(32) / 32
     assert measured[0].standard.flops_per_token == model.flops(32).forward / 32
 
 
-def test_it_goes_on_where_it_was(subject, measured, tmp_path):
+def test_resumption(trained, measured, tmp_path):
     results, folder = measured
     some = dataclasses.replace(results, rows=results.rows[:4])
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     some.save(tmp_path)
-    again = measure_retrofit(study_of(subject), tmp_path)
-    assert again == results == RetrofitResults.load(tmp_path) == measure_retrofit(study_of(subject), tmp_path)
+    again = measure_retrofit(study_of(trained), tmp_path)
+    assert again == results == RetrofitResults.load(tmp_path) == measure_retrofit(study_of(trained), tmp_path)
     assert not (tmp_path / "tuned" / "6").exists()
 
 
-def test_another_study_in_the_folder(subject, measured):
+def test_another_study_in_the_folder(trained, measured):
     with pytest.raises(RunFolderError, match="tune_steps was 3, is 4"):
-        measure_retrofit(study_of(subject, tune_steps=4), measured[1])
+        measure_retrofit(study_of(trained, tune_steps=4), measured[1])
 
 
 def test_picture_and_table(measured, tmp_path):
@@ -94,7 +94,7 @@ def test_picture_and_table(measured, tmp_path):
 
 def test_verdict():
     def row(order, loss, keys):
-        return Row((4, 4), order, loss, None, keys, 1.0, 1.0)
+        return Measurement((4, 4), order, loss, None, keys, 1.0, 1.0)
 
     results = RetrofitResults("rotary", 32, "text", 0, (row(None, 1.0, 100.0), row("measured", 1.009, 30.0)))
     assert retrofit_verdict(results).startswith("4|4, measured order keeps 30% of the key numbers at 32 tokens")
@@ -102,8 +102,8 @@ def test_verdict():
     assert "No split" in retrofit_verdict(results, tolerance=0.005)
 
 
-def test_command(subject, tmp_path, capsys):
-    model, text = subject
+def test_command(trained, tmp_path, capsys):
+    model, text = trained
     out = tmp_path / "out"
     command = ["retrofit", "--model", str(model), "--data", text, "--out", str(out), "--batch-size", "4"]
     assert main([*command, "--ranks", "4,4", "4x2", "--tune-steps", "0"]) == 1
@@ -112,13 +112,13 @@ def test_command(subject, tmp_path, capsys):
     assert main([*command, "--ranks", "4,4", "--tune-steps", "0"]) == 0
     printed = capsys.readouterr().out
     assert "4|4" in printed
-    assert "key numbers at 32 tokens" in printed or "No split" in printed
+    assert "4|4, measured order keeps 75% of the key numbers at 32 tokens" in printed
     assert json.loads((out / "results.json").read_text())["rows"][0]["tuned_loss"] is None
     assert (out / "retrofit.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--ranks", "4,2"], "ranks must sum to the head width 8, got 4|2 = 6"),
         (["--ranks", "5,3"], "even level ranks"),
@@ -127,19 +127,19 @@ def test_command(subject, tmp_path, capsys):
         (["--tune-steps", "-1"], "tune_steps must be at least 0, got -1"),
     ],
 )
-def test_bad_input_is_one_line(subject, tmp_path, capsys, options, said):
-    model, text = subject
+def test_bad_input_is_one_line(trained, tmp_path, capsys, options, message):
+    model, text = trained
     base = ["retrofit", "--model", str(model), "--data", text, "--out", str(tmp_path / "out"), "--ranks", "4,4"]
     assert main([*base, *options]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_mlr_models_have_levels_already(tmp_path, subject, capsys):
+def test_mlr_models_have_levels_already(tmp_path, trained, capsys):
     sizes = {"layers": 1, "dim": 16, "heads": 2, "context_length": 32}
     LanguageModel(LanguageModelConfig(**sizes, attention="mlr:4,4")).save_pretrained(tmp_path / "model")
-    command = ["retrofit", "--model", str(tmp_path / "model"), "--data", subject[1], "--out", str(tmp_path / "out")]
+    command = ["retrofit", "--model", str(tmp_path / "model"), "--data", trained[1], "--out", str(tmp_path / "out")]
     assert main([*command, "--ranks", "4,4"]) == 1
     assert "only standard attention can be retrofitted, got MLRAttention" in capsys.readouterr().err

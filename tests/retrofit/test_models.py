@@ -1,4 +1,4 @@
-"""Retrofitting models of Hugging Face transformers from their folders, through the command."""
+"""Retrofit models of Hugging Face transformers, from their folders and through the command."""
 
 import json
 
@@ -26,7 +26,7 @@ from transformers import (
 from structattn.cli import main
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.retrofit.measure import Retrofit, RetrofitResults, measure_retrofit
-from structattn.retrofit.models import load_subject
+from structattn.retrofit.models import load_model
 
 TEXT = "The cat sat on the mat. The dog ran to the door; the cat slept.\n" * 60
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.2}
@@ -43,7 +43,7 @@ def rotary(model, config, **fields):
 
 
 def bytes_tokenizer():
-    """One token for each byte, and none merged."""
+    """A tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,7 +53,7 @@ def bytes_tokenizer():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A text, and a model in each of several folders."""
+    """A folder with a text and several models."""
     folder = tmp_path_factory.mktemp("huggingface")
     (folder / "text.txt").write_text(TEXT)
     torch.manual_seed(0)
@@ -104,30 +104,30 @@ def test_rows(folder, tmp_path, name, pairs):
 
 
 def test_score_flops_are_those_of_visible_pairs(folder):
-    subject = load_subject(study_of(folder, "llama"))
-    cost = subject.variant(None, None).flops(32)
+    model = load_model(study_of(folder, "llama"))
+    cost = model.variant(None, None).flops(32)
     assert cost.scores == 2 * 2 * 4 * 8 * 32 * 33 // 2  # multiply-add, layers, heads, width, pairs
     assert cost.backward > cost.forward
 
 
 def test_variants_leave_the_model(folder):
-    subject = load_subject(study_of(folder, "gpt2"))
+    model = load_model(study_of(folder, "gpt2"))
     x = torch.arange(32)[None]
-    before = subject.variant(None, None)(x).logits
-    fitted = subject.variant((4, 4), "measured")
+    before = model.variant(None, None)(x).logits
+    fitted = model.variant((4, 4), "measured")
     assert not torch.equal(fitted(x).logits, before)
-    assert torch.equal(subject.variant(None, None)(x).logits, before)
+    assert torch.equal(model.variant(None, None)(x).logits, before)
     assert all(parameter.grad is None for parameter in fitted.parameters())
 
 
 def test_the_text_is_read_with_the_tokenizer(folder):
-    task = load_subject(study_of(folder, "bytes")).task
+    task = load_model(study_of(folder, "bytes")).task
     tokenizer = bytes_tokenizer()
     assert tokenizer.decode(task.corpus.train[:23]) == TEXT[:23]
 
 
 def test_a_longer_context_is_a_choice(folder):
-    assert load_subject(study_of(folder, "gpt2", context_length=16)).task.context_length == 16
+    assert load_model(study_of(folder, "gpt2", context_length=16)).task.context_length == 16
     assert "context_length" not in study_of(folder, "gpt2").to_dict()
 
 
@@ -145,7 +145,7 @@ def test_command(folder, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("t5", [], "the model here, 't5', is not a causal language model"),
         ("bert", [], "the model here, 'bert', is not a causal language model"),
@@ -160,10 +160,10 @@ def test_command(folder, tmp_path, capsys, name):
         (".", [], "there is no model here (neither run.json nor config.json)"),
     ],
 )
-def test_bad_input_is_one_line(folder, tmp_path, capsys, name, options, said):
+def test_bad_input_is_one_line(folder, tmp_path, capsys, name, options, message):
     base = ["retrofit", "--model", str(folder / name), "--data", str(folder / "text.txt"), "--ranks", "4,4"]
     assert main([*base, "--out", str(tmp_path / "out"), *options]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len([line for line in error.splitlines() if line.startswith("structattn:")]) == 1
     assert not (tmp_path / "out").exists()

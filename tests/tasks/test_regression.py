@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from structattn.tasks import RegressionConfig, RegressionTask, build_task
-from structattn.tasks.baselines import least_squares_error, ridge_error, zero_error
+from structattn.tasks.regression_baselines import least_squares_error, ridge_error, zero_error
 from tests.tasks.battery import TaskBattery, joined
 
 
@@ -118,7 +118,7 @@ def test_zero_predictor_agrees_with_its_baseline():
 
 
 def explicit_error(task, solve):
-    """The baseline by its textbook definition: fit the points before each point anew."""
+    """Compute the baseline by definition: a new fit to the points before each point."""
     x, y = (part.double() for part in points(next(task.evaluation_batches(1000))))
     errors = [y[:, 0].square()]
     for i in range(1, y.shape[1]):

@@ -1,1 +1,1 @@
-"""Comparison: one model per attention structure and seed, trained under one budget, with results on disk."""
+"""Comparison: attention structures trained under one budget, with results on disk."""

@@ -1,4 +1,4 @@
-"""The main job: train one model per attention structure and seed under one budget, and say which did best."""
+"""Train one model per attention structure and seed under one budget."""
 
 from __future__ import annotations
 
@@ -11,35 +11,23 @@ from typing import Any
 
 from structattn.comparison import files
 from structattn.comparison.environment import environment
-from structattn.comparison.forecasts import forecasts, stretches
 from structattn.comparison.numbers import grouped, magnitude
-from structattn.comparison.results import Cost, Results, Row, Run
-from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name, task_name
+from structattn.comparison.results import Cost, Results, Run
+from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name
 from structattn.models import StructuredModel
-from structattn.tasks import (
-    ForecastTask,
-    LanguageTask,
-    RegressionConfig,
-    RegressionTask,
-    TaskConfig,
-    build_task,
-)
-from structattn.tasks.baselines import least_squares_error, ridge_error, zero_error
-from structattn.tasks.forecasters import Forecaster, forecast_metrics, last_value, linear, seasonal_naive
+from structattn.tasks import Task, TaskConfig, build_task, profile_of
 from structattn.training import Progress, TrainConfig
 
-_RIDGE_PENALTY = 1.0
-
-Announce = Callable[[RunConfig, int, int], Progress]
-"""Called before each run with its config, its number and how many there are; what it returns follows the run."""
+MakeProgress = Callable[[RunConfig, int, int], Progress]
+"""Called before each run with its config, its index and the number of runs; returns what follows the run."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, and how.
+    """The structures to compare, and the task, sizes, training and seeds that they share.
 
     Raises:
-        ValueError: no structure, one named twice, or no seed.
+        ValueError: `attentions` is empty or names a structure twice, or `seeds` is below 1.
     """
 
     attentions: tuple[str, ...]
@@ -61,7 +49,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[RunConfig]:
-        """Every run: all structures with the first seed, then all with the next."""
+        """Every run: all structures with seed 0, then all with seed 1, and so on."""
         return [
             of_seed(RunConfig(name, self.task, self.sizes, self.train), seed)
             for seed in range(self.seeds)
@@ -69,7 +57,7 @@ class Comparison:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
+        """Return the comparison in values that JSON knows."""
         plain = self.runs[0].to_dict()
         del plain["attention"], plain["seed"], plain["train"]["seed"]
         return {"attentions": list(self.attentions), "seeds": self.seeds, **plain}
@@ -80,24 +68,23 @@ def compare(
     folder: Path,
     *,
     overwrite: bool = False,
-    announce: Announce | None = None,
+    make_progress: MakeProgress | None = None,
     command: Sequence[str] = (),
 ) -> Results:
-    """Run the comparison in `folder`, or what is left of it, and write its results.
+    """Run or resume the comparison in `folder`.
 
-    A run whose loss becomes NaN is reported in the results, and the others go on. After each run the results so far
-    are on disk.
+    Results are written after every run. A run whose loss becomes NaN is reported in the results, and the others go on.
 
     Args:
         comparison: what to compare.
-        folder: of this comparison alone.
-        overwrite: delete what another config has left there.
-        announce: is told of each run before it starts.
+        folder: folder of this comparison alone.
+        overwrite: delete the files of another comparison in `folder`.
+        make_progress: called before each run.
         command: the command line, for the record.
 
     Raises:
         RunFolderError: `folder` holds another comparison, or a file cannot be written.
-        TypeError, ValueError: something does not fit together; raised before any training.
+        TypeError, ValueError: settings do not fit each other; raised before any training.
     """
     configs = comparison.runs
     costs = {config.attention: _cost(config) for config in configs[: len(comparison.attentions)]}
@@ -109,7 +96,7 @@ def compare(
     runs = [Run(config.attention, config.seed, f"runs/{run_name(config)}") for config in configs]
     results = _results(comparison, task, costs, runs)
     for index, config in enumerate(configs):
-        progress = announce(config, index, len(configs)) if announce else None
+        progress = make_progress(config, index, len(configs)) if make_progress else None
         outcome = execute(config, folder / runs[index].folder, progress)
         if isinstance(outcome, str):
             runs[index] = dataclasses.replace(runs[index], error=outcome)
@@ -121,7 +108,7 @@ def compare(
 
 
 def _cost(config: RunConfig) -> Cost:
-    """Costs by formula; building the model is also the check that structure and sizes fit."""
+    """Return the costs, by formula; check that structure and sizes fit."""
     model: StructuredModel = config.build_model()
     length = config.context_length
     flops = model.flops(length)
@@ -133,7 +120,8 @@ def _cost(config: RunConfig) -> Cost:
     )
 
 
-def _results(comparison: Comparison, task: Any, costs: Mapping[str, Cost], runs: Sequence[Run]) -> Results:
+def _results(comparison: Comparison, task: Task, costs: Mapping[str, Cost], runs: Sequence[Run]) -> Results:
+    profile = profile_of(comparison.task)
     metric, unit = next(iter(task.units.items()))
     test = task.test()
     budget = comparison.train.budget
@@ -141,70 +129,24 @@ def _results(comparison: Comparison, task: Any, costs: Mapping[str, Cost], runs:
     words = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget, budget)
     sizes = dataclasses.asdict(comparison.sizes) | {"context_length": task.context_length}
     return Results(
-        task=task_name(comparison.task),
+        task=profile.name,
         metric=metric if test is None else f"test_{metric}",
         curve=None if test is None else metric,
         unit=unit,
         budget=f"{magnitude(amount) if budget in ('tokens', 'flops') else grouped(amount)} {words}",
         equal=budget,
-        data=_data(task),
+        data=task.data_summary,
         sizes={name: size for name, size in sizes.items() if isinstance(size, int)},
         costs=costs,
         runs=tuple(runs),
-        baselines=_baselines(task),
-        stretches=tuple(stretches(test)) if isinstance(test, ForecastTask) else (),
+        baselines=profile.baselines(task),
+        stretches=() if test is None else tuple(test.examples()),
     )
 
 
-def _data(task: Any) -> str:
-    if isinstance(task, LanguageTask):
-        train, validation = len(task.corpus.train), len(task.corpus.validation)
-        return f"{task.corpus.name}: {train:,} characters to train on, {validation:,} to validate on"
-    if isinstance(task, ForecastTask):
-        names, parts = ", ".join(task.series.channels), task.series.borders
-        return (
-            f"{task.series.name}: {len(task.series.channels)} channels ({names}), the target {task.config.target}; "
-            f"{parts[0]:,} rows to train on, {parts[1] - parts[0]:,} to validate on, {parts[2] - parts[1]:,} to test "
-            f"on; the next {task.config.horizon} from the last {task.context_length}"
-        )
-    config: RegressionConfig = task.config
-    return f"x, w ~ N(0, I) in {config.input_dim} dimensions, {config.num_points} points in a prompt"
-
-
-def _baselines(task: Any) -> dict[str, Row]:
-    """Metrics of predictors that are not models, on what the models are evaluated on."""
-    if isinstance(task, RegressionTask):
-        errors = {
-            "least squares": least_squares_error(task),
-            f"ridge ({_RIDGE_PENALTY:g})": ridge_error(task, _RIDGE_PENALTY),
-            "zero": zero_error(task),
-        }
-        # These are per prompt and over d; `metrics` divides by both.
-        return {
-            name: task.metrics({"squared_error": error * task.config.input_dim, "prompts": error.new_ones(())})
-            for name, error in errors.items()
-        }
-    if not isinstance(task, ForecastTask):
-        return {}
-    test = task.test()
-    forecasters: dict[str, Forecaster] = {
-        "linear": linear(task),
-        f"seasonal ({task.config.season})": seasonal_naive(task),
-        "last value": last_value(task),
-    }
-    rows: dict[str, Row] = {}
-    for name, forecaster in forecasters.items():
-        tested: Row = {**forecast_metrics(test, forecaster), "forecasts": forecasts(test, forecaster)}
-        rows[name] = {**forecast_metrics(task, forecaster), **{f"test_{key}": value for key, value in tested.items()}}
-    return rows
-
-
 def _clear(folder: Path) -> None:
-    """Delete what a comparison writes, and nothing else that may lie in the folder."""
+    """Delete the files that a comparison writes, and no others."""
     for name in ("config.json", "environment.json", "results.json", "metrics.jsonl", "report.html"):
         (folder / name).unlink(missing_ok=True)
     for name in ("runs", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-__all__ = ["Announce", "Comparison", "compare"]

@@ -38,9 +38,9 @@ def environment(command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """Return the git commit of the checkout of `folder`, with `+changes` if tracked files differ from it.
+    """Return the git commit of the checkout of `folder`.
 
-    None if `folder` is in no checkout, or git is missing.
+    `+changes` follows it if tracked files differ. None if `folder` is in no checkout, or git is missing.
     """
     head = _git(folder, "rev-parse", "HEAD")
     if not head or not _git(folder, "ls-files"):

@@ -45,10 +45,10 @@ def above_zero(estimate: Estimate) -> bool | None:
 
 
 def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
-    """Return half the width of the 95% interval of `first.mean - second.mean`, from a pooled deviation.
+    """Return half the 95% interval of a difference, from a pooled deviation.
 
-    Groups of few numbers share one deviation, `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`.
-    Infinite if no group has two numbers.
+    The difference is `first.mean - second.mean`. All groups share one deviation,
+    `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`. Infinite if no group has two numbers.
     """
     known = [each for each in groups if each.standard_error is not None]
     degrees = sum(each.count - 1 for each in known)
@@ -59,7 +59,10 @@ def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate)
 
 
 def t_quantile(degrees: int) -> float:
-    """Return the 97.5% point of Student's t: from a table, or by two terms of the Cornish-Fisher series."""
+    """Return the 97.5% point of Student's t distribution.
+
+    Beyond 10 degrees of freedom, two terms of the Cornish-Fisher series.
+    """
     if degrees <= len(_T_975):
         return _T_975[degrees - 1]
     z = _Z_975

@@ -42,12 +42,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON; ValueError if it holds NaN, which JSON cannot express."""
+    """Write `value` to `path` as JSON; ValueError if it holds NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` to `path` as CSV, columns in the order in which their names first appear."""
+    """Write `rows` to `path` as CSV, columns in order of appearance."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -56,7 +56,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in the JSON file at `path`; RunFolderError if it is missing or damaged."""
+    """Return the value of a JSON file; RunFolderError if missing or damaged."""
     try:
         return json.loads(_read(path))
     except ValueError as error:
@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Return the value in each line of the file at `path`; RunFolderError if one is not JSON."""
+    """Return the value of each line; RunFolderError if missing or damaged."""
     try:
         return [json.loads(line) for line in _read(path).splitlines()]
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""What a comparison found: costs of each structure, every evaluation of every run, and their files.
+"""Results of a comparison: the costs of each structure, and every evaluation of every run.
 
-`results.json` holds all but the curves; `metrics.jsonl` holds those, one evaluation per line, all runs joined.
+`metrics.jsonl` holds the evaluations of all runs, one per line; `results.json` holds everything else.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.estimate import Estimate
+from structattn.tasks import TASKS, TaskProfile
 from structattn.training.errors import RunFolderError
 
 Row = dict[str, Any]
@@ -22,10 +24,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model with a given structure costs, known before any training; per token at the trained length."""
+    """Costs of a structure, per token at the trained length, known before training."""
 
     parameters: int
-    """Numbers that are trained."""
+    """Trainable numbers."""
 
     training_flops_per_token: float
     """Forward and backward FLOPs of the whole model."""
@@ -39,16 +41,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Run:
-    """One model: a structure trained with a seed."""
+    """A model with one structure, trained with one seed."""
 
     structure: str
     """Spelling of the attention structure."""
 
     seed: int
-    """Names the start of the model and the order of the data."""
+    """Seed of initialisation, data order and dropout."""
 
     folder: str
-    """Where the run lies, relative to the comparison's folder."""
+    """Folder of the run, relative to the comparison's."""
 
     rows: tuple[Row, ...] = ()
     """Evaluations, oldest first."""
@@ -58,7 +60,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether the run spent its budget and has a result."""
+        """True if the run spent its budget and has a result."""
         return self.error is None and bool(self.rows)
 
     @property
@@ -69,13 +71,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the table, the figures and the report are made of."""
+    """Everything that the table, the figures and the report show."""
 
     task: str
-    """`language`, `regression` or `forecast`."""
+    """Name of the task in `structattn.tasks.TASKS`."""
 
     metric: str
-    """Name of the number by which structures are compared, lower is better: a key of each run's last row."""
+    """Name of the metric that ranks structures, lower is better: a key of each run's last row."""
 
     unit: str
     """Its unit, for axes and headings."""
@@ -84,7 +86,7 @@ class Results:
     """The budget in words, such as `1.2e+14 training FLOPs`."""
 
     equal: str
-    """What the budget makes equal for every structure: `steps`, `tokens`, `flops` or `minutes`."""
+    """Quantity that is equal for every structure: `steps`, `tokens`, `flops` or `minutes`."""
 
     data: str
     """The data in words."""
@@ -99,23 +101,32 @@ class Results:
     """Every run, in order."""
 
     baselines: Mapping[str, Row] = dataclasses.field(default_factory=dict)
-    """Metrics of predictors that are not models, by their names."""
+    """Metrics of the task's baselines, by their names."""
 
     curve: str | None = None
-    """Where `metric` is measured on a test part, its name on the validation part: a key of every row."""
+    """Name of the metric on the validation part, a key of every row; None if `metric` itself is measured there."""
 
     stretches: tuple[dict[str, Any], ...] = ()
-    """For forecasts, what they are drawn on: see `structattn.comparison.forecasts`."""
+    """The task's examples (`Task.examples`), which predictions are drawn on."""
+
+    @property
+    def profile(self) -> TaskProfile:
+        """The profile of the task.
+
+        Raises:
+            ValueError: the task is not registered.
+        """
+        return TASKS[checks.one_of("task", self.task, TASKS)]
 
     @property
     def followed(self) -> str:
-        """Name of the number that is followed through training: a key of every row."""
+        """Name of the metric that curves show: a key of every row."""
         return self.curve or self.metric
 
     @property
     def is_causal(self) -> bool:
-        """Whether the models see the past alone, and so have a key cache to generate from."""
-        return self.task != "forecast"
+        """True if the models see the past alone, and so have a key-value cache to generate from."""
+        return self.profile.is_causal
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -123,11 +134,11 @@ class Results:
         return tuple(self.costs)
 
     def finished(self, structure: str) -> list[Run]:
-        """The runs of `structure` that spent their budget, by seed."""
+        """Return the runs of `structure` that spent their budget, by seed."""
         return [run for run in self.runs if run.structure == structure and run.done]
 
     def tokens_per_second(self, structure: str) -> float:
-        """All tokens that finished runs read over all the time they took; 0 where none finished."""
+        """Return tokens over seconds of all finished runs; 0 if none finished."""
         runs = self.finished(structure)
         seconds = sum(run.final["seconds"] for run in runs)
         return float(sum(run.final["tokens"] for run in runs) / seconds) if seconds else 0.0
@@ -139,11 +150,11 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether every run spent its budget."""
+        """True if every run spent its budget."""
         return all(run.done for run in self.runs)
 
     def estimate(self, structure: str, column: str | None = None) -> Estimate | None:
-        """Mean and standard error over seeds of a column of the last evaluation; None where no run finished."""
+        """Return the mean of a final metric over seeds; None without finished runs."""
         runs = self.finished(structure)
         return Estimate.of([run.final[column or self.metric] for run in runs]) if runs else None
 
@@ -155,12 +166,12 @@ class Results:
 
     @property
     def best_run(self) -> Run | None:
-        """The run with the lowest metric of all; None where none finished."""
+        """The run with the lowest metric; None if none finished."""
         runs = [run for run in self.runs if run.done]
         return min(runs, key=lambda run: run.final[self.metric]) if runs else None
 
     def save(self, folder: Path) -> None:
-        """Write `results.json` and `metrics.jsonl` into `folder`, each at once or not at all.
+        """Write `results.json` and `metrics.jsonl` into `folder`, each completely or not at all.
 
         Raises:
             RunFolderError: a file cannot be written; what it held before is intact.
@@ -179,10 +190,10 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> Results:
-        """What `save` wrote.
+        """Return the results that `save` wrote.
 
         Raises:
-            RunFolderError: a file is missing, or is not what `save` wrote.
+            RunFolderError: a file is missing, damaged, or of another version.
         """
         plain = files.read_json(folder / "results.json")
         rows: dict[tuple[str, int], list[Row]] = {}
@@ -202,6 +213,6 @@ class Results:
             raise RunFolderError(folder / "results.json", reason) from error
 
     def _summary(self) -> dict[str, Any]:
-        """For readers of results.json: each structure's mean metric, its standard error and number of runs."""
+        """Return mean, standard error and number of runs by structure."""
         estimates = {name: self.estimate(name) for name in self.structures}
         return {name: estimate and dataclasses.asdict(estimate) for name, estimate in estimates.items()}

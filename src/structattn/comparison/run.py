@@ -1,4 +1,7 @@
-"""One run: a model with a given attention structure, trained on a task; all that defines it is in its `run.json`."""
+"""One run: a model with one attention structure, trained on a task.
+
+Its folder holds its settings in `run.json`.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,15 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from structattn.comparison import files
-from structattn.comparison.forecasts import forecasts
-from structattn.models import (
-    ForecastModel,
-    ForecastModelConfig,
-    LanguageModel,
-    LanguageModelConfig,
-    RegressionModel,
-    RegressionModelConfig,
-    StructuredModel,
-)
-from structattn.tasks import (
-    ForecastConfig,
-    ForecastTask,
-    LanguageConfig,
-    RegressionConfig,
-    Task,
-    TaskConfig,
-    build_task,
-)
+from structattn.models import StructuredModel
+from structattn.tasks import TASKS, Task, TaskConfig, build_task, profile_of
 from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
 from structattn.training.evaluation import evaluate, predict
-
-_TASKS: dict[str, type[TaskConfig]] = {
-    "language": LanguageConfig,
-    "regression": RegressionConfig,
-    "forecast": ForecastConfig,
-}
-
-_MODELS: dict[type[TaskConfig], type[StructuredModel]] = {
-    LanguageConfig: LanguageModel,
-    RegressionConfig: RegressionModel,
-    ForecastConfig: ForecastModel,
-}
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of the model, the same for every structure of a comparison."""
+    """Sizes of a model, the same for every structure of a comparison."""
 
     layers: int
     dim: int
@@ -59,7 +33,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that defines a run."""
+    """Every setting of a run."""
 
     attention: str
     """Spelling of the attention structure."""
@@ -68,38 +42,34 @@ class RunConfig:
     sizes: ModelSizes
     train: TrainConfig
     seed: int = 0
-    """Names the start of the model, the order of the data, and dropout."""
+    """Seed of initialisation, data order and dropout."""
 
     @property
     def context_length(self) -> int:
         """Tokens of the longest sequence."""
-        if isinstance(self.task, RegressionConfig):
-            return 4 * self.task.input_dim
         return self.task.context_length
 
     def build_model(self) -> StructuredModel:
-        """The fresh model, a pure function of the config.
+        """Return the untrained model, a pure function of the config.
 
         Raises:
-            TypeError, ValueError: sizes or structure that do not fit each other.
+            TypeError, ValueError: sizes and structure do not fit each other.
         """
-        common = dataclasses.asdict(self.sizes) | {"attention": self.attention, "context_length": self.context_length}
+        profile = profile_of(self.task)
+        model = profile.model()
+        fields = dataclasses.asdict(self.sizes) | profile.model_fields(self.task)
+        config = model.config_class(attention=self.attention, context_length=self.context_length, **fields)
         with seeded(self.seed):
-            if isinstance(self.task, LanguageConfig):
-                return LanguageModel(LanguageModelConfig(**common))
-            if isinstance(self.task, RegressionConfig):
-                return RegressionModel(RegressionModelConfig(**common, input_dim=self.task.input_dim))
-            common |= {"horizon": self.task.horizon, "window_norm": self.task.window_norm}
-            return ForecastModel(ForecastModelConfig(**common, channels=ForecastTask(self.task).channels))
+            return model(config)
 
     def build_task(self, total_steps: int) -> Task:
-        """The task of a run of so many steps."""
+        """Return the task, for a run of `total_steps` training steps."""
         return build_task(self.task, seed=self.seed, total_steps=total_steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows."""
+        """Return the config in values that JSON knows."""
         plain = dataclasses.asdict(self)
-        plain["task"] = {"name": task_name(self.task), **plain["task"]}
+        plain["task"] = {"name": profile_of(self.task).name, **plain["task"]}
         for part in ("task", "train"):
             plain[part] = {
                 name: list(value) if isinstance(value, tuple) else value for name, value in plain[part].items()
@@ -108,7 +78,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> RunConfig:
-        """What `to_dict` gave."""
+        """Return the config that `to_dict` wrote."""
         task: dict[str, Any]
         training: dict[str, Any]
         task, training = (
@@ -117,7 +87,7 @@ class RunConfig:
         )
         return cls(
             plain["attention"],
-            _TASKS[task.pop("name")](**task),
+            TASKS[task.pop("name")].config(**task),
             ModelSizes(**plain["sizes"]),
             TrainConfig(**training),
             plain["seed"],
@@ -125,13 +95,13 @@ class RunConfig:
 
 
 class Trainable(Protocol):
-    """What `execute` asks of a config, a dataclass: all that defines a run."""
+    """A dataclass of every setting of a run, as `execute` takes it."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def attention(self) -> str:
-        """Names the structure."""
+        """Spelling of the attention structure."""
 
     @property
     def train(self) -> TrainConfig:
@@ -139,47 +109,43 @@ class Trainable(Protocol):
 
     @property
     def seed(self) -> int:
-        """Names the start of the model, the order of the data, and dropout."""
+        """Seed of initialisation, data order and dropout."""
 
     def build_model(self) -> StructuredModel:
-        """The fresh model."""
+        """Return the untrained model."""
 
     def build_task(self, total_steps: int) -> Task:
-        """The task of a run of so many steps."""
+        """Return the task, for a run of `total_steps` training steps."""
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows; equal ones are the same run."""
+        """Return the settings in values that JSON knows; equal settings are the same run."""
 
 
 Config = TypeVar("Config", bound=Trainable)
 
 
 def of_seed(config: Config, seed: int) -> Config:
-    """The same config with another seed, in the model and in the training."""
+    """Return the config with another seed, for the model and for its training."""
     return dataclasses.replace(config, seed=seed, train=dataclasses.replace(config.train, seed=seed))
 
 
 def run_name(config: Trainable) -> str:
-    """Name of the run's folder among those of a comparison, such as `mlr-16-8-8-seed0`."""
+    """Return the name of the run's folder in a comparison, such as `mlr-16-8-8-seed0`."""
     return f"{files.safe_name(config.attention.replace(',', '-'))}-seed{config.seed}"
 
 
-def task_name(config: TaskConfig) -> str:
-    """`language`, `regression` or `forecast`."""
-    return next(name for name, kind in _TASKS.items() if isinstance(config, kind))
-
-
 def execute(config: Trainable, folder: Path, progress: Progress | None = None) -> TrainResult | str:
-    """Begin the run in `folder`, go on with it, or read its result; the trained model ends in `folder/model`.
+    """Start or resume the run in `folder`, or read its result.
 
-    Where the task has a test part, the last evaluation has its metrics too, under their names with `test_` before.
+    The trained model is saved in `folder/model`. Where the task has a test part, the last evaluation also has its
+    metrics, with `test_` before their names.
 
     Returns:
-        The result; or, where the loss became NaN or infinite, why in one line: such a run is over.
+        The result. If the loss became NaN or infinite, one line that says so; such a run is over.
 
     Raises:
         RunFolderError: `folder` holds a run of another config, or cannot be written.
-        TypeError, ValueError: the config does not fit together, or its data cannot be used.
+        TypeError, ValueError: the settings do not fit each other, or the data cannot be used.
     """
     claim(folder, "run.json", config.to_dict())
     failure = folder / "failed.txt"
@@ -201,7 +167,7 @@ def execute(config: Trainable, folder: Path, progress: Progress | None = None) -
 
 
 def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
-    """The config of a finished run and its trained model.
+    """Return the config of a finished run and its trained model.
 
     Raises:
         RunFolderError: there is no finished run in `folder`.
@@ -214,14 +180,14 @@ def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
     config = RunConfig.from_dict(plain)
     if not (folder / "model" / "config.json").exists():
         raise RunFolderError(folder, "the run here is not finished: train it to the end first")
-    return config, _MODELS[type(config.task)].from_pretrained(folder / "model")
+    return config, profile_of(config.task).model().from_pretrained(folder / "model")
 
 
 def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
-    """Write `config` as `folder/name`, or see that the very same is there.
+    """Write `config` to `folder/name`, or check that the file there holds the same config.
 
     Raises:
-        RunFolderError: another config is there, or it cannot be written.
+        RunFolderError: the file holds another config, or cannot be written.
     """
     path = folder / name
     if not path.exists():
@@ -238,25 +204,24 @@ def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's default generator starts from `seed`; outside it is as it was."""
+    """Seed torch's default generator inside the block, and restore it afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def _test(config: Trainable, model: StructuredModel, path: Path) -> dict[str, Any]:
-    """Metrics of the trained model on the task's test part, kept at `path`; none where there is no such part."""
+    """Return the metrics on the test part, if any, and store them."""
     task = config.build_task(1).test()
     if task is None:
         return {}
     if not path.exists():
         precision = config.train.precision
         measured: dict[str, Any] = dict(evaluate(model, task, config.train.batch_size, precision=precision))
-        if isinstance(task, ForecastTask):
-            model.eval()
-            measured["forecasts"] = forecasts(
-                task, lambda inputs: predict(model, {"inputs": inputs.to(model.device)}, precision).cpu()
-            )
+        model.eval()
+        measured |= task.example_predictions(
+            lambda inputs: predict(model, {"inputs": inputs.to(model.device)}, precision).cpu()
+        )
         files.write_json(path, {f"test_{name}": value for name, value in measured.items()})
     kept: dict[str, Any] = files.read_json(path)
     return kept
@@ -270,7 +235,7 @@ def _save_model(model: StructuredModel, folder: Path) -> None:
 
 
 def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Where two configs differ, in words."""
+    """Yield the differences of two configs, in words."""
     if isinstance(there, dict) and isinstance(ours, dict):
         for key in sorted(there.keys() | ours.keys()):
             yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))

@@ -1,4 +1,4 @@
-"""The figures of a comparison: loss against steps and FLOPs, error by position, costs, and what each pair gets."""
+"""The figures of a comparison: loss curves, the task's own figures, costs, and maps of pairs."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.numbers import grouped, magnitude
 from structattn.comparison.results import Results, Run
-from structattn.drawing.style import BASELINE, INK, MAP, QUIET, Pen, label_ends, new_figure, pens, styled
-from structattn.reporting.forecast_figures import forecast_panels, target_errors
+from structattn.drawing.pairs import draw_pair_widths
+from structattn.drawing.style import BASELINE, QUIET, Pen, label_ends, new_figure, pens, styled
 from structattn.reporting.maps import pair_widths
-from structattn.reporting.verdict import quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SHOWN_FROM = 0.1  # Of the budget: the first evaluations lie far above the range that tells structures apart.
+_SHOWN_FROM = 0.1  # Share of the run: earlier losses lie far above those that tell structures apart.
 _MAPS_PER_ROW = 4
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in the report."""
+    """A figure of the report."""
 
     name: str
-    """Its file name, without ending."""
+    """File name, without ending."""
 
     title: str
     caption: str
     """What it shows and how to read it."""
 
     svg: str
-    """The figure itself."""
+    """The figure, with a transparent background."""
 
 
 def draw_all(results: Results, folder: Path) -> list[Picture]:
-    """Draw every figure that `results` has data for, and write each as PNG and SVG into `folder`.
+    """Draw every figure of `results`, as PNG and SVG files in `folder`.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
@@ -63,7 +62,7 @@ class _Drawn:
 
 def _figures(results: Results) -> list[_Drawn]:
     drawn = []
-    loss = (quantity(results) if results.curve is None else "validation error").capitalize()
+    loss = (results.profile.quantity if results.curve is None else "validation error").capitalize()
     if any(run.rows for run in results.runs):
         seeds = (
             "The thick line is the mean over seeds, thin lines are single seeds. " if _several_seeds(results) else ""
@@ -83,34 +82,8 @@ def _figures(results: Results) -> list[_Drawn]:
                 loss_curves(results, "step"),
             ),
         ]
-    if results.task == "regression" and results.ranking:
-        drawn.append(
-            _Drawn(
-                "error-position",
-                "Error at every position",
-                "Error of the prediction after so many points of the prompt, at the end of training. Least squares is "
-                "the best any predictor can do; it is exact once it has seen as many points as there are dimensions.",
-                error_by_position(results),
-            )
-        )
-    if results.task == "forecast" and results.ranking:
-        target = "the channel that `--target` named, in its own unit"
-        drawn += [
-            _Drawn(
-                "forecasts",
-                "Forecasts of the target",
-                f"Three stretches of the test part, {target}: what came before, what came, and what each model of the "
-                "first seed and the linear forecast made of it.",
-                forecast_panels(results),
-            ),
-            _Drawn(
-                "target-error",
-                "Error of the target",
-                "Mean absolute error of the target on the test part, standardised. Dots are seeds; bars are the mean "
-                "and, from two seeds on, its 95% interval. Lines are forecasts without attention.",
-                target_errors(results),
-            ),
-        ]
+    if results.ranking:
+        drawn += [_Drawn(each.name, each.title, each.caption, each.draw(results)) for each in results.profile.figures]
     drawn.append(
         _Drawn(
             "costs",
@@ -134,8 +107,8 @@ def _figures(results: Results) -> list[_Drawn]:
 
 
 def _write(drawn: _Drawn, folder: Path) -> Picture:
-    """Save as PNG and as SVG without a date, so that equal results give equal files."""
-    drawn.figure.canvas.draw()  # Settles the layout, by which labels beside lines are placed.
+    """Save as PNG and SVG, without a date: equal results give equal files."""
+    drawn.figure.canvas.draw()  # The final layout places labels beside lines.
     files.write_bytes(folder / f"{drawn.name}.png", _render(drawn.figure, "png", dpi=200))
     svg = _render(drawn.figure, "svg", metadata={"Date": None, "Title": drawn.title})
     files.write_bytes(folder / f"{drawn.name}.svg", svg)
@@ -153,7 +126,7 @@ def _render(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def loss_curves(results: Results, x: str) -> Figure:
-    """The metric against `step` or `flops`, a line for each structure, baselines dashed."""
+    """Draw the metric against `step` or `flops`: a line for each structure, baselines dashed."""
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
     ends = []
@@ -162,13 +135,13 @@ def loss_curves(results: Results, x: str) -> Figure:
         if runs:
             ends.append((structure, *_draw_runs(axes, runs, x, results.followed, pen), pen.colour))
     axes.set_ylabel(results.unit)
-    if results.task == "regression":
+    if results.profile.is_log_scale:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         shown = {name: row[results.followed] for name, row in results.baselines.items() if row[results.followed] > 1e-4}
     else:
         shown = _near_baselines(results)
-        axes.set_ylim(*_telling_range(results))
+        axes.set_ylim(*_loss_limits(results))
     for name, error in shown.items():
         axes.axhline(error, color=QUIET, linestyle=BASELINE, linewidth=1)
         ends.append((name, axes.get_xlim()[1], error, QUIET))
@@ -186,7 +159,7 @@ def loss_curves(results: Results, x: str) -> Figure:
 
 
 def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tuple[float, float]:
-    """Draw the runs of one structure and their mean; returns the end of the mean."""
+    """Draw the runs of one structure and their mean; return the end of the mean."""
     style: dict[str, Any] = {"color": pen.colour, "linestyle": pen.dash}
     curves = [([row[x] for row in run.rows], [row[y] for row in run.rows]) for run in runs]
     aligned = len(runs) > 1 and all(places == curves[0][0] for places, _ in curves)
@@ -201,58 +174,32 @@ def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tup
     return places[-1], values[-1]
 
 
-def _telling_range(results: Results) -> tuple[float, float]:
-    """Limits that leave out the first steep tenth of the runs, and hold the baselines that are near."""
-    late = _late(results) + list(_near_baselines(results).values())
+def _loss_limits(results: Results) -> tuple[float, float]:
+    """Return axis limits: skip the first tenth of each curve, and include near baselines."""
+    late = _late_values(results) + list(_near_baselines(results).values())
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
     return low - margin, high + margin
 
 
-def _late(results: Results) -> list[float]:
-    """Values of the curves after the first steep tenth of the runs."""
+def _late_values(results: Results) -> list[float]:
+    """Return the values of the curves after the first tenth of each run."""
     runs = [run for run in results.runs if run.rows]
     return [row[results.followed] for run in runs for row in run.rows if row["step"] >= _SHOWN_FROM * run.final["step"]]
 
 
 def _near_baselines(results: Results) -> dict[str, float]:
-    """Baselines no farther from the curves than those are apart: others would flatten what tells structures apart."""
-    low, high = min(_late(results)), max(_late(results))
+    """Return baselines near the curves; others would flatten them."""
+    low, high = min(_late_values(results)), max(_late_values(results))
     values = {name: row[results.followed] for name, row in results.baselines.items()}
     return {name: value for name, value in values.items() if 2 * low - high <= value <= 2 * high - low}
-
-
-def error_by_position(results: Results) -> Figure:
-    """Error at the end of training after each number of points, models against baselines."""
-    figure = new_figure(6.4, 3.4)
-    axes = figure.add_subplot()
-    ends = []
-    for name, row in results.baselines.items():
-        errors = row["error_by_position"]
-        axes.plot(range(len(errors)), errors, color=QUIET, linestyle=BASELINE, linewidth=1)
-        ends.append((name, len(errors) - 1, errors[-1], QUIET))
-    drawn = pens(results.structures)
-    for structure in results.ranking:
-        pen = drawn[structure]
-        errors = np.mean([run.final["error_by_position"] for run in results.finished(structure)], axis=0).tolist()
-        axes.plot(range(len(errors)), errors, color=pen.colour, linestyle=pen.dash)
-        ends.append((structure, len(errors) - 1, errors[-1], pen.colour))
-    points = results.sizes["context_length"] // 2
-    axes.axvline(points / 2, color=QUIET, linewidth=0.8)
-    axes.text(
-        points / 2, 1.0, " as many points as dimensions", color=QUIET, va="top", transform=axes.get_xaxis_transform()
-    )
-    axes.set(xlabel="points seen before", ylabel="squared error / d", xlim=(0, points - 1), ylim=(0, None))
-    figure.canvas.draw()
-    label_ends(axes, ends)
-    return figure
 
 
 # --- costs and maps ---------------------------------------------------------------------------------------------------
 
 
 def cost_bars(results: Results) -> Figure:
-    """Score FLOPs, key numbers and speed, one bar for each structure."""
+    """Draw score FLOPs, key numbers and speed, a bar for each structure."""
     names = list(results.structures)
     keys = [("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped)]
     if not results.is_causal:
@@ -281,7 +228,7 @@ def cost_bars(results: Results) -> Figure:
 
 
 def pair_maps(results: Results) -> Figure | None:
-    """The dimensions that every pair of tokens gets, for each structure that gives pairs different ones; else None."""
+    """Draw the dimensions of each pair of tokens; None if all are equal."""
     widths = {name: pair_widths(name, results.sizes) for name in results.structures}
     shown = {name: width for name, width in widths.items() if width is not None}
     scored = {name: np.tri(len(width), dtype=bool) | (not results.is_causal) for name, width in shown.items()}
@@ -292,16 +239,9 @@ def pair_maps(results: Results) -> Figure | None:
     figure = new_figure(0.8 + 2.1 * columns, 2.45 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     length, most = results.sizes["context_length"], max(width.max() for width in shown.values())
-    colours = checks.require("matplotlib", "plot").colormaps[MAP].with_extremes(bad="none")
     for axes, (name, width) in zip(grid.flat, shown.items(), strict=False):
-        image = axes.imshow(
-            np.ma.masked_where(~scored[name] | (width == 0), width),
-            extent=(0, length, length, 0),
-            cmap=colours,
-            vmin=0,
-            vmax=most,
-            interpolation="nearest",
-        )
+        unscored = ~scored[name] | (width == 0)
+        image = draw_pair_widths(axes, np.ma.masked_where(unscored, width), length, most)
         axes.set(title=name, xticks=[0, length], yticks=[0, length])
         axes.grid(False)
     for axes in grid.flat[len(shown) :]:
@@ -315,29 +255,17 @@ def pair_maps(results: Results) -> Figure | None:
 
 
 def _format(axes: Axes, axis: str, form: Callable[[float], str]) -> None:
-    """Write the numbers of an axis as the table does."""
+    """Format the numbers of an axis like the table."""
     which = axes.xaxis if axis == "x" else axes.yaxis
     which.set_major_formatter(lambda value, _: form(value))
     if which.get_scale() == "log":
         low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
         ticker = checks.require("matplotlib.ticker", "plot")
         subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
-        # Too few decimal steps fit into a narrow range, and LogLocator would then crowd it.
+        # In a narrow range LogLocator would crowd the axis.
         which.set_major_locator(ticker.MaxNLocator(4) if high / low < 5 else ticker.LogLocator(subs=subs))
         which.set_minor_formatter(ticker.NullFormatter())
 
 
 def _several_seeds(results: Results) -> bool:
     return len({run.seed for run in results.runs}) > 1
-
-
-__all__ = [
-    "INK",
-    "Picture",
-    "cost_bars",
-    "draw_all",
-    "error_by_position",
-    "forecast_panels",
-    "loss_curves",
-    "pair_maps",
-]

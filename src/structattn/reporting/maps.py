@@ -20,14 +20,15 @@ from structattn.ops import Hierarchy
 
 
 def pair_widths(structure: str, sizes: Mapping[str, int]) -> NDArray[np.int64] | None:
-    """Return the inner width of every pair of positions, query by key; None if a structure has no such map.
+    """Return the inner width of every pair of positions, query by key.
 
     Args:
         structure: spelling of an attention structure.
         sizes: `dim`, `heads` and `context_length` of the model.
 
     Returns:
-        `(C, C)`, a cell for each of `sampled_positions(context_length)`. Masks are not applied.
+        `(C, C)`, a cell for each of `sampled_positions(context_length)`; None if a structure has no such map. Masks
+        are not applied.
     """
     config = parse_attention(structure)
     length = sizes["context_length"]

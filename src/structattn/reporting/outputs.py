@@ -1,4 +1,4 @@
-"""Write what a comparison's results look like, beside them."""
+"""Write figures and report of a comparison beside its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structattn.reporting.report import write_report
 
 
 def write_outputs(results: Results, folder: Path) -> None:
-    """Write figures and `report.html` of the results in `folder`, beside them.
+    """Write figures and `report.html` of `results` into `folder`.
 
     Raises:
         ImportError: without matplotlib or jinja2, naming the extra that brings them.

@@ -1,4 +1,4 @@
-"""The table of a comparison, as text: the terminal and the report show the same cells."""
+"""The table of a comparison, as text for terminal and report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class TableRow:
-    """One structure, or one predictor that is no model."""
+    """A structure or a baseline."""
 
     cells: tuple[str, ...]
     """Text under each heading."""
@@ -25,29 +25,16 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows, the best structure first, failed ones and baselines last."""
+    """Headings and rows: the best structure first, failed structures and baselines last."""
 
     headings: tuple[str, ...]
     rows: tuple[TableRow, ...]
 
 
-# Columns of metrics in the rows of each task, with their headings.
-_METRICS = {
-    "language": {"nats_per_character": "nats/char", "bits_per_character": "bits/char"},
-    "regression": {"last_error": "last error", "mean_error": "mean error"},
-    "forecast": {
-        "test_mse": "MSE",
-        "test_mae": "MAE",
-        "test_target_mae": "target MAE",
-        "test_target_mae_unit": "in its unit",
-    },
-}
-
-
 def table(results: Results, *, wide: bool = False) -> Table:
-    """The table of `results`; with `wide`, a forecast's target has its standard error too."""
-    metrics = _METRICS[results.task]
-    spread = (next(iter(metrics)), *(["test_target_mae"] if wide else []))
+    """Return the table of `results`; `wide` shows more standard errors."""
+    metrics = results.profile.columns
+    spread = (next(iter(metrics)), *(results.profile.wide_columns if wide else ()))
     headings = (
         "structure",
         "params",
@@ -65,14 +52,14 @@ def table(results: Results, *, wide: bool = False) -> Table:
 
 
 def markdown(results: Results) -> str:
-    """The same, in Markdown."""
+    """Return the wide table in Markdown."""
     made = table(results, wide=True)
     lines = [made.headings, ("---",) * len(made.headings), *(row.cells for row in made.rows)]
     return "".join(f"{markdown_row(line)}\n" for line in lines)
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """A row of a table in Markdown: bars, which end a cell, become the commas that spellings of ranks allow as well."""
+    """Return a row in Markdown. Bars, which end a cell, become commas; both separate ranks."""
     return f"| {' | '.join(cell.replace('|', ',') for cell in cells)} |"
 
 
@@ -104,7 +91,7 @@ def _structure_row(
 
 
 def _metric_cells(results: Results, structure: str, metrics: tuple[str, ...], spread: tuple[str, ...]) -> list[str]:
-    """Metrics by their means, those in `spread` with their standard errors."""
+    """Return the means of metrics, those in `spread` with their standard errors."""
     cells = []
     for column in metrics:
         estimate = results.estimate(structure, column)

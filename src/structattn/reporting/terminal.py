@@ -1,4 +1,4 @@
-"""Tables in the terminal, and what a comparison says there."""
+"""Tables and verdicts in the terminal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def terminal_table(
     styles: Sequence[str] | None = None,
     **options: Any,
 ) -> Table:
-    """A table whose cells are never broken, only its headings, between words.
+    """Return a table whose headings may wrap between words and whose cells never wrap.
 
     Args:
-        headings: of the columns.
-        rows: cells of each.
-        left: how many columns are text, which begins on the left; numbers end on the right.
-        styles: of the rows.
-        options: of `rich.table.Table`.
+        headings: headings of the columns.
+        rows: cells of each row.
+        left: number of text columns, aligned left; number columns are aligned right.
+        styles: styles of the rows.
+        options: passed to `rich.table.Table`.
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, **options)
     for place, heading in enumerate(headings):
@@ -46,13 +46,13 @@ def terminal_table(
 
 
 def print_table(made: Table, console: Console) -> None:
-    """Print a table as wide as it needs to be: in a narrow terminal lines wrap, but nothing is cut off."""
+    """Print a table at full width; narrow terminals wrap its lines."""
     needed = Measurement.get(console, console.options.update(max_width=10_000), made).minimum
     console.print(made, width=max(console.width, needed), crop=False, soft_wrap=False)
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print the table, the answer, how far to trust it, and what is saved."""
+    """Print the table and the verdict."""
     cells = table(results)
     console.print()
     print_table(
@@ -65,7 +65,7 @@ def print_results(results: Results, console: Console) -> None:
         ),
         console,
     )
-    said = verdict(results)
-    for sentence in (said.answer, said.trust, said.savings):
+    conclusion = verdict(results)
+    for sentence in (conclusion.answer, conclusion.trust, conclusion.savings):
         if sentence:
             console.print(sentence, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences that claim no more than was measured."""
+"""The verdict of a comparison, in sentences that claim no more than was measured."""
 
 from __future__ import annotations
 
@@ -9,35 +9,29 @@ from structattn.comparison.numbers import format_estimate, number
 from structattn.comparison.results import Results
 from structattn.drawing.style import REFERENCE
 
-_QUANTITIES = {
-    "language": "validation loss",
-    "regression": "error at the last position",
-    "forecast": "test error",
-}
-
 ONE_SEED = (
     "One seed was trained, so how much a repeat would differ is not known: "
     "a small difference means nothing until --seeds 3 or more confirms it."
 )
-"""Said of every comparison with one seed."""
+"""Sentence for every comparison with one seed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of a comparison."""
+    """The conclusion of a comparison, in three sentences."""
 
     answer: str
-    """Which structure did best, and by how much; first of all, where a predictor that is no model did better."""
+    """Which structure is best, and by how much; says first if a competing baseline is better."""
 
     trust: str
-    """How far the difference can be trusted."""
+    """Whether the difference stands out from the spread between seeds."""
 
     savings: str
-    """What the best structure costs beside the other; empty where there is no other."""
+    """Costs of the best structure beside the other; empty if there is no other."""
 
 
 def verdict(results: Results) -> Verdict:
-    """The answer of `results`: the structure with the lowest metric against standard attention, or the runner-up."""
+    """Return the verdict on the best structure, against standard attention or the runner-up."""
     ranking = results.ranking
     if not ranking:
         return Verdict("No run finished, so there is nothing to compare.", "", "")
@@ -51,14 +45,17 @@ def verdict(results: Results) -> Verdict:
     other = REFERENCE if REFERENCE in ranking[1:] else ranking[1]
     gap = _mean(results, other) - _mean(results, best)
     share = gap / max(_mean(results, other), 1e-12)
-    lowest = "error" if results.task == "regression" else quantity(results)  # its unit says at which position
+    lowest = results.profile.quantity_with_unit
     answer = f"{baselines}{best} has the lowest {lowest}: {reached}, {number(gap)} ({share:.1%}) below {other}."
     cheaper, dearer = (other, best) if best == REFERENCE else (best, other)
     return Verdict(answer, _trust(results, ranking), _savings(results, cheaper, dearer))
 
 
 def paired_difference(results: Results, first: str, second: str) -> Estimate:
-    """`first` minus `second`, seed by seed: runs of one seed saw the same data in the same order."""
+    """Return the mean of `first` minus `second`, paired by seed.
+
+    Runs of one seed saw the same data in the same order.
+    """
     ours = {run.seed: run.final[results.metric] for run in results.finished(first)}
     theirs = {run.seed: run.final[results.metric] for run in results.finished(second)}
     shared = sorted(ours.keys() & theirs.keys())
@@ -67,13 +64,8 @@ def paired_difference(results: Results, first: str, second: str) -> Estimate:
     return Estimate.of([ours[seed] - theirs[seed] for seed in shared])
 
 
-def quantity(results: Results) -> str:
-    """What the metric is called in a sentence."""
-    return _QUANTITIES[results.task]
-
-
 def describe(results: Results, structure: str) -> str:
-    """Mean of the metric with its standard error, where there is one."""
+    """Return the mean of the metric, with its standard error if there is one."""
     estimate = results.estimate(structure)
     return format_estimate(estimate) if estimate else "no result"
 
@@ -84,11 +76,8 @@ def _mean(results: Results, structure: str) -> float:
 
 
 def _beside_baselines(results: Results, best: str) -> str:
-    """Of forecasts, a sentence where a predictor that is no model beats the best structure, to stand before all else.
-
-    In in-context regression the baselines are bounds, not competitors.
-    """
-    if results.task != "forecast":
+    """Return the words that name baselines better than every structure, if any."""
+    if not results.profile.baselines_compete:
         return ""
     mean, errors = _mean(results, best), {name: row[results.metric] for name, row in results.baselines.items()}
     ahead = sorted((name for name, error in errors.items() if error < mean), key=errors.__getitem__)
@@ -96,11 +85,12 @@ def _beside_baselines(results: Results, best: str) -> str:
         return ""
     names = " and ".join(f"{name} ({number(errors[name])})" for name in ahead)
     verb = "have" if len(ahead) > 1 else "has"
-    return f"Attention loses: {names} {verb} a lower {quantity(results)} than every attention structure. Among those, "
+    quantity = results.profile.quantity
+    return f"Attention loses: {names} {verb} a lower {quantity} than every attention structure. Among those, "
 
 
 def _trust(results: Results, ranking: list[str]) -> str:
-    """Whether the best structure stands out, against the spread of runs between seeds."""
+    """Return whether the best structure stands out from the spread between seeds, in words."""
     best, others = ranking[0], ranking[1:]
     gaps = {other: paired_difference(results, other, best) for other in others}
     seeds = min(gap.count for gap in gaps.values())
@@ -118,7 +108,7 @@ def _trust(results: Results, ranking: list[str]) -> str:
 
 
 def _savings(results: Results, structure: str, other: str) -> str:
-    """Costs of `structure` as shares of those of `other`."""
+    """Return the costs of `structure` as shares of those of `other`, in words."""
     ours, theirs = results.costs[structure], results.costs[other]
     scores = ours.score_flops_per_token / theirs.score_flops_per_token
     keys = ours.key_numbers_per_token / theirs.key_numbers_per_token

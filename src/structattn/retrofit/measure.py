@@ -1,7 +1,7 @@
-"""Retrofitting measured: how little of its far keys does a trained model need?
+"""Measure what a trained model loses when it gets MLR attention.
 
-A model with standard attention gets MLR attention for each of a list of ranks; its validation loss is reported with
-dimensions in the order that measuring gave and in the one that training left, as it is and after a short tuning.
+A model with standard attention gets MLR attention of each of several ranks. Its validation loss is measured with
+dimensions ordered by measured energy and in the order that training left, before and after a short tuning.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.comparison.run import claim
 from structattn.models.retrofit import Order, Pairs
-from structattn.retrofit.models import Subject, load_subject
+from structattn.retrofit.models import TrainedModel, load_model
 from structattn.training import Progress, TrainConfig, train
 from structattn.training.evaluation import evaluate
 
-Announce = Callable[[str, int, int], Progress | None]
-"""Called before each model is measured with what it is, its number and how many there are."""
+MakeProgress = Callable[[str, int, int], Progress | None]
+"""Called before each tuning with the model's name, its index and the number of models; returns what follows it."""
 
 
 @dataclass(frozen=True)
 class Retrofit:
-    """What to measure.
+    """Settings of a retrofit study.
 
     Raises:
-        TypeError, ValueError: a field is not in its range.
+        TypeError, ValueError: a field is out of range.
     """
 
     model: Path
-    """A run's folder, or one that `save_pretrained` wrote: a language model with standard attention, of this project or
-    a causal one of transformers."""
+    """Folder of a run, or one that `save_pretrained` wrote. It holds a language model with standard attention, of
+    structattn or a causal one of transformers."""
 
     data: str
-    """Text, as for `LanguageConfig`: its training part calibrates and tunes, its validation part judges."""
+    """Text, as for `LanguageConfig`: the training part calibrates and tunes, the validation part evaluates."""
 
     ranks: tuple[tuple[int, ...], ...]
-    """Level ranks to try, each summing to the head width."""
+    """Level ranks to try; each sums to the head width."""
 
     pairs: Pairs = "far"
-    """Whether moments count all tokens, or pairs that share only level 1."""
+    """Pairs that the order of dimensions is measured on: `far` ones, which share only level 1, or `all`."""
 
     calibration_tokens: int = 65_536
-    """Tokens that moments are measured on."""
+    """Tokens that the order of dimensions is measured on."""
 
     tune_steps: int = 150
-    """Steps of tuning, 0 for none; the standard model is tuned alike."""
+    """Steps of tuning, 0 for none. The standard model is tuned in the same way."""
 
     tune_rate: float = 5e-4
     """Peak learning rate of tuning."""
 
     batch_size: int = 16
-    """Sequences of a step."""
+    """Sequences per step."""
 
     evaluation_tokens: int = 131_072
-    """Tokens of the held-out set."""
+    """Tokens to evaluate on."""
 
     context_length: int | None = None
-    """Tokens of a window: for a model of transformers by default 512 or, if fewer, all that it has positions for; a
-    model of this project keeps its own."""
+    """Tokens of a window. A model of transformers has by default 512, or all its positions if fewer. A model of
+    structattn keeps its own."""
 
     def __post_init__(self) -> None:
         if not self.ranks:
@@ -83,39 +83,39 @@ class Retrofit:
             raise ValueError(f"tune_steps must be at least 0, got {self.tune_steps}")
 
     def to_dict(self) -> dict[str, Any]:
-        """In values that JSON knows; what is left open is left out."""
+        """Return the settings in values that JSON knows, without unset ones."""
         plain = dataclasses.asdict(self) | {"model": str(self.model), "ranks": [list(each) for each in self.ranks]}
         return {name: value for name, value in plain.items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model, measured."""
+class Measurement:
+    """Losses and costs of one model."""
 
     ranks: tuple[int, ...]
-    """Level ranks; one for the model as it was."""
+    """Level ranks; a single one for standard attention."""
 
     order: Order | None
-    """Of the dimensions; None for the model as it was."""
+    """Order of the dimensions; None for standard attention."""
 
     loss: float
-    """Validation loss without tuning."""
+    """Validation loss before tuning."""
 
     tuned_loss: float | None
-    """After tuning."""
+    """Validation loss after tuning; None without tuning."""
 
     key_numbers_per_token: float
-    """Numbers in the key cache at the context length, all layers, over its tokens."""
+    """Numbers in the key caches of all layers at the context length, per token."""
 
     score_flops_per_token: float
-    """FLOPs of the scores in a forward pass at the context length, all layers."""
+    """Forward FLOPs of the scores of all layers at the context length, per token."""
 
     flops_per_token: float
-    """FLOPs of a forward pass at the context length."""
+    """Forward FLOPs of the model at the context length, per token."""
 
     @property
     def name(self) -> str:
-        """Such as `16|8|4|4, measured order`."""
+        """Name such as `16|8|4|4, measured order`."""
         if self.order is None:
             return "standard"
         return f"{'|'.join(map(str, self.ranks))}, {'measured' if self.order == 'measured' else 'trained'} order"
@@ -123,7 +123,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RetrofitResults:
-    """All that a study found out."""
+    """Results of a retrofit study."""
 
     positions: str
     """`learned` or `rotary`."""
@@ -131,9 +131,11 @@ class RetrofitResults:
     context_length: int
     data: str
     tune_steps: int
-    rows: tuple[Row, ...] = field(default=())
+    rows: tuple[Measurement, ...] = field(default=())
+    """Standard attention first, then each of the ranks in both orders."""
+
     unit: str = "nats per character"
-    """Of the losses."""
+    """Unit of the losses."""
 
     def save(self, folder: Path) -> None:
         """Write `results.json`."""
@@ -141,14 +143,14 @@ class RetrofitResults:
 
     @classmethod
     def load(cls, folder: Path) -> RetrofitResults:
-        """What `save` wrote."""
+        """Return the results that `save` wrote."""
         plain = files.read_json(folder / "results.json")
-        rows = tuple(Row(**row | {"ranks": tuple(row["ranks"])}) for row in plain.pop("rows"))
+        rows = tuple(Measurement(**row | {"ranks": tuple(row["ranks"])}) for row in plain.pop("rows"))
         return cls(**plain, rows=rows)
 
     @property
-    def standard(self) -> Row:
-        """The model as it was."""
+    def standard(self) -> Measurement:
+        """The model with standard attention."""
         return self.rows[0]
 
 
@@ -157,36 +159,46 @@ def measure_retrofit(
     folder: Path,
     *,
     overwrite: bool = False,
-    announce: Announce | None = None,
+    make_progress: MakeProgress | None = None,
     command: Sequence[str] = (),
 ) -> RetrofitResults:
-    """Carry out the study in `folder`, or what is left of it: each row is on disk as soon as it is measured.
+    """Run or resume the study in `folder`.
+
+    Results are written after every model.
+
+    Args:
+        study: the settings.
+        folder: folder of this study alone.
+        overwrite: delete the files of another study in `folder`.
+        make_progress: called before each tuning.
+        command: the command line, for the record.
 
     Raises:
         RunFolderError: `folder` holds another study, or there is no model.
-        TypeError, ValueError: ranks do not fit the model, or it has no standard attention; before any training.
+        TypeError, ValueError: ranks do not fit the model, or it has no standard attention; raised before any training.
     """
-    subject = load_subject(study)
-    for split in study.ranks:  # whatever a model refuses, it refuses here
-        subject.variant(split, "trained").flops(subject.task.context_length)
+    trained = load_model(study)
+    for split in study.ranks:  # Ranks that do not fit are refused before anything is written.
+        trained.variant(split, "trained").flops(trained.task.context_length)
     if overwrite:
         for name in ("config.json", "environment.json", "results.json"):
             (folder / name).unlink(missing_ok=True)
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
-    results = _no_rows(study, subject)
+    results = _no_rows(study, trained)
     if (folder / "results.json").exists():
         results = RetrofitResults.load(folder)
     orders: tuple[Order, ...] = ("measured", "trained")
     wanted: list[_Variant] = [(None, None), *itertools.product(study.ranks, orders)]
     for index in range(len(results.rows), len(wanted)):
         ranks, order = wanted[index]
-        model = subject.variant(ranks, order)
-        row = _row(subject, model, ranks or (subject.head_width,), order, _loss(study, subject, model))
+        model = trained.variant(ranks, order)
+        loss = _loss(study, trained, model)
+        row = _measurement(trained, model, ranks or (trained.head_width,), order, loss)
         if study.tune_steps:
-            progress = announce(row.name, index, len(wanted)) if announce else None
-            _tune(study, subject, model, row.name, folder / "tuned" / str(index), progress)
-            row = dataclasses.replace(row, tuned_loss=_loss(study, subject, model))
+            progress = make_progress(row.name, index, len(wanted)) if make_progress else None
+            _tune(study, trained, model, row.name, folder / "tuned" / str(index), progress)
+            row = dataclasses.replace(row, tuned_loss=_loss(study, trained, model))
         results = dataclasses.replace(results, rows=(*results.rows, row))
         results.save(folder)
     return results
@@ -195,16 +207,18 @@ def measure_retrofit(
 _Variant = tuple[tuple[int, ...] | None, Order | None]
 
 
-def _no_rows(study: Retrofit, subject: Subject) -> RetrofitResults:
-    task = subject.task
+def _no_rows(study: Retrofit, trained: TrainedModel) -> RetrofitResults:
+    task = trained.task
     unit = next(iter(task.units.values()))
-    return RetrofitResults(subject.positions, task.context_length, task.corpus.name, study.tune_steps, unit=unit)
+    return RetrofitResults(trained.positions, task.context_length, task.corpus.name, study.tune_steps, unit=unit)
 
 
-def _row(subject: Subject, model: Any, ranks: tuple[int, ...], order: Order | None, loss: float) -> Row:
-    length = subject.task.context_length
+def _measurement(
+    trained: TrainedModel, model: Any, ranks: tuple[int, ...], order: Order | None, loss: float
+) -> Measurement:
+    length = trained.task.context_length
     cost = model.flops(length)
-    return Row(
+    return Measurement(
         ranks=ranks,
         order=order,
         loss=loss,
@@ -215,12 +229,14 @@ def _row(subject: Subject, model: Any, ranks: tuple[int, ...], order: Order | No
     )
 
 
-def _loss(study: Retrofit, subject: Subject, model: Any) -> Any:
-    """The task's first metric, on its held-out set."""
-    return evaluate(model, subject.task, study.batch_size)[next(iter(subject.task.units))]
+def _loss(study: Retrofit, trained: TrainedModel, model: Any) -> Any:
+    """Return the task's headline metric on its held-out set."""
+    return evaluate(model, trained.task, study.batch_size)[next(iter(trained.task.units))]
 
 
-def _tune(study: Retrofit, subject: Subject, model: Any, name: str, folder: Path, progress: Progress | None) -> None:
+def _tune(
+    study: Retrofit, trained: TrainedModel, model: Any, name: str, folder: Path, progress: Progress | None
+) -> None:
     """Train `model` for a few steps."""
     config = TrainConfig(
         steps=study.tune_steps,
@@ -228,5 +244,5 @@ def _tune(study: Retrofit, subject: Subject, model: Any, name: str, folder: Path
         learning_rate=study.tune_rate,
         evaluation_interval=study.tune_steps,
     )
-    train(model, lambda steps: subject.task, config, folder, structure=name, progress=progress)
-    shutil.rmtree(folder)  # checkpoints are for going on when stopped
+    train(model, lambda steps: trained.task, config, folder, structure=name, progress=progress)
+    shutil.rmtree(folder)  # Checkpoints serve only to resume.

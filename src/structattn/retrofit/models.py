@@ -1,4 +1,4 @@
-"""What can be retrofitted: language models of this project, and causal ones of Hugging Face transformers."""
+"""Trained language models to retrofit, of structattn and of transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from structattn import flops
 from structattn.comparison.run import load_run
 from structattn.integrations.transformers import balance, measure_order, set_hierarchy
-from structattn.integrations.transformers import measure_moments as measure_foreign_moments
+from structattn.integrations.transformers import measure_moments as measure_hf_moments
 from structattn.integrations.transformers.basis import query_key_projection
 from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.integrations.transformers.pairs import rotates
@@ -35,8 +35,8 @@ _CONTEXT_LENGTH = 512
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-class Subject(Protocol):
-    """A trained language model with standard attention, and the text that judges it."""
+class TrainedModel(Protocol):
+    """A trained language model with standard attention, and the task that evaluates it."""
 
     positions: str
     """`learned` or `rotary`."""
@@ -45,36 +45,36 @@ class Subject(Protocol):
     task: LanguageTask
 
     def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> Any:
-        """A new model, with all that `train` asks of one: as it was, or with MLR attention of these ranks.
+        """Return a copy of the model, with MLR attention unless `ranks` is None.
 
         Raises:
             TypeError, ValueError: ranks do not fit its heads, or it has no standard attention.
         """
 
 
-def load_subject(study: Retrofit) -> Subject:
-    """The language model in a run's folder, or in one that `save_pretrained` wrote.
+def load_model(study: Retrofit) -> TrainedModel:
+    """Load the language model of a run, or one that `save_pretrained` wrote.
 
     Raises:
-        RunFolderError: there is none.
-        TypeError, ValueError, OSError: it cannot be loaded, or its text cannot.
+        RunFolderError: there is no such model.
+        TypeError, ValueError, OSError: the model or its text cannot be loaded.
     """
     path = study.model
     if (path / "run.json").exists():
-        return OwnModel(study, load_run(path)[1])
+        return StructattnModel(study, load_run(path)[1])
     if not (path / "config.json").exists():
         raise RunFolderError(path, "there is no model here (neither run.json nor config.json)")
-    # Nothing is fetched and no code of the folder is run.
+    # Download nothing, and run no code of the folder.
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if isinstance(config, LanguageModelConfig):
-        return OwnModel(study, LanguageModel.from_pretrained(path))
+        return StructattnModel(study, LanguageModel.from_pretrained(path))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RunFolderError(path, f"the model here, {config.model_type!r}, is not a causal language model")
     return HuggingFaceModel(study, config)
 
 
-class OwnModel:
-    """A language model of this project, which reads characters."""
+class StructattnModel:
+    """A character-level language model of structattn."""
 
     def __init__(self, study: Retrofit, model: nn.Module) -> None:
         if not isinstance(model, LanguageModel):
@@ -90,7 +90,7 @@ class OwnModel:
         self.task = LanguageTask(LanguageConfig(study.data, length, study.evaluation_tokens))
 
     def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> LanguageModel:
-        """As `Subject` says."""
+        """Return a copy, as `TrainedModel.variant`."""
         if ranks is None:
             return copy.deepcopy(self._model)
         return retrofit(self._model, ranks, self._moments if order == "measured" else None)
@@ -103,7 +103,7 @@ class OwnModel:
 
 
 class HuggingFaceModel:
-    """A causal language model of transformers, which reads the tokens of its tokenizer."""
+    """A causal language model of transformers, with the tokens of its tokenizer."""
 
     def __init__(self, study: Retrofit, config: Any) -> None:
         self._study = study
@@ -125,11 +125,11 @@ class HuggingFaceModel:
         self.head_width = stacks[DECODER][0].width
         self.task = _task(study, self._model)
 
-    def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> CausalModel:
-        """As `Subject` says."""
+    def variant(self, ranks: tuple[int, ...] | None, order: Order | None) -> TrainableCausalLM:
+        """Return a copy, as `TrainedModel.variant`."""
         model = copy.deepcopy(self._model)
         if ranks is None:
-            return CausalModel(model, Hierarchy.flat(self.head_width))
+            return TrainableCausalLM(model, Hierarchy.flat(self.head_width))
         hierarchy = Hierarchy.dyadic(ranks, self.task.context_length)
         if order == "trained":
             set_hierarchy(model, hierarchy)
@@ -138,7 +138,7 @@ class HuggingFaceModel:
         else:
             balance(model, self._moments)
             set_hierarchy(model, hierarchy)
-        return CausalModel(model, hierarchy)
+        return TrainableCausalLM(model, hierarchy)
 
     @cached_property
     def _pairs(self) -> dict[str, list[Any]]:
@@ -146,19 +146,19 @@ class HuggingFaceModel:
 
     @cached_property
     def _moments(self) -> dict[str, list[Moments]]:
-        return measure_foreign_moments(self._model, _calibration(self._study, self.task), distance=self._distance)
+        return measure_hf_moments(self._model, _calibration(self._study, self.task), distance=self._distance)
 
     @property
     def _distance(self) -> int:
         return -(-self.task.context_length // 2) if self._study.pairs == "far" else 1
 
 
-class CausalModel(nn.Module):
-    """A causal language model of transformers with what `train` asks of a model: costs, and what each tensor is.
+class TrainableCausalLM(nn.Module):
+    """A causal language model of transformers with the members that `train` needs.
 
     Args:
-        model: with standard attention, or the hierarchy set.
-        hierarchy: of every layer; one level for standard attention.
+        model: model with standard attention, or with the hierarchy set.
+        hierarchy: hierarchy of every layer; one level for standard attention.
     """
 
     def __init__(self, model: PreTrainedModel, hierarchy: Hierarchy) -> None:
@@ -168,31 +168,31 @@ class CausalModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def forward(self, inputs: Tensor) -> Any:
-        """`logits (B, T, V)` of tokens `(B, T)`, among the model's other outputs."""
+        """Return the model's outputs, among them `logits (B, T, V)` of tokens `(B, T)`."""
         return self.model(inputs, use_cache=False)
 
     def describe(self) -> dict[str, Description]:
-        """One part for all, which trains at the base rate: how they started, and so what muP would say, is unknown."""
+        """Return descriptions that train every tensor at the base rate."""
         return {name: Description(1, each.numel(), Part.GAIN) for name, each in self.named_parameters()}
 
     def key_numbers(self, length: int) -> int:
-        """Numbers in the key caches of one row, all layers, when generating at `length` tokens."""
+        """Return the numbers in the key caches of one row, all layers."""
         heads = sum(layer.key_heads for layer in attention_layers(self.model)[DECODER])
         return heads * self._hierarchy.key_numbers(length)
 
     def flops(self, length: int) -> flops.Flops:
-        """FLOPs of a row of `length` tokens: of the scores by formula, of all products as counted in a real pass."""
+        """Return the FLOPs of a row: scores by formula, all products counted."""
         if length not in self._costs:
             training = self.training
-            self.eval()  # dropout would have torch compute the scores of hidden pairs, too
+            self.eval()  # With dropout torch would compute the scores of masked pairs too.
             with flops.counter() as count:
                 logits = self(torch.zeros(1, length, dtype=torch.long, device=self.device)).logits
                 forward = count.get_total_flops()
-                # Gradients are not added to the parameters, where other processes would wait for them.
+                # Do not accumulate gradients in the parameters: other processes would wait for them.
                 torch.autograd.grad(logits.sum(), list(self.parameters()), allow_unused=True)
                 backward = count.get_total_flops() - forward
             self.train(training)
@@ -205,7 +205,7 @@ class CausalModel(nn.Module):
 
 
 def _task(study: Retrofit, model: PreTrainedModel) -> LanguageTask:
-    """Text in the tokens of the folder's tokenizer; without one, in characters where the model knows as many."""
+    """Return the task, in tokens of the folder's tokenizer or in characters."""
     config = LanguageConfig(study.data, _context_length(study, model), study.evaluation_tokens)
     size = model.config.vocab_size
     if any((study.model / name).exists() for name in _TOKENIZER_FILES):
@@ -215,7 +215,7 @@ def _task(study: Retrofit, model: PreTrainedModel) -> LanguageTask:
         raise RunFolderError(
             study.model,
             f"the model here knows {size} tokens and there is no tokenizer: save it with tokenizer.save_pretrained "
-            f"(a model without one reads {len(VOCABULARY)} characters)",
+            f"(without one, a model must have the {len(VOCABULARY)} characters as its vocabulary)",
         )
     return LanguageTask(config)
 
@@ -232,7 +232,7 @@ def _context_length(study: Retrofit, model: PreTrainedModel) -> int:
 
 
 def _calibration(study: Retrofit, task: LanguageTask) -> Iterator[Tensor]:
-    """Batches of training text: enough tokens, none twice."""
+    """Yield batches of training text with about `calibration_tokens` tokens, none twice."""
     tokens = min(study.calibration_tokens, len(task.corpus.train))
     steps = max(1, tokens // (study.batch_size * task.context_length))
     return (task.batch(step, study.batch_size)["inputs"] for step in range(steps))

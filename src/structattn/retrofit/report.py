@@ -1,4 +1,4 @@
-"""What retrofitting found: a picture of loss against key numbers, a table, a sentence."""
+"""Report a retrofit study: a figure of loss against key numbers, a table, a sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structattn.comparison.numbers import grouped
 from structattn.drawing.style import INK, QUIET, new_figure, styled
 from structattn.reporting.table import markdown_row
 from structattn.reporting.terminal import terminal_table
-from structattn.retrofit.measure import RetrofitResults, Row
+from structattn.retrofit.measure import Measurement, RetrofitResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,9 @@ _MEASURED, _TRAINED = "#0072B2", "#D55E00"
 
 
 def draw_retrofit(studies: Sequence[RetrofitResults], folder: Path, name: str = "retrofit") -> Figure:
-    """Loss against key numbers, a panel for each study, as `name.png` and `name.svg` in `folder`.
+    """Draw loss against key numbers, a panel for each study.
+
+    The files are `name.png` and `name.svg` in `folder`.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
@@ -60,7 +62,7 @@ def _panel(axes: Axes, results: RetrofitResults) -> None:
     axes.legend(frameon=False, fontsize=7.5, handlelength=3.2)
 
 
-_COLUMNS: dict[str, Callable[[Row, Row], str]] = {
+_COLUMNS: dict[str, Callable[[Measurement, Measurement], str]] = {
     "ranks": lambda row, _: "|".join(map(str, row.ranks)),
     "order of dimensions": lambda row, _: row.order or "as it was",
     "loss": lambda row, _: f"{row.loss:.4f}",
@@ -73,14 +75,14 @@ _COLUMNS: dict[str, Callable[[Row, Row], str]] = {
 
 
 def retrofit_table(results: RetrofitResults) -> Table:
-    """Every model with its losses and costs, for the terminal."""
+    """Return the losses and costs of every model, for the terminal."""
     caption = f"losses in {results.unit}, costs at {results.context_length} tokens"
     rows = [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
     return terminal_table(list(_COLUMNS), rows, left=2, caption=caption)
 
 
 def retrofit_markdown(results: RetrofitResults) -> str:
-    """The same table, for a page."""
+    """Return the same table in Markdown."""
     headings = [f"loss, {results.unit}" if name == "loss" else name for name in _COLUMNS]
     lines = [headings, ["---"] * len(headings)]
     lines += [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
@@ -88,7 +90,7 @@ def retrofit_markdown(results: RetrofitResults) -> str:
 
 
 def retrofit_verdict(results: RetrofitResults, tolerance: float = 0.01) -> str:
-    """How far the key cache shrinks before the loss grows by more than `tolerance`, in a sentence."""
+    """Say how far the key cache shrinks within a tolerance of the loss."""
     standard, tuned = results.standard, results.tune_steps > 0
     before = standard.tuned_loss if tuned and standard.tuned_loss is not None else standard.loss
     kept = [row for row in results.rows[1:] if _loss(row, tuned) <= (1 + tolerance) * before]
@@ -103,5 +105,5 @@ def retrofit_verdict(results: RetrofitResults, tolerance: float = 0.01) -> str:
     )
 
 
-def _loss(row: Row, tuned: bool) -> float:
+def _loss(row: Measurement, tuned: bool) -> float:
     return row.tuned_loss if tuned and row.tuned_loss is not None else row.loss

@@ -57,7 +57,7 @@ class Corpus:
 
 
 def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpus:
-    """Return the tokens of the text that `data` names, from the cache if it holds them.
+    """Return the tokens of a text, from the cache if it holds them.
 
     Several processes may call this at once; each builds what the cache lacks. Where that is expensive (OpenWebText),
     let one of them call first.
@@ -106,7 +106,7 @@ def _build(source: Source, train_path: Path, validation_path: Path) -> None:
 
 
 def _tokens(document: Iterable[str]) -> tuple[int, NDArray[np.uint8]]:
-    """Return the number of characters of `document`, and its tokens without newlines at either end."""
+    """Return the length of `document`, and its tokens without outer newlines."""
     characters, pieces = 0, [np.empty(0, dtype=np.uint8)]
     for text in document:
         characters += len(text)
@@ -123,7 +123,7 @@ def _append(file: BinaryIO, tokens: NDArray[np.uint8]) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file of the cache that becomes `path` when the block ends; ValueError if it cannot be opened."""
+    """Open a cache file that becomes `path` when the block ends."""
     # Processes that build one corpus at once each write a file of their own.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with contextlib.ExitStack() as stack:

@@ -30,7 +30,7 @@ class ETTFile:
 
     @property
     def borders(self) -> tuple[int, int, int]:
-        """Rows where training, validation and test parts end: 12, 4 and 4 months of 30 days, as in the literature."""
+        """Rows where the three parts end, as in the literature: 12, 4 and 4 months of 30 days."""
         month = _MONTH * self.rows_per_hour
         return 12 * month, 16 * month, 20 * month
 
@@ -46,13 +46,13 @@ list the same checksums."""
 
 
 def default_season(data: str) -> int:
-    """Return the steps of a day in a file of the data set; 24 for any other file."""
+    """Return the steps of a day in a file; 24 if it is not ETT's."""
     stem = Path(data).stem
     return 24 * (ETT[stem].rows_per_hour if stem in ETT else 1)
 
 
 def ett_path(name: str) -> Path:
-    """Return the path of the file `name` in the cache folder; download it if it is missing.
+    """Return the path of a file in the cache; download it if missing.
 
     Raises:
         ValueError: it cannot be downloaded, or its checksum is wrong; the message says where to put it by hand.

@@ -1,4 +1,4 @@
-"""Figures of forecasts: what each structure made of stretches of the test part, and its error on the target channel."""
+"""Figures of forecasts: examples from the test part, and the error of the target."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from structattn.comparison.estimate import Estimate
-from structattn.comparison.results import Results
 from structattn.drawing.style import BASELINE, QUIET, label_ends, new_figure, pens
+from structattn.tasks.profiles.profile import Findings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def forecast_panels(results: Results) -> Figure:
-    """The target on each shown stretch: history, truth, and what each structure and the linear forecast predict."""
+def forecast_panels(results: Findings) -> Figure:
+    """Draw history, truth and forecasts of the target on each example."""
     figure = new_figure(7.4, 0.4 + 1.9 * len(results.stretches))
     drawn = pens(results.structures)
     for place, (axes, stretch) in enumerate(
@@ -42,8 +41,8 @@ def forecast_panels(results: Results) -> Figure:
     return figure
 
 
-def target_errors(results: Results) -> Figure:
-    """Mean absolute error of the target: seeds, mean and interval of each structure; baselines below, and as lines."""
+def target_errors(results: Findings) -> Figure:
+    """Draw the target's error: seeds, mean and interval; baselines as lines."""
     column, names = "test_target_mae", results.ranking
     rows = [*names, *results.baselines]
     figure = new_figure(6.4, 0.7 + 0.3 * len(rows))
@@ -51,7 +50,7 @@ def target_errors(results: Results) -> Figure:
     drawn = pens(results.structures)
     for place, name in enumerate(names):
         values = [run.final[column] for run in results.finished(name)]
-        estimate = Estimate.of(values)
+        estimate = results.estimate(name, column)
         axes.plot(values, [place] * len(values), "o", color=drawn[name].colour, markersize=4, alpha=0.5)
         axes.errorbar(
             estimate.mean, place, xerr=estimate.margin, fmt="|", color=drawn[name].colour, markersize=12, capsize=4

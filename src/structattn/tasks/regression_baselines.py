@@ -1,7 +1,7 @@
-"""What in-context regression can be compared with: least squares, ridge and zero, on the held-out prompts.
+"""Baselines of in-context regression on the held-out prompts: least squares, ridge and zero.
 
-Each gives the squared error over `d` at every point `i = 1..N`, predicted from the `i - 1` points before it, as
-`RegressionTask.metrics` gives it for a model under `error_by_position`.
+Each returns the squared error over `d` at every point `i = 1..N`, predicted from the `i - 1` points before it: the
+`error_by_position` of `RegressionTask.metrics`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from torch import Tensor
 from structattn import checks
 from structattn.tasks.regression import RegressionTask
 
-_BATCH = 32  # So that the projectors of a batch stay in the cache of one core.
+_BATCH = 32  # The projectors of a batch then fit in the cache of one core.
 _RELATIVE_TOLERANCE = 1e-10
 
 
 def least_squares_error(task: RegressionTask) -> Tensor:
-    """Error of least squares, the one of least norm while there are fewer points than dimensions.
+    """Return the error of least squares, of minimum norm where underdetermined.
 
-    It is the best any predictor can do here. In expectation it is `1 - (i - 1) / d` at point `i <= d`, and it is 0
+    No predictor can do better here. In expectation it is `1 - (i - 1) / d` at point `i <= d`, and it is 0
     from point `d + 1` on, since the targets carry no noise.
 
     Args:
-        task: whose held-out prompts to predict.
+        task: the task of the held-out prompts.
 
     Returns:
         `(N,)` float64, squared error over `d` at each point.
@@ -32,10 +32,12 @@ def least_squares_error(task: RegressionTask) -> Tensor:
 
 
 def ridge_error(task: RegressionTask, penalty: float) -> Tensor:
-    """Error of ridge regression, `w = argmin Σ_j (y_j - wᵀ x_j)² + penalty · |w|²` over the points before `i`.
+    """Return the error of ridge regression on the points before `i`.
+
+    The weights are `w = argmin Σ_j (y_j - wᵀ x_j)² + penalty · |w|²`.
 
     Args:
-        task: whose held-out prompts to predict.
+        task: the task of the held-out prompts.
         penalty: weight of the squared norm, positive.
 
     Returns:
@@ -50,10 +52,10 @@ def ridge_error(task: RegressionTask, penalty: float) -> Tensor:
 
 
 def zero_error(task: RegressionTask) -> Tensor:
-    """Error of always answering 0: `y² / d`, 1 in expectation at every point.
+    """Return the error of always answering 0: `y² / d`, 1 in expectation.
 
     Args:
-        task: whose held-out prompts to predict.
+        task: the task of the held-out prompts.
 
     Returns:
         `(N,)` float64, squared error over `d` at each point.
@@ -71,11 +73,13 @@ def _recursive_error(task: RegressionTask, penalty: float) -> Tensor:
 
 
 def _recursive_squared_error(x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    """Squared error at each point of the fit to the points before it, one rank-one update per point.
+    """Return the squared error of each point, from a fit before it.
+
+    Each point is one rank-one update.
 
     With `P = penalty · (X Xᵀ + penalty · I)⁻¹` of the points so far, a new point `(x, y)` changes the weights by
     `P x (y - wᵀ x) / (penalty + xᵀ P x)` (Sherman–Morrison). As the penalty goes to 0, `P` becomes the projector
-    onto what no point has spanned yet, and the weights the interpolating ones of least norm.
+    onto the complement of the points so far, and the weights become the interpolating ones of minimum norm.
 
     Args:
         x: `(B, N, d)` float64.
@@ -94,7 +98,7 @@ def _recursive_squared_error(x: Tensor, y: Tensor, penalty: float) -> Tensor:
         errors[:, i] = residual.square()
         direction = torch.bmm(spread, x[:, i, :, None]).squeeze(-1)
         denominator = penalty + (direction * x[:, i]).sum(dim=-1)
-        # A point within the span of those before it teaches nothing: rounding must not be amplified into a step.
+        # A point in the span of those before it adds nothing: do not amplify rounding into a step.
         fresh = denominator > _RELATIVE_TOLERANCE * x[:, i].square().sum(dim=-1)
         inverse = torch.where(fresh, 1.0 / denominator, 0.0)
         weight += direction * (residual * inverse)[:, None]
