@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, flushed to the disk, then renamed."""
+"""Write files completely or not at all: under another name, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path, partial: Path | None = None) -> Iterator[BinaryIO]:
-    """Open a file that becomes `path` when the block ends, and is removed when the block raises.
+    """Open a file that becomes `path` when the block ends without error.
 
     Args:
         path: the file; its folder exists. What it held before is intact until the block has ended.

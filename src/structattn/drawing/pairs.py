@@ -1,4 +1,4 @@
-"""Maps of the dimensions that each pair of positions gets: the picture of an attention structure."""
+"""Maps of the dimensions that each pair of positions gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_CELLS = 512
 
 
 def sampled_positions(length: int) -> NDArray[np.int64]:
-    """Return the positions that the cells of a map stand for: all, or in long contexts 512 spread evenly."""
+    """Return the positions of a map's cells: at most 512, spread evenly."""
     cells = min(length, _MOST_CELLS)
     return np.arange(cells, dtype=np.int64) * length // cells
 

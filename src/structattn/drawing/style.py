@@ -72,7 +72,7 @@ class Pen:
 
 
 def pens(structures: Sequence[str]) -> dict[str, Pen]:
-    """Return a pen per structure: ink for standard attention, colours in order for others, then dashes too."""
+    """Return a pen per structure: ink for standard attention, then colours, then dashes."""
     others = [name for name in structures if name != REFERENCE]
     drawn = {
         name: Pen(_COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])
@@ -90,13 +90,13 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches, made without pyplot: no window, no backend to choose."""
+    """Return an empty figure, in inches, made without pyplot."""
     figure: Figure = checks.require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
     return figure
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], gap: float = 0.062) -> None:
-    """Write the name of each line beside the axes at the height of its end, without overlaps.
+    """Write the name of each line beside its end, without overlaps.
 
     Args:
         axes: axes whose limits are set.
