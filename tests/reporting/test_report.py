@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from structattn.comparison.environment import environment
-from structattn.drawing.style import pens
 from structattn.reporting import report
 from structattn.reporting.figures import draw_all
 from structattn.reporting.terminal import print_results
@@ -107,12 +106,6 @@ def test_equal_results_give_equal_figures(tmp_path):
         draw_all(language_results(), tmp_path / name)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-
-
-def test_a_structure_is_drawn_alike_everywhere():
-    drawn = pens([f"mlr:{rank}" for rank in range(1, 20)] + ["standard"])
-    assert len({(pen.colour, str(pen.dash)) for pen in drawn.values()}) >= 18
-    assert drawn["standard"].colour == pens(["btt", "standard"])["standard"].colour
 
 
 @pytest.mark.parametrize("name", CASES)
