@@ -107,3 +107,9 @@ def test_results_json(tmp_path):
     assert results.best_run.final == row
     results.save(tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == plain
+
+
+def test_a_task_that_is_not_registered_is_named():
+    whole = {"attention": "mlr", "task": {"name": "langage"}, "sizes": {}, "train": _TRAIN, "seed": 0}
+    with pytest.raises(ValueError, match=r"task must be one of language, .*, got 'langage'; did you mean 'language'\?"):
+        RunConfig.from_dict(whole)

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.estimate import Estimate
-from structattn.tasks import TASKS, TaskProfile
+from structattn.tasks.profiles import Metrics, TaskProfile, profile_named
 from structattn.training.errors import RunFolderError
-
-Row = dict[str, Any]
-"""One evaluation, as `structattn.training.train` writes it: counters, speed, and the task's metrics."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Run:
     folder: str
     """Folder of the run, relative to the comparison's."""
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Metrics, ...] = ()
     """Evaluations, oldest first."""
 
     error: str | None = None
@@ -64,7 +60,7 @@ class Run:
         return self.error is None and bool(self.rows)
 
     @property
-    def final(self) -> Row:
+    def final(self) -> Metrics:
         """The last evaluation."""
         return self.rows[-1]
 
@@ -100,7 +96,7 @@ class Results:
     runs: tuple[Run, ...]
     """Every run, in order."""
 
-    baselines: Mapping[str, Row] = dataclasses.field(default_factory=dict)
+    baselines: Mapping[str, Metrics] = dataclasses.field(default_factory=dict)
     """Metrics of the task's baselines, by their names."""
 
     curve: str | None = None
@@ -116,7 +112,7 @@ class Results:
         Raises:
             ValueError: the task is not registered.
         """
-        return TASKS[checks.one_of("task", self.task, TASKS)]
+        return profile_named(self.task)
 
     @property
     def followed(self) -> str:
@@ -196,7 +192,7 @@ class Results:
             RunFolderError: a file is missing, damaged, or of another version.
         """
         plain = files.read_json(folder / "results.json")
-        rows: dict[tuple[str, int], list[Row]] = {}
+        rows: dict[tuple[str, int], list[Metrics]] = {}
         for row in files.read_json_lines(folder / "metrics.jsonl"):
             rows.setdefault((row.pop("structure"), row.pop("seed")), []).append(row)
         try:

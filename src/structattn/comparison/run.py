@@ -16,7 +16,8 @@ import torch
 
 from structattn.comparison import files
 from structattn.models import StructuredModel
-from structattn.tasks import TASKS, Task, TaskConfig, build_task, profile_of
+from structattn.tasks import Task, TaskConfig, build_task, profile_of
+from structattn.tasks.profiles import profile_named
 from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
 from structattn.training.evaluation import evaluate, predict
 
@@ -87,7 +88,7 @@ class RunConfig:
         )
         return cls(
             plain["attention"],
-            TASKS[task.pop("name")].config(**task),
+            profile_named(task.pop("name")).config(**task),
             ModelSizes(**plain["sizes"]),
             TrainConfig(**training),
             plain["seed"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from structattn import checks
 from structattn.tasks.profiles.forecast import FORECAST
 from structattn.tasks.profiles.language import LANGUAGE
 from structattn.tasks.profiles.profile import Findings, Metrics, TaskFigure, TaskProfile
@@ -19,7 +20,12 @@ TASKS: dict[str, TaskProfile] = {
 }
 """Every task by its name."""
 
-__all__ = ["TASKS", "Findings", "Metrics", "TaskFigure", "TaskProfile", "profile_of"]
+__all__ = ["TASKS", "Findings", "Metrics", "TaskFigure", "TaskProfile", "profile_named", "profile_of"]
+
+
+def profile_named(name: str) -> TaskProfile:
+    """Return the profile of a task; ValueError with the nearest name if there is none."""
+    return TASKS[checks.one_of("task", name, TASKS)]
 
 
 def profile_of(config: Any) -> TaskProfile:
