@@ -22,8 +22,8 @@ from rich.progress import track
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.output import write_json
+from structattn.comparison.environment import environment
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.studies.environment import environment
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.characters import VOCABULARY
 from structattn.training import TrainConfig, train

@@ -16,10 +16,10 @@ import shlex
 import shutil
 from pathlib import Path
 
-from structattn.studies import files
-from structattn.studies.results import Results
-from structattn.studies.table import markdown
-from structattn.studies.verdict import verdict
+from structattn.comparison import files
+from structattn.comparison.results import Results
+from structattn.reporting.table import markdown
+from structattn.reporting.verdict import verdict
 
 _OUT = Path(__file__).parents[1] / "docs" / "results" / "forecasting"
 

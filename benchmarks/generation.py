@@ -20,9 +20,9 @@ import torch
 from benchmarks import machine
 from benchmarks.output import describe_machine, table, write_json
 from benchmarks.timing import sample_warm
+from structattn.drawing.style import new_figure, styled
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.models import LanguageModel, LanguageModelConfig, ModelCache
-from structattn.studies.style import new_figure, styled
 
 MLR = "mlr:8x8"
 SIZES = {"layers": 4, "dim": 512, "heads": 8, "positions": "rotary"}

@@ -11,9 +11,9 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from structattn.studies import files
-from structattn.studies.retrofit import RetrofitResults
-from structattn.studies.retrofit_figure import draw_retrofit, retrofit_markdown, retrofit_verdict
+from structattn.comparison import files
+from structattn.retrofit.measure import RetrofitResults
+from structattn.retrofit.report import draw_retrofit, retrofit_markdown, retrofit_verdict
 
 
 def page(folders: list[Path], studies: list[RetrofitResults]) -> str:

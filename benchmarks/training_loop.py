@@ -19,8 +19,8 @@ from unittest import mock
 import torch
 
 from benchmarks.output import write_json
+from structattn.comparison.environment import environment
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.studies.environment import environment
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.training import Preset, TrainConfig, loop, preset
 from structattn.training.budget import evaluation_cost, evaluation_interval, plan_steps

@@ -21,8 +21,8 @@ from paper.running import run_trials
 from paper.workers import WorkerConfig
 from structattn import checks
 from structattn.cli.progress import Bars
-from structattn.studies import files
-from structattn.studies.terminal import print_table
+from structattn.comparison import files
+from structattn.reporting.terminal import print_table
 from structattn.tasks.ett import default_season
 
 

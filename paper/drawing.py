@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from paper.evidence import with_label
 from paper.study import Outcome, metric
-from structattn.studies.estimate import Estimate
-from structattn.studies.style import QUIET, new_figure, pens, styled
+from structattn.comparison.estimate import Estimate
+from structattn.drawing.style import QUIET, new_figure, pens, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

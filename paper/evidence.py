@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from paper.study import Label, Outcome
-from structattn.studies.estimate import Estimate, pooled_margin
+from structattn.comparison.estimate import Estimate, pooled_margin
 
 
 def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...], Estimate]:

@@ -14,9 +14,8 @@ from paper.drawing import draw_curves
 from paper.evidence import all_true, label_values, with_label
 from paper.gains import describe_gains, draw_gains, gains
 from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
-from structattn.studies.run import ModelSizes, RunConfig
-from structattn.studies.style import new_figure, styled
-from structattn.studies.verdict import REFERENCE
+from structattn.comparison.run import ModelSizes, RunConfig
+from structattn.drawing.style import REFERENCE, new_figure, styled
 from structattn.tasks import ForecastConfig
 from structattn.training import FORECAST_PRESETS, TrainConfig, preset
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from paper.drawing import set_log2_ticks
 from paper.evidence import all_true
 from paper.study import Outcome
-from structattn.studies.estimate import Estimate, above_zero
-from structattn.studies.style import QUIET, pens
-from structattn.studies.verdict import REFERENCE
+from structattn.comparison.estimate import Estimate, above_zero
+from structattn.drawing.style import QUIET, REFERENCE, pens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from paper.study import Label, Trial
-from structattn.studies.run import ModelSizes, RunConfig
+from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.tasks import LanguageConfig
 from structattn.training import Preset, TrainConfig
 

@@ -12,9 +12,9 @@ from paper.drawing import draw_estimates
 from paper.evidence import all_true, describe_resolution, estimates, is_lower, sentence, with_label
 from paper.language import LOSS, TEXT, language_trial
 from paper.study import Finding, Label, Outcome, Scale, Study, Trial, with_seeds
-from structattn.studies.estimate import Estimate
-from structattn.studies.run import ModelSizes
-from structattn.studies.style import new_figure, styled
+from structattn.comparison.estimate import Estimate
+from structattn.comparison.run import ModelSizes
+from structattn.drawing.style import new_figure, styled
 from structattn.training import TrainConfig
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from rich.table import Table
 from paper.chronos.run import ChronosRunConfig
 from paper.study import Trial
 from paper.workers import threads_per_job
+from structattn.comparison.numbers import magnitude
+from structattn.comparison.run import RunConfig
 from structattn.models import StructuredModel
-from structattn.studies.run import RunConfig
-from structattn.studies.table import magnitude
-from structattn.studies.terminal import terminal_table
+from structattn.reporting.terminal import terminal_table
 from structattn.tasks import Task
 from structattn.training.budget import plan_steps, total_cost
 from structattn.training.evaluation import predict

@@ -10,8 +10,8 @@ from paper.drawing import plot_estimates
 from paper.evidence import describe_resolution, estimates, is_lower, ranked
 from paper.language import LOSS, TEXT, mlr_unscaled, preset_trial
 from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
+from structattn.comparison.estimate import Estimate
 from structattn.ops.hierarchy import parse_ranks
-from structattn.studies.estimate import Estimate
 from structattn.training import preset
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from paper.evidence import (
     ranked,
 )
 from paper.study import Finding, Label, Outcome, Scale, Study, Trial, metric, with_seeds
-from structattn.studies.estimate import Estimate, pooled_margin
-from structattn.studies.run import ModelSizes, RunConfig
+from structattn.comparison.estimate import Estimate, pooled_margin
+from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
 from structattn.training import TrainConfig
 

@@ -14,11 +14,11 @@ from paper.catalogue import STUDIES
 from paper.planning import duration
 from paper.study import Finding, Outcome, Scale, Study
 from structattn import checks
-from structattn.studies import files
-from structattn.studies.environment import environment
-from structattn.studies.report import TEMPLATES, inline
-from structattn.studies.style import styled
-from structattn.studies.table import grouped, magnitude
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.comparison.numbers import grouped, magnitude
+from structattn.drawing.style import styled
+from structattn.reporting.report import TEMPLATES, inline
 
 
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:

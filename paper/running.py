@@ -10,8 +10,8 @@ from filelock import FileLock
 
 from paper.study import Outcome, Trial
 from paper.workers import WorkerConfig
-from structattn.studies import files
-from structattn.studies.run import execute
+from structattn.comparison import files
+from structattn.comparison.run import execute
 
 OnOutcome = Callable[[Outcome, int, int], None]
 """Called after each trial with its outcome, the number of trials that ended, and the number of all trials."""

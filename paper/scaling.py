@@ -23,8 +23,8 @@ from paper.evidence import (
 from paper.language import LOSS, TEXT, mlr_unscaled, preset_trial
 from paper.laws import PowerLaw
 from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
-from structattn.studies.estimate import Estimate
-from structattn.studies.style import new_figure, pens, styled
+from structattn.comparison.estimate import Estimate
+from structattn.drawing.style import new_figure, pens, styled
 from structattn.training import Preset, preset
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from paper.chronos.run import ChronosRunConfig
-from structattn.studies import files
-from structattn.studies.run import RunConfig, of_seed
+from structattn.comparison import files
+from structattn.comparison.run import RunConfig, of_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,10 +1,12 @@
-"""The command line as a user types it: what it writes, how it goes on, and how it fails."""
+"""The command line: its files, resumption, output and errors."""
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ pytest.importorskip("tyro")
 pytest.importorskip("transformers")
 
 from structattn import versions
-from structattn.cli import main
-from structattn.training import loop
+from structattn.cli import commands, main
+from structattn.comparison.run import ModelSizes
+from structattn.retrofit.measure import Retrofit
+from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
+from structattn.training import TrainConfig, loop
 from structattn.training.update import Updater
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
@@ -36,7 +41,7 @@ def _compare(text, out, *options, structures=("standard", "mlr", "swa:8"), steps
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """One finished comparison, for tests that only read it."""
+    """A finished comparison, for tests that only read it."""
     folder = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STRUCTATTN_CACHE", str(folder / "cache"))
@@ -61,7 +66,7 @@ def test_compare_writes_everything(compared):
     assert "swa:8" in page
 
 
-def test_rerun_reports_that_it_is_done(text, tmp_path, capsys, monkeypatch):
+def test_a_second_run_trains_nothing(text, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert _compare(text, out) == 0
     first = json.loads((out / "results.json").read_text())
@@ -135,7 +140,7 @@ def test_regression(tmp_path):
 
 @pytest.fixture
 def series(tmp_path):
-    """A CSV file of 400 hours in two channels that wave."""
+    """A CSV file of 400 hours, with two channels of waves."""
     hours = np.arange(400)
     times = np.datetime64("2020-01-01T00:00") + hours * np.timedelta64(1, "h")
     waves = [np.sin(hours / 4), np.cos(hours / 7) + hours / 300]
@@ -233,10 +238,11 @@ def test_train_evaluate_generate(text, tmp_path, capsys):
 
 def test_mup_check(tmp_path, capsys):
     quick = ["mup-check", "--attention", "standard", "--widths", "32", "64", "--steps", "2"]
-    status = main([*quick, "--plot", str(tmp_path / "check.png")])
-    printed = capsys.readouterr().out
-    assert status == (0 if "muP: pass" in printed else 1)
+    assert main([*quick, "--plot", str(tmp_path / "check.png")]) == 0
+    assert "standard, muP: pass" in capsys.readouterr().out
     assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*quick, "--mup", "off"]) == 1
+    assert "standard parametrisation: fail" in capsys.readouterr().out
     assert main([*quick, "--plot", str(tmp_path / "none" / "check.png")]) == 1
     assert "its folder does not exist" in capsys.readouterr().err
     assert main(["mup-check", "--widths", "64"]) == 1
@@ -318,7 +324,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(text, tmp_path, capsys, name):
 def test_typos_are_answered(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    assert stopped.value.code != 0
+    assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
@@ -357,6 +363,43 @@ def test_disk_that_fills_keeps_what_was_written(text, tmp_path, capsys, monkeypa
     assert (out / "results.json").read_text() == kept
 
 
+# Options whose defaults differ from those of the config, on purpose.
+SMALLER = {"input_dim"}
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (commands.Training, TrainConfig),
+        (commands.Training, ModelSizes),
+        (commands.Language, LanguageConfig),
+        (commands.Regression, RegressionConfig),
+        (commands.Forecast, ForecastConfig),
+        (commands.Retrofit, Retrofit),
+    ],
+)
+def test_options_agree_with_the_configs_that_they_set(options, config):
+    """An option has the choices and the default of its field, or None for the preset's."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    shared = [option for option in dataclasses.fields(options) if option.name in fields]
+    assert shared
+    types, field_types = get_type_hints(options), get_type_hints(config)
+    for option in shared:
+        field = fields[option.name]
+        if option.default not in (None, dataclasses.MISSING) and option.name not in SMALLER | {"ranks", "data"}:
+            assert option.default == field.default, option.name
+        if choices := _choices(types[option.name]):
+            known = _choices(field_types[option.name])
+            assert known is None or choices == known or option.name == "mup", option.name
+
+
+def _choices(kind):
+    """The values of a Literal, alone or with None."""
+    if get_origin(kind) is Literal:
+        return set(get_args(kind))
+    return next((set(get_args(each)) for each in get_args(kind) if get_origin(each) is Literal), None)
+
+
 def test_help_is_quick_and_version_is_known():
     """Help imports neither torch nor transformers."""
     program = "import sys; from structattn.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
@@ -387,7 +430,7 @@ def test_a_misspelt_command_is_answered_in_three_lines(capsys, words, lines):
 
 
 def test_generate_prints_its_text_alone(compared):
-    """No library adds a notice, on either stream."""
+    """No library adds a notice, on standard output or standard error."""
     command = [sys.executable, "-m", "structattn", "generate", "--run", str(compared), "--prompt", "It was"]
     run = subprocess.run([*command, "--length", "40"], capture_output=True, text=True, check=True)
     assert run.stderr == ""

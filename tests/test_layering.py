@@ -12,22 +12,27 @@ import structattn
 
 ROOT = Path(structattn.__file__).parent
 
-# Each floor with the floors it may import from, besides itself. `versions`, `checks` and `disk` are the ground.
+# Each floor with the floors it may import from, besides itself. The ground is `versions`, `checks`, `disk`, `atomic`
+# and `drawing`.
 FLOORS = {
     "versions": set(),
     "checks": {"versions"},
     "disk": set(),
+    "atomic": set(),
+    "drawing": {"checks"},
     "structures": {"checks"},
-    "ops": {"versions", "checks", "disk"},
+    "ops": {"versions", "checks", "disk", "drawing"},
     "flops": {"checks", "structures", "ops"},
     "layers": {"checks", "structures", "ops", "flops"},
     "models": {"checks", "structures", "ops", "flops", "layers"},
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
-    "tasks": {"checks", "disk"},
-    "training": {"checks", "structures", "ops", "flops", "layers", "models", "tasks"},
-    "studies": {
+    "tasks": {"checks", "disk", "atomic", "drawing", "models"},
+    "training": {"checks", "atomic", "structures", "ops", "flops", "layers", "models", "tasks"},
+    "comparison": {"versions", "checks", "atomic", "models", "tasks", "training"},
+    "reporting": {"checks", "drawing", "ops", "layers", "comparison"},
+    "retrofit": {
         "checks",
-        "structures",
+        "drawing",
         "ops",
         "flops",
         "layers",
@@ -35,7 +40,8 @@ FLOORS = {
         "integrations",
         "tasks",
         "training",
-        "versions",
+        "comparison",
+        "reporting",
     },
     "__main__": {"cli"},
     "cli": {
@@ -49,7 +55,9 @@ FLOORS = {
         "integrations",
         "tasks",
         "training",
-        "studies",
+        "comparison",
+        "reporting",
+        "retrofit",
     },
 }
 # The paper's campaign stands beside the package: `paper` imports `structattn`, never the other way.

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from paper.chronos.data import Metrics
 from paper.chronos.study import ChronosResults, ChronosRun
-from structattn.studies import files
-from structattn.studies.style import new_figure, pens, styled
-from structattn.studies.table import grouped, magnitude, markdown_row
-from structattn.studies.terminal import terminal_table
+from structattn.comparison import files
+from structattn.comparison.numbers import grouped, magnitude
+from structattn.drawing.style import new_figure, pens, styled
+from structattn.reporting.table import markdown_row
+from structattn.reporting.terminal import terminal_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structattn import checks
-from structattn.tasks.base import check_seed
+from structattn.tasks.randomness import check_seed
 
 STEPS = 1024
 """Steps in a unit of time, the unit of the length scales of trends and smooth changes."""

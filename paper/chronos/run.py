@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paper.chronos.attention import label, spelling
 from paper.chronos.task import ChronosDataConfig, ChronosTask
-from structattn.studies import files
+from structattn.comparison import files
 from structattn.training import TrainConfig
 from structattn.training.precision import Precision
 
@@ -39,7 +39,7 @@ def chronos_training(
 
 @dataclass(frozen=True)
 class ChronosRunConfig:
-    """Config of a run, as `structattn.studies.run.execute` takes it.
+    """All that defines a run, with what `structattn.comparison.run.execute` asks of a config.
 
     Raises:
         ValueError: a T5 cannot have the attention; or the budget is not in steps or tokens, which give every

@@ -18,9 +18,9 @@ from paper.chronos.data import DataSet, Metrics, RealSeries
 from paper.chronos.run import ChronosRunConfig
 from paper.chronos.verdict import chronos_verdict
 from structattn import checks
-from structattn.studies import files
-from structattn.studies.environment import environment
-from structattn.studies.run import claim, execute, of_seed
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.comparison.run import claim, execute, of_seed
 from structattn.training import Progress, RunFolderError
 
 Announce = Callable[[str, int, int], Progress | None]

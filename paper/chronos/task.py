@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from paper.chronos.kernelsynth import Split, synthetic_series
 from structattn import checks
-from structattn.tasks.base import Batch, Stream, Task, Totals, generator
+from structattn.tasks.randomness import Stream, generator
+from structattn.tasks.task import Batch, Task, Totals
 
 if TYPE_CHECKING:
     from chronos import ChronosConfig

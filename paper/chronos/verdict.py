@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from structattn.studies.estimate import Estimate, above_zero
-from structattn.studies.verdict import REFERENCE, format_estimate
+from structattn.comparison.estimate import Estimate, above_zero
+from structattn.comparison.numbers import format_estimate
+from structattn.drawing.style import REFERENCE
 
 Curve = Sequence[tuple[float, float]]
 """Training FLOPs and validation loss at every evaluation of a run."""

@@ -20,7 +20,7 @@ from paper.planning import duration, plan
 from paper.running import run_trials
 from paper.study import Trial
 from paper.workers import WorkerConfig
-from structattn.studies.run import ModelSizes, RunConfig
+from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
 from structattn.training import TrainConfig
 

@@ -1,4 +1,4 @@
-"""What every task must do; a test of a task inherits this and supplies its construction."""
+"""Tests for every task; the tests of a task inherit them and supply its construction."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TaskBattery(abc.ABC):
 
     @abc.abstractmethod
     def make(self, seed: int = 0) -> Task:
-        """A small task for a run of 100 steps."""
+        """Return a small task for a run of 100 steps."""
 
     @abc.abstractmethod
     def outputs(self, batch: Batch) -> Tensor:
-        """What some model might return for `batch`: float32, a different answer for different rows."""
+        """Return plausible model outputs for `batch`: float32, different for different rows."""
 
     @pytest.fixture
     def task(self) -> Task:

@@ -7,7 +7,7 @@ NAMES = ("north", "south", "OT")
 
 
 def frame(rows=300, seed=0, freq="h"):
-    """Three channels that wander around a daily wave."""
+    """Return three channels of random walks around a daily wave."""
     rng = np.random.default_rng(seed)
     hours = np.arange(rows)[:, None]
     values = 10 + np.sin(hours / 24 * 2 * np.pi + np.arange(3)) + 0.1 * rng.standard_normal((rows, 3)).cumsum(axis=0)
@@ -17,7 +17,7 @@ def frame(rows=300, seed=0, freq="h"):
 
 
 def write(folder, made=None, name="series.csv"):
-    """The file's path, as text."""
+    """Write a file and return its path, as text."""
     path = folder / name
     (frame() if made is None else made).to_csv(path, index=False)
     return str(path)

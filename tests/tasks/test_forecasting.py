@@ -1,4 +1,4 @@
-"""Forecasting: windows, splits, standardisation, metrics, and the forecasters that models are compared with."""
+"""Forecasting: windows, splits, standardisation, metrics and baselines."""
 
 import dataclasses
 from pathlib import Path
@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("pandas")
 
 from structattn.tasks import ForecastConfig, ForecastTask, build_task
-from structattn.tasks.forecasters import LinearForecaster, forecast_metrics, last_value, linear, seasonal_naive
-from tasks.battery import TaskBattery, assert_same, joined
-from tasks.series_files import frame, write
+from structattn.tasks.forecast_baselines import LinearForecaster, forecaster_metrics, last_season, last_value, linear
+from tests.tasks.battery import TaskBattery, assert_same, joined
+from tests.tasks.series_files import frame, write
 
 REAL = Path(__file__).parents[2] / "../shared/data/ett/ETTh1.csv"
 SMALL = {"context_length": 12, "horizon": 5, "season": 6, "evaluation_windows": 10}
@@ -113,10 +113,10 @@ def test_a_constant_channel_is_only_shifted(tmp_path):
     for part in batch.values():
         assert part[..., 1].abs().max() < 1e-6
         assert part.isfinite().all()
-    assert all(np.isfinite(value) for value in forecast_metrics(task, linear(task)).values())
+    assert all(np.isfinite(value) for value in forecaster_metrics(task, linear(task)).values())
     made["north"] = made["OT"] = 0.0
     task = ForecastTask(config(write(tmp_path, made)))
-    assert forecast_metrics(task.test(), linear(task))["mse"] == pytest.approx(0, abs=1e-10)
+    assert forecaster_metrics(task.test(), linear(task))["mse"] == pytest.approx(0, abs=1e-10)
 
 
 def missing(made, rows, column="OT"):
@@ -126,7 +126,7 @@ def missing(made, rows, column="OT"):
 
 
 def test_what_is_filled_is_not_counted(tmp_path):
-    """Metrics, loss and moments are those of what was observed."""
+    """Metrics, loss and moments count observed values alone."""
     rows = np.arange(300)[np.random.default_rng(0).random(300) < 0.3][1:]
     rows = rows[(rows > 0) & (rows < 299)]
     task = ForecastTask(config(write(tmp_path, missing(frame(), rows)), fill="linear"))
@@ -146,16 +146,16 @@ def test_what_is_filled_is_not_counted(tmp_path):
     loss.backward()
     assert loss.item() == pytest.approx(metrics["mse"])
     assert ((outputs.grad == 0) == ~known).all()
-    assert all(np.isfinite(value) for value in forecast_metrics(task.test(), linear(task)).values())
+    assert all(np.isfinite(value) for value in forecaster_metrics(task.test(), linear(task)).values())
 
 
 def test_filling_shows_no_future(tmp_path):
-    """White noise cannot be forecast, though an interpolated context that ends with a gap would give it away."""
+    """White noise cannot be forecast; an interpolated context that ends with a gap would leak it."""
     made, noise = frame(), np.random.default_rng(1).standard_normal((300, 3))
     made[["north", "south", "OT"]] = noise
     rows = np.arange(2, 299, 4)
     task = ForecastTask(config(write(tmp_path, missing(made, rows)), fill="linear", horizon=1)).test()
-    metrics = forecast_metrics(task, lambda inputs: 2 * inputs[:, -1:] - inputs[:, -2:-1])
+    metrics = forecaster_metrics(task, lambda inputs: 2 * inputs[:, -1:] - inputs[:, -2:-1])
     assert metrics["target_mae"] > 0.8
 
 
@@ -172,18 +172,18 @@ def test_naive_forecasters_by_hand(path):
     task = ForecastTask(config(path, horizon=8))
     inputs = torch.arange(12.0)[None, :, None].repeat(2, 1, 3)
     assert last_value(task)(inputs)[1, :, 2].tolist() == [11.0] * 8
-    assert seasonal_naive(task)(inputs)[0, :, 0].tolist() == [6, 7, 8, 9, 10, 11, 6, 7]
+    assert last_season(task)(inputs)[0, :, 0].tolist() == [6, 7, 8, 9, 10, 11, 6, 7]
 
 
 def test_a_linear_recurrence_is_continued(tmp_path):
-    """A sine around any level satisfies one linear rule for all channels, which the fit finds."""
+    """The fit finds the linear rule that a sine around any level satisfies in all channels."""
     made = frame()
     hours = np.arange(len(made))
     for place, name in enumerate(("north", "south", "OT")):
         made[name] = 5 * place + (1 + place) * np.sin(hours / 6 + place)
     task = ForecastTask(config(write(tmp_path, made)))
-    assert forecast_metrics(task.test(), linear(task))["mse"] < 1e-3
-    assert forecast_metrics(task.test(), last_value(task))["mse"] > 0.1
+    assert forecaster_metrics(task.test(), linear(task))["mse"] < 1e-3
+    assert forecaster_metrics(task.test(), last_value(task))["mse"] > 0.1
 
 
 def test_linear_solves_the_ridge_equations(path):
@@ -196,19 +196,19 @@ def test_linear_solves_the_ridge_equations(path):
     penalty = found.penalty * np.trace(x.T @ x) / 12
     residual = x.T @ (x @ found.weight.T - y) + penalty * found.weight.T
     np.testing.assert_allclose(residual, 0, atol=1e-7 * np.abs(x.T @ y).max())
-    errors = forecast_metrics(task, found)
+    errors = forecaster_metrics(task, found)
     others = [LinearForecaster(found.weight * factor, 0.0) for factor in (0.5, 1.5)]
-    assert all(errors["mse"] < forecast_metrics(task, other)["mse"] for other in others)
+    assert all(errors["mse"] < forecaster_metrics(task, other)["mse"] for other in others)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"{REAL.name} is not beside the project")
 def test_the_real_file_gives_the_numbers_of_the_literature():
-    """Horizon 96: the last value errs by 1.29, a linear map of 336 steps by 0.37 to 0.38 (the paper of DLinear)."""
+    """At horizon 96 the last value has error 1.29, a linear map of 336 steps 0.37 to 0.38 (DLinear's paper)."""
     task = ForecastTask(ForecastConfig(str(REAL), 336, 96)).test()
     assert task.series.borders == (8_640, 11_520, 14_400)
     assert task.evaluation_size == 2880 - 96 + 1
-    assert forecast_metrics(task, last_value(task))["mse"] == pytest.approx(1.294, abs=2e-3)
-    metrics = forecast_metrics(task, linear(task))
+    assert forecaster_metrics(task, last_value(task))["mse"] == pytest.approx(1.294, abs=2e-3)
+    metrics = forecaster_metrics(task, linear(task))
     assert metrics["mse"] == pytest.approx(0.372, abs=0.006)
     assert metrics["target_mae_unit"] == pytest.approx(metrics["target_mae"] * task.deviation[-1])
 

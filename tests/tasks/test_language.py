@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from structattn.tasks import LanguageConfig, LanguageTask, build_task
 from structattn.tasks.characters import decode
 from structattn.tasks.corpus import Corpus
-from tasks.battery import TaskBattery, joined
+from tests.tasks.battery import TaskBattery, joined
 
 NOVELS = Path(__file__).parents[3] / "shared" / "data" / "gutenberg"
 
 
 def counting(tokens: int) -> np.ndarray:
-    """Tokens in which no window of a few occurs twice, so that where a window came from can be told."""
+    """Return tokens in which no short window occurs twice, so that windows reveal their starts."""
     return np.random.default_rng(0).integers(96, size=tokens, dtype=np.uint8)
 
 
@@ -27,7 +27,7 @@ def make(train=1000, validation=200, length=8, evaluation=64, seed=0) -> Languag
 
 
 def places(tokens: np.ndarray, batch) -> list[int]:
-    """Where in `tokens` each row's window of inputs and last target was taken from."""
+    """Return the start in `tokens` of each row's window."""
     rows = torch.cat([batch["inputs"], batch["targets"][:, -1:]], dim=1).numpy()
     windows = np.lib.stride_tricks.sliding_window_view(tokens, rows.shape[1])
     found = [np.flatnonzero((windows == row).all(axis=1)) for row in rows]

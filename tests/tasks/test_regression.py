@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from structattn.tasks import RegressionConfig, RegressionTask, build_task
-from structattn.tasks.baselines import least_squares_error, ridge_error, zero_error
-from tasks.battery import TaskBattery, joined
+from structattn.tasks.regression_baselines import least_squares_error, ridge_error, zero_error
+from tests.tasks.battery import TaskBattery, joined
 
 
 def make(dim: int = 6, prompts: int = 10, steps: int = 100, seed: int = 0, curriculum: float = 0.06) -> RegressionTask:
@@ -118,7 +118,7 @@ def test_zero_predictor_agrees_with_its_baseline():
 
 
 def explicit_error(task, solve):
-    """The baseline by its textbook definition: fit the points before each point anew."""
+    """Compute the baseline by definition: a new fit to the points before each point."""
     x, y = (part.double() for part in points(next(task.evaluation_batches(1000))))
     errors = [y[:, 0].square()]
     for i in range(1, y.shape[1]):

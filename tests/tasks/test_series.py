@@ -1,4 +1,4 @@
-"""Series from CSV files: what is read, what is refused and with which words, what is filled."""
+"""Series from CSV files: reading, errors and filling."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ pytest.importorskip("pandas")
 
 from structattn.tasks import ett
 from structattn.tasks.series import load_series
-from tasks.series_files import NAMES, frame, write
+from tests.tasks.series_files import NAMES, frame, write
 
 REAL = Path(__file__).parents[2] / "../shared/data/ett/ETTh1.csv"
 
@@ -47,7 +47,7 @@ def test_months_and_working_days_are_regular(freq, tmp_path):
 
 @pytest.mark.parametrize("hours", [17, 65])
 def test_a_night_and_a_weekend_are_gaps(hours, tmp_path):
-    """As long as those between hours of business, which hourly series do not keep."""
+    """Gaps as long as those between business hours, which an hourly series does not have."""
     path = write(tmp_path, frame(200).drop(range(40, 40 + hours - 1)))
     with pytest.raises(ValueError, match="has gaps, the first from row 40 to 41"):
         load_series(path)
@@ -208,7 +208,7 @@ def test_a_year_of_gap_is_not_made_up(tmp_path):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A stand-in for the files' home: what it answers, and what was asked."""
+    """A stand-in for the server: its answer, and the addresses asked for."""
     monkeypatch.setenv("STRUCTATTN_CACHE", str(tmp_path))
     answers, asked = {}, []
 

@@ -27,7 +27,7 @@ def write(folder: Path, **contents: str) -> Path:
 
 
 def message_of(data: str) -> str:
-    """The message that reading `data` through to its end raises: one line."""
+    """Return the one-line message of reading all of `data`."""
     with pytest.raises(ValueError) as caught:
         texts(open_source(data))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Text in a tokenizer's tokens: the split, the windows, the unit, and tokens that a model does not know."""
+"""Language in tokens: split, windows, unit, and tokens outside the vocabulary."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ CONFIG = {"context_length": 4, "evaluation_tokens": 16}
 
 
 def numbers(text):
-    """Words that are numbers."""
+    """Return the numbers that the words are."""
     return [int(word) for word in text.split()]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two documents: 0 … 99, and 100 … 299."""
+    """A text of two documents: 0 … 99, and 100 … 299."""
     (tmp_path / "a.txt").write_text(" ".join(map(str, range(100))) + "\n\n\n")
     (tmp_path / "b.txt").write_text(" ".join(map(str, range(100, 300))))
     return str(tmp_path)

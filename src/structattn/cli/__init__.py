@@ -1,4 +1,4 @@
-"""The command `structattn`: what a user types, and one line where it cannot be done."""
+"""The command `structattn`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from structattn.cli import shell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status, 0 where all went well.
+    """Run the command line and return the exit status, 0 on success.
 
-    Mistakes of the user, of the data and of the disk end in one line on standard error and status 1; `--debug` shows
-    where they came from. A run whose loss is NaN does so after the other runs are done.
+    Errors of the user, the data or the disk end in one line on standard error and status 1; `--debug` adds the
+    traceback. A run whose loss is NaN ends so after the other runs are done.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _point_to_paper(arguments: Sequence[str]) -> int:
-    """Say in one line which command runs what was a part of this one; return the exit status 1."""
+    """Name the command that replaces a former subcommand; return the exit status 1."""
     name, *rest = arguments
     words = rest if name == "study" else arguments
     command = shlex.join(["python", "-m", "paper", *words])
-    sys.stderr.write(f"structattn: {name} is no longer a part of this command; in a checkout, run `{command}`\n")
+    sys.stderr.write(f"structattn: {name} is no longer a subcommand; in a checkout, run `{command}`\n")
     return 1

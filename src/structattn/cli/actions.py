@@ -1,12 +1,12 @@
-"""What each command does, from the libraries below."""
+"""The action of each command."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -15,25 +15,27 @@ from structattn import versions
 from structattn.cli import commands
 from structattn.cli.progress import Bars
 from structattn.cli.writing import write_on
+from structattn.comparison.compare import Comparison, compare
+from structattn.comparison.environment import environment
+from structattn.comparison.results import Results
+from structattn.comparison.run import ModelSizes, load_run
 from structattn.models import LanguageModel
 from structattn.ops.hierarchy import parse_ranks
-from structattn.studies.compare import Comparison, compare
-from structattn.studies.environment import environment
-from structattn.studies.results import Results
-from structattn.studies.run import ModelSizes, load_run, task_name
-from structattn.studies.terminal import print_results, print_table
-from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig
+from structattn.reporting.outputs import write_outputs
+from structattn.reporting.terminal import print_results, print_table
+from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig, profile_of
 from structattn.tasks.ett import default_season
 from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, preset
 from structattn.training.evaluation import evaluate
 
 _Options = commands.Language | commands.Regression | commands.Forecast
-_FORECAST_OPTIONS = ("horizon", "target", "time", "columns", "fill", "window_norm")
 _BUDGETS = ("steps", "tokens", "flops", "minutes")
 
 # In-context regression at a size that two cores train in under an hour.
-_REGRESSION = {"layers": 4, "dim": 32, "heads": 8}
-_REGRESSION_TRAINING: dict[str, Any] = {
+_REGRESSION: dict[str, Any] = {
+    "layers": 4,
+    "dim": 32,
+    "heads": 8,
     "steps": 20_000,
     "batch_size": 64,
     "learning_rate": 1e-3,
@@ -42,13 +44,30 @@ _REGRESSION_TRAINING: dict[str, Any] = {
     "weight_decay": 0.0,
 }
 
+Config = TypeVar("Config")
 
-def perform(command: commands.Command, line: Sequence[str]) -> int:
-    """Do what the command says; the exit status.
+
+def _config(kind: type[Config], options: object, defaults: Mapping[str, Any], **fixed: Any) -> Config:
+    """Return a config from the options that are named like its fields.
 
     Args:
-        command: what was typed, parsed.
-        line: the words that were typed, the program's name first, for the record.
+        kind: class of the config.
+        options: the options; None is an option that was not given.
+        defaults: values of fields whose option was not given.
+        fixed: values of fields that have no option of their name and meaning.
+    """
+    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    preset_values = {name: defaults[name] for name in names if name in defaults}
+    return kind(**(preset_values | given | fixed))
+
+
+def perform(command: commands.Command, line: Sequence[str]) -> int:
+    """Perform the command and return the exit status.
+
+    Args:
+        command: the parsed command.
+        line: the words of the command line, the program's name first, for the record.
     """
     match command:
         case commands.Compare() | commands.Train():
@@ -72,7 +91,10 @@ def _compare(options: _Options, line: Sequence[str]) -> int:
     comparison = _comparison(options)
     console = Console()
     with Bars(console, seeds=comparison.seeds > 1) as bars:
-        results = compare(comparison, options.out, overwrite=options.overwrite, announce=bars.announce, command=line)
+        results = compare(
+            comparison, options.out, overwrite=options.overwrite, make_progress=bars.add_run, command=line
+        )
+    write_outputs(results, options.out)
     print_results(results, console)
     console.print(f"report: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
     for run in results.failed:
@@ -81,77 +103,47 @@ def _compare(options: _Options, line: Sequence[str]) -> int:
 
 
 def _comparison(options: _Options) -> Comparison:
-    """What the options ask for, defaults filled in."""
+    """Return the comparison of the options, completed by the preset."""
+    task: TaskConfig
     match options:
-        case (
-            commands.CompareLanguage(attentions=names)
-            | commands.CompareRegression(attentions=names)
-            | commands.CompareForecast(attentions=names)
-        ):
-            attentions = names
-        case (
-            commands.TrainLanguage(attention=name)
-            | commands.TrainRegression(attention=name)
-            | commands.TrainForecast(attention=name)
-        ):
-            attentions = (name,)
-    if isinstance(options, commands.Language):
-        row = preset(options.preset)
-        length = row.context_length if options.context_length is None else options.context_length
-        task: TaskConfig = LanguageConfig(options.data, length, max(length, row.evaluation_tokens))
-        positions = options.positions or "rotary"
-        sizes = {"layers": row.layers, "dim": row.dim, "heads": row.heads}
-        training: dict[str, Any] = {
-            "flops": row.flops, "batch_size": row.batch_size, "learning_rate": row.learning_rate
-        }  # fmt: skip
-    elif isinstance(options, commands.Forecast):
-        row = preset(options.preset, FORECAST_PRESETS)
-        task = ForecastConfig(
-            data=options.data,
-            context_length=row.context_length if options.context is None else options.context,
-            season=default_season(options.data) if options.season is None else options.season,
-            **{name: getattr(options, name) for name in _FORECAST_OPTIONS},
-        )
-        positions = options.positions or "learned"
-        sizes = {"layers": row.layers, "dim": row.dim, "heads": row.heads}
-        training = {"flops": row.flops, "batch_size": row.batch_size, "learning_rate": row.learning_rate}
-    else:
-        task = RegressionConfig(options.input_dim, options.curriculum)
-        positions = options.positions or "learned"
-        sizes, training = dict(_REGRESSION), dict(_REGRESSION_TRAINING)
-    sizes |= {name: value for name in sizes if (value := getattr(options, name)) is not None}
-    return Comparison(
-        attentions, task, ModelSizes(**sizes, positions=positions), _training(options, training), options.seeds
-    )
+        case commands.Language():
+            row = preset(options.preset)
+            defaults, positions = dataclasses.asdict(row), "rotary"
+            length = row.context_length if options.context_length is None else options.context_length
+            task = LanguageConfig(options.data, length, max(length, row.evaluation_tokens))
+        case commands.Forecast():
+            row = preset(options.preset, FORECAST_PRESETS)
+            defaults, positions = dataclasses.asdict(row), "learned"
+            length = row.context_length if options.context is None else options.context
+            season = default_season(options.data) if options.season is None else options.season
+            task = _config(ForecastConfig, options, {}, context_length=length, season=season)
+        case commands.Regression():
+            defaults, positions = _REGRESSION, "learned"
+            task = _config(RegressionConfig, options, {})
+    sizes = _config(ModelSizes, options, {**defaults, "positions": positions})
+    return Comparison(commands.structures(options), task, sizes, _training(options, defaults), options.seeds)
 
 
-def _training(options: commands.Training, defaults: dict[str, Any]) -> TrainConfig:
-    """The preset's training with what the options change; a budget replaces the preset's, of whatever kind."""
+def _training(options: commands.Training, defaults: Mapping[str, Any]) -> TrainConfig:
+    """Return the training of the options; a budget replaces the preset's."""
     given = [name for name in _BUDGETS if getattr(options, name) is not None]
     if len(given) > 1:
         raise ValueError(f"give one budget at most, got {' and '.join(f'--{name}' for name in given)}")
     if given:
         defaults = {name: value for name, value in defaults.items() if name not in _BUDGETS}
-    for name in (*_BUDGETS, "batch_size", "learning_rate", "schedule"):
-        if getattr(options, name) is not None:
-            defaults[name] = getattr(options, name)
-    if "tokens" in defaults:
-        defaults["tokens"] = int(defaults["tokens"])
+    fixed: dict[str, Any] = {"trackers": tuple(name for name in ("tensorboard", "wandb") if getattr(options, name))}
+    if options.tokens is not None:
+        fixed["tokens"] = int(options.tokens)
     if options.mup is not None:
-        defaults["mup"] = options.mup == "on"
-    trackers: list[Literal["tensorboard", "wandb"]] = []
-    if options.tensorboard:
-        trackers.append("tensorboard")
-    if options.wandb:
-        trackers.append("wandb")
-    return TrainConfig(**defaults, precision=options.precision, compile=options.compile, trackers=tuple(trackers))
+        fixed["mup"] = options.mup == "on"
+    return _config(TrainConfig, options, defaults, **fixed)
 
 
 # --- trained models ---------------------------------------------------------------------------------------------------
 
 
 def _run_folder(folder: Path) -> Path:
-    """A run's own folder: the best of a comparison's."""
+    """Return the folder of a run; for a comparison, that of its best run."""
     if not folder.is_dir():
         raise RunFolderError(folder, "there is no such folder")
     if (folder / "results.json").exists():
@@ -165,14 +157,14 @@ def _run_folder(folder: Path) -> Path:
 def _evaluate(command: commands.Evaluate) -> int:
     config, model = load_run(_run_folder(command.run))
     if command.data is not None:
-        if isinstance(config.task, RegressionConfig):
+        if not hasattr(config.task, "data"):
             raise ValueError("--data is for models of texts and series; this run is of another task")
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=command.data))
     task, training = config.build_task(1), config.train
     task = task.test() or task
     metrics = evaluate(model, task, training.batch_size, precision=training.precision)
     console = Console(highlight=False)
-    console.print(f"{config.attention}, {task_name(config.task)}, seed {config.seed}")
+    console.print(f"{config.attention}, {profile_of(config.task).name}, seed {config.seed}")
     for name, value in metrics.items():
         if isinstance(value, float):
             console.print(f"  {value:.4f} {task.units[name]}")
@@ -191,22 +183,16 @@ def _generate(command: commands.Generate) -> int:
 
 
 def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
-    from structattn.studies.retrofit import Retrofit, measure_retrofit
-    from structattn.studies.retrofit_figure import draw_retrofit, retrofit_table, retrofit_verdict
+    from structattn.retrofit.measure import Retrofit, measure_retrofit
+    from structattn.retrofit.report import draw_retrofit, retrofit_table, retrofit_verdict
 
-    study = Retrofit(
-        _run_folder(command.model),
-        command.data,
-        tuple(parse_ranks(text) for text in command.ranks),
-        pairs=command.pairs,
-        tune_steps=command.tune_steps,
-        tune_rate=command.tune_rate,
-        batch_size=command.batch_size,
-        context_length=command.context_length,
-    )
+    ranks = tuple(parse_ranks(text) for text in command.ranks)
+    study = _config(Retrofit, command, {}, model=_run_folder(command.model), ranks=ranks)
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
-        results = measure_retrofit(study, command.out, overwrite=command.overwrite, announce=bars.add, command=line)
+        results = measure_retrofit(
+            study, command.out, overwrite=command.overwrite, make_progress=bars.add, command=line
+        )
     print_table(retrofit_table(results), console)
     console.print(retrofit_verdict(results), markup=False)
     draw_retrofit([results], command.out)
@@ -231,7 +217,7 @@ def _mup_check(command: commands.MupCheck) -> int:
 
 
 def _versions_table(packages: dict[str, str | None]) -> Table:
-    """Show installed versions beside those that were tested, and mark what lies outside."""
+    """Return a table of installed and tested versions; versions outside are marked."""
     table = Table("package", "installed", "tested", "")
     for name, version in packages.items():
         oldest, newest = versions.tested().get(name, ("", ""))

@@ -1,4 +1,7 @@
-"""What can be typed: every command and option, with its help. Nothing heavy is imported, so that `--help` is quick."""
+"""Every command and option, with its help. Imports nothing heavy, so that `--help` is quick.
+
+An option named like a field of a config sets that field; one that is None leaves it to the preset.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import tyro
 
 @dataclass(frozen=True)
 class Training:
-    """Options that all tasks share; what is left out has the preset's value, or a default."""
+    """Options that all tasks share. An option that is not given has the value of the preset, or a default."""
 
     out: Path
-    """Folder for results, figures, report and checkpoints; made where it is missing."""
+    """Folder for results, figures, report and checkpoints; made if missing."""
 
     steps: int | None = None
     """Budget: optimiser steps. Give at most one budget."""
@@ -23,7 +26,7 @@ class Training:
     """Budget: tokens trained on, such as 6e6."""
 
     flops: float | None = None
-    """Budget: training FLOPs of each model, such as 2e13: equal compute for every structure."""
+    """Budget: training FLOPs of each model, such as 2e13; equal compute for every structure."""
 
     minutes: float | None = None
     """Budget: minutes of training for each model. Such a run is not reproducible to the bit."""
@@ -68,10 +71,10 @@ class Training:
     """Send metrics to Weights & Biases too."""
 
     overwrite: bool = False
-    """Delete what another comparison left in the folder."""
+    """Delete the files of another comparison in the folder."""
 
     debug: bool = False
-    """Show where an error came from."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Language(Training):
     """Text: stdlib (Python's own source), a file, a folder (its .txt files), a pattern, or openwebtext."""
 
     preset: str = "demo"
-    """Sizes of the model and defaults of the training; `structattn info` lists them."""
+    """Sizes of the model and defaults of training; `structattn info` lists them."""
 
     context_length: int | None = None
     """Characters of a training window."""
@@ -96,7 +99,7 @@ class Regression(Training):
     """Dimensions d of the inputs; a prompt has 2d points, 4d tokens."""
 
     curriculum: float = 0.06
-    """Share of the steps over which prompts grow to their full size."""
+    """Share of the steps over which prompts grow to full size."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Forecast(Training):
     """Steps to predict."""
 
     target: str = "OT"
-    """Column that has metrics of its own."""
+    """Column with metrics of its own."""
 
     time: str = "date"
     """Column of times."""
@@ -122,16 +125,16 @@ class Forecast(Training):
     """Columns to read and predict; all but the times by default."""
 
     fill: Literal["forward", "linear", "drop"] | None = None
-    """Where values or rows are missing: repeat the last, interpolate, or leave out; refused by default."""
+    """For missing values and rows: repeat the last, interpolate, or leave out; refused by default."""
 
     season: int | None = None
-    """Steps of a season, for the seasonal naive forecast in the table; a day of ETT's files, 24 of others."""
+    """Steps of a season, for the seasonal naive baseline; by default a day of ETT files, 24 steps of others."""
 
     window_norm: Literal["last", "standard", "none"] = "last"
-    """Taken off each context and given back to its forecast: the last value, mean and deviation, or nothing."""
+    """Normalisation of each context, undone in its forecast: last value, mean and deviation, or none."""
 
     preset: str = "small"
-    """Sizes of the model and defaults of the training: small, for two cores, or paper."""
+    """Sizes of the model and defaults of training: small, for two cores, or paper."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class CompareRegression(Regression):
 
 @dataclass(frozen=True)
 class CompareForecast(Forecast):
-    """Multivariate forecasting of a time series, beside forecasts without attention."""
+    """Multivariate forecasting of a time series, with baselines without attention."""
 
     attentions: tuple[str, ...] = ("standard", "mlr+levels=2", "mlr+levels=4")
     """Structures to compare: standard, mlr+levels=2, mlr:8,2,2,4, swa:32, btt, …"""
@@ -182,9 +185,18 @@ class TrainForecast(Forecast):
     """Structure of the model's attention: standard, mlr+levels=2, mlr:8,2,2,4, swa:32, btt, …"""
 
 
+def structures(options: Language | Regression | Forecast) -> tuple[str, ...]:
+    """Return the structures of a comparison, or the single one of a training."""
+    if isinstance(options, CompareLanguage | CompareRegression | CompareForecast):
+        return options.attentions
+    if isinstance(options, TrainLanguage | TrainRegression | TrainForecast):
+        return (options.attention,)
+    raise TypeError(f"options must be those of compare or train, got {type(options).__name__}")
+
+
 @dataclass(frozen=True)
 class Compare:
-    """Train one model per attention structure under one budget; table, figures and report of what came out."""
+    """Train one model per attention structure under one budget; write a table, figures and a report."""
 
     what: (
         Annotated[CompareLanguage, tyro.conf.subcommand("language")]
@@ -195,7 +207,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Train:
-    """Train one model (one per seed): as `compare`, with a single structure."""
+    """Train one model per seed: like `compare`, with a single structure."""
 
     what: (
         Annotated[TrainLanguage, tyro.conf.subcommand("language")]
@@ -206,60 +218,60 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a trained model on the held-out set of its task (a forecast: on the test part), or of other data."""
+    """Evaluate a trained model on held-out data of its task (a forecast: on the test part), or of other data."""
 
     run: Path
     """Folder of a run, or of a comparison: then its best run."""
 
     data: str | None = None
-    """Another text or series to evaluate on, as for compare."""
+    """Another text or series, as for compare."""
 
     debug: bool = False
-    """Show where an error came from."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Let a trained language model write."""
+    """Generate text with a trained language model."""
 
     run: Path
     """Folder of a run, or of a comparison: then its best run."""
 
     prompt: str = "\n"
-    """Text to go on from."""
+    """Text to continue."""
 
     length: int = 400
-    """Characters to write."""
+    """Characters to generate."""
 
     temperature: float = 0.8
-    """0 takes the likeliest character each time; above, the higher the bolder."""
+    """Sampling temperature; 0 takes the likeliest character each time."""
 
     seed: int = 0
-    """Names the random choices."""
+    """Seed of the sampling."""
 
     debug: bool = False
-    """Show where an error came from."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class Retrofit:
-    """Give a trained model with standard attention a compressed key cache, and measure what it loses."""
+    """Compress the key cache of a trained model with standard attention, and measure its loss."""
 
     model: Path
     """Folder of a run, of a comparison (its best run) or of a saved model: a language model with standard attention, or
     a causal one of Hugging Face transformers with its tokenizer."""
 
     out: Path
-    """Folder for results and figure; made where it is missing."""
+    """Folder for results and figure; made if missing."""
 
     ranks: tuple[str, ...] = ("16,8,4,4", "8x4", "4,4,8,16")
     """Level ranks to try, far pairs first; each sums to the head width. Even numbers for a rotary model."""
 
     data: str = "stdlib"
-    """Text to calibrate, tune and judge on, as for compare."""
+    """Text to calibrate, tune and evaluate on, as for compare."""
 
     pairs: Literal["far", "all"] = "far"
-    """What the order of dimensions is measured on: pairs of tokens far apart, or all tokens."""
+    """Pairs of tokens that the order of dimensions is measured on: far ones, or all."""
 
     tune_steps: int = 150
     """Steps of tuning; 0 for none."""
@@ -271,18 +283,18 @@ class Retrofit:
     """Sequences per step."""
 
     context_length: int | None = None
-    """Tokens of a window for a Hugging Face model; by default 512, or all it has positions for. Others keep theirs."""
+    """Tokens of a window for a Hugging Face model; by default 512, or all its positions. Others keep theirs."""
 
     overwrite: bool = False
-    """Delete what another study left in the folder."""
+    """Delete the files of another study in the folder."""
 
     debug: bool = False
-    """Show where an error came from."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class MupCheck:
-    """Check that activations keep their size as the width grows, as muP promises; exit status 1 where they do not."""
+    """Check that activations keep their size as the width grows, as muP promises; exit status 1 if not."""
 
     attention: str = "mlr"
     """Attention structure to check."""
@@ -291,24 +303,24 @@ class MupCheck:
     """Model widths, ascending, multiples of 32."""
 
     steps: int = 8
-    """Training steps, after which to measure."""
+    """Training steps before measuring."""
 
     mup: Literal["on", "off"] = "on"
-    """off shows what goes wrong without it."""
+    """off shows the failure without muP."""
 
     plot: Path | None = None
     """File for a figure of sizes against width, such as check.png."""
 
     debug: bool = False
-    """Show where an error came from."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, machine, backends of the attention op with reasons, presets."""
+    """Show versions, machine, backends of the attention op with reasons, and presets."""
 
     debug: bool = False
-    """Show where an error came from."""
+    """Show the traceback of an error."""
 
 
 Command = (

@@ -1,4 +1,4 @@
-"""Progress bars of training runs, in the terminal."""
+"""Progress bars of training runs in the terminal."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from structattn.studies.run import RunConfig
+from structattn.comparison.run import RunConfig
 from structattn.training import MetricsRow, StepReport
 from structattn.training import Progress as Follower
 
 _UNITS = 1000
-_METRICS = ("nats_per_character", "nats_per_token", "last_error", "mse")
+# What training writes before the metrics of the task, of which the first is the headline.
+_COUNTERS = ("step", "tokens", "flops", "seconds", "tokens_per_second", "train_loss")
 
 
 class Bars:
-    """One bar for each run of a comparison, made when the run begins; used as a context.
+    """Progress bars, one per run, each made when its run starts. Use it as a context.
 
     Args:
-        console: where to draw.
-        seeds: whether to name the seed of a run.
+        console: console to draw on.
+        seeds: True to show the seed of each run.
     """
 
     def __init__(self, console: Console, *, seeds: bool) -> None:
@@ -41,41 +42,41 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.display.stop()
 
-    def announce(self, config: RunConfig, index: int, count: int) -> Follower:
-        """A bar for run `index` of `count`."""
+    def add_run(self, config: RunConfig, index: int, count: int) -> Follower:
+        """Return a bar for run `index` of `count` of a comparison."""
         return self.add(config.attention + (f" seed {config.seed}" if self.seeds else ""), index, count)
 
     def add(self, name: str, index: int, count: int) -> Follower:
-        """A bar for training `index` of `count`, under a name."""
+        """Return a bar called `name` for run `index` of `count`."""
         name = f"[{index + 1}/{count}] {name}"
         return _Bar(self.display, self.display.add_task(name.replace("[", r"\[", 1), total=_UNITS, news="starting"))
 
 
 class _Bar(Follower):
-    """Follows one run."""
+    """The bar of one run."""
 
     def __init__(self, display: Progress, task: TaskID) -> None:
         self.display, self.task = display, task
         self.validation = ""
 
     def on_start(self, step: int, total_steps: int, damaged: tuple[Path, ...]) -> None:
-        """Begin where the run stands, and name the checkpoints that could not be used."""
+        """Start at the step of the run, and name damaged checkpoints."""
         for path in damaged:
             self.display.console.print(f"[yellow]damaged checkpoint skipped:[/] {path}")
         self.display.update(self.task, completed=_UNITS * step // max(1, total_steps), news="")
 
     def on_step(self, report: StepReport) -> None:
-        """Loss and speed."""
+        """Show loss and speed."""
         news = f"loss {report.loss:.3f}{self.validation}  {report.tokens_per_second:,.0f} tokens/s"
         self.display.update(self.task, completed=int(_UNITS * report.fraction), news=news)
 
     def on_evaluation(self, row: MetricsRow) -> None:
-        """The newest validation metric stays beside the loss."""
-        metric = next(row[name] for name in _METRICS if name in row)
+        """Keep the newest headline metric beside the loss."""
+        metric = next(value for name, value in row.items() if name not in _COUNTERS)
         self.validation = f"  validation {metric:.3f}"
 
     def on_end(self, row: MetricsRow) -> None:
-        """Full, also where the run was done before."""
+        """Fill the bar, even if the run was done before."""
         self.on_evaluation(row)
         news = f"done{self.validation}  {row['tokens_per_second']:,.0f} tokens/s"
         self.display.update(self.task, completed=_UNITS, news=news)

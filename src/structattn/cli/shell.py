@@ -1,4 +1,4 @@
-"""Parse a command line, and end its errors in one line and an exit status. Imports nothing heavy."""
+"""Parse a command line, and report errors in one line and a status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from structattn.checks import did_you_mean
 
 
 def parse(command: Any, program: str, description: str, arguments: Sequence[str]) -> Any:
-    """Return what the arguments say, as one of the dataclasses in the union `command`.
+    """Parse the arguments into one of the dataclasses in the union `command`.
 
     Args:
         command: a union of dataclasses, each annotated with its subcommand.
@@ -21,7 +21,7 @@ def parse(command: Any, program: str, description: str, arguments: Sequence[str]
         arguments: the words after the name.
 
     Raises:
-        SystemExit: the arguments ask for help, or cannot be read. A misspelt command is answered in three lines.
+        SystemExit: the arguments ask for help, or cannot be parsed. A misspelt command is answered in three lines.
     """
     import tyro
 
@@ -36,7 +36,10 @@ def parse(command: Any, program: str, description: str, arguments: Sequence[str]
 
 
 def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
-    """Exit with status 2 where a word is no subcommand: tyro would go on to every option of the nearest ones."""
+    """Exit with status 2 if a word is no subcommand.
+
+    tyro would list every option of the nearest ones.
+    """
     known = _subcommands(command)
     if not known or not words or words[0].startswith("-"):
         return
@@ -51,7 +54,7 @@ def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
 
 
 def _subcommands(command: Any) -> dict[str, type]:
-    """Return the dataclasses of a union by the names of their subcommands; none for a type that is no such union."""
+    """Return the dataclasses of a union by their subcommands; nothing for other types."""
     named = {}
     for option in get_args(command):
         for note in getattr(option, "__metadata__", ()):
@@ -61,25 +64,25 @@ def _subcommands(command: Any) -> dict[str, type]:
 
 
 def run(perform: Callable[[], int], program: str, *, debug: bool) -> int:
-    """Call `perform`; return its exit status, or that of its error.
+    """Call `perform` and return its exit status, or that of its error.
 
-    Mistakes of the user, of the data and of the disk end in one line on standard error and status 1.
+    Errors of the user, the data or the disk end in one line on standard error and status 1.
 
     Args:
-        perform: does the work, imports included.
-        program: begins the line of an error.
-        debug: show where an error came from.
+        perform: the work, including its imports.
+        program: name of the program, at the start of an error line.
+        debug: also print the traceback of an error.
     """
     from transformers.utils.logging import disable_progress_bar
 
     from structattn.training import TrainingError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    disable_progress_bar()  # Hugging Face's own, for the one file of a small model
+    disable_progress_bar()  # Hugging Face shows a bar even for the single file of a small model.
     try:
         return perform()
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+        sys.stderr.write("stopped; the same command resumes from the last checkpoint\n")
         return 130
     except (ValueError, TypeError, ImportError, OSError, TrainingError) as error:
         if debug:

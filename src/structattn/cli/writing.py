@@ -1,4 +1,4 @@
-"""Text from a trained character model, as it is written."""
+"""Generate text with a trained character model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def write_on(model: LanguageModel, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
-    """The prompt, then `length` characters one at a time, each drawn from what the model gives it.
+    """Yield the prompt, then `length` sampled characters one at a time.
 
-    Each step reads one character and the model's key-value cache. A learned position table ends somewhere: there the
-    older half of the text is dropped and the rest read anew. A rotary model goes on.
+    Each step reads one character and the key-value cache. At the end of a learned position table the older half of the
+    text is dropped and the rest is read again. A rotary model has no such end.
 
     Raises:
         ValueError: no character of the prompt is in the vocabulary, `length` is not positive, or `temperature` is

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from structattn import checks
+from structattn.drawing.pairs import draw_pair_widths, sampled_positions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,10 +177,9 @@ class Hierarchy:
         pyplot = checks.require("matplotlib.pyplot", "plot")
         length = length or (2 * (self.block_sizes[1] or 0) if self.levels > 1 else 64)
         ax = ax or pyplot.subplots(figsize=(4.5, 4))[1]
-        cells = min(length, 512)
-        at = torch.arange(cells) * length // cells
+        at = torch.from_numpy(sampled_positions(length))
         width = torch.tensor(self.prefix_ranks)[self.depth(at[:, None], at[None, :]) - 1]
-        image = ax.imshow(width.numpy(), extent=(0, length, length, 0), cmap="viridis", vmin=0, interpolation="nearest")
+        image = draw_pair_widths(ax, width.numpy(), length)
         ax.figure.colorbar(image, ax=ax, label="dimensions of the dot product")
         ax.set(xlabel="key position", ylabel="query position", title=f"ranks {'|'.join(map(str, self.ranks))}")
         return ax

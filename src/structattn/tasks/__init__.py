@@ -1,16 +1,15 @@
-"""Tasks: data, loss and metrics of each, for models and training that know nothing else about them."""
+"""Tasks: data, loss, metrics, baselines and figures of each."""
 
 from __future__ import annotations
 
-from structattn.tasks.base import Batch, Task, Totals
 from structattn.tasks.forecasting import ForecastConfig, ForecastTask
 from structattn.tasks.language import LanguageConfig, LanguageTask
+from structattn.tasks.profiles import TASKS, TaskFigure, TaskProfile, profile_of
 from structattn.tasks.regression import RegressionConfig, RegressionTask
-
-TaskConfig = LanguageConfig | RegressionConfig | ForecastConfig
-"""The config of any task."""
+from structattn.tasks.task import Batch, Task, TaskConfig, Totals
 
 __all__ = [
+    "TASKS",
     "Batch",
     "ForecastConfig",
     "ForecastTask",
@@ -20,22 +19,19 @@ __all__ = [
     "RegressionTask",
     "Task",
     "TaskConfig",
+    "TaskFigure",
+    "TaskProfile",
     "Totals",
     "build_task",
+    "profile_of",
 ]
 
 
 def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
-    """The task that `config` describes, for a run of `total_steps` training steps.
+    """Return the task that `config` describes, for a run of `total_steps` training steps.
 
     Raises:
         TypeError: `config` is no task's config.
-        ValueError: what the task raises.
+        ValueError: the config does not fit its data.
     """
-    if isinstance(config, LanguageConfig):
-        return LanguageTask(config, seed=seed)
-    if isinstance(config, RegressionConfig):
-        return RegressionTask(config, seed=seed, total_steps=total_steps)
-    if isinstance(config, ForecastConfig):
-        return ForecastTask(config, seed=seed)
-    raise TypeError(f"config must be a LanguageConfig, RegressionConfig or ForecastConfig, got {type(config).__name__}")
+    return profile_of(config).build(config, seed, total_steps)

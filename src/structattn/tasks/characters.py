@@ -1,6 +1,6 @@
 """Text as characters of a vocabulary of 96: newline and the 95 printable characters of ASCII.
 
-What is done with every other character:
+Every other character is mapped or dropped:
 
 - line ends (`\\r\\n`, `\\r`, and the Unicode line and paragraph separators) become newlines; a tab becomes four
   spaces; every other space (no-break, thin, ideographic, …) becomes one space;
@@ -8,7 +8,7 @@ What is done with every other character:
   dash become `-`, the long dash `--`; bullets become `*`; `…` becomes `...`;
 - letters with marks lose the marks and ligatures come apart, by Unicode's compatibility decomposition (`é` is
   `e`, `ﬁ` is `fi`, `½` is `1/2`); a few letters that have none are spelt out (`æ` is `ae`, `ß` is `ss`);
-- whatever is left (other scripts, symbols, control characters) is dropped.
+- the rest (other scripts, symbols, control characters) is dropped.
 
 Tokens are numbered in the order of the code points: newline is 0, space is 1, … `~` is 95.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
-"""Every character a model of this task knows, at its token's index."""
+"""Every character of the vocabulary, at the index of its token."""
 
 NEWLINE = 0
 """The token of a newline."""
@@ -46,27 +46,27 @@ _SPELLINGS = {
 
 
 def encode(text: str) -> NDArray[np.uint8]:
-    """The tokens of `text`, characters outside the vocabulary mapped or dropped as the module says.
+    """Return the tokens of `text`, other characters mapped or dropped as above.
 
     Args:
         text: any string.
 
     Returns:
-        A new array of uint8, one token per character that is left.
+        A new array of uint8, one token per remaining character.
     """
     plain = _OUTSIDE.sub(lambda match: _spell(match[0]), text.replace("\r\n", "\n"))
-    # bytes.translate is the table lookup; a bytearray keeps the result writable, as torch wants it.
+    # bytes.translate is the table lookup. torch wants writable memory, hence the bytearray.
     return np.frombuffer(bytearray(plain.encode("ascii").translate(_TO_TOKEN)), dtype=np.uint8)
 
 
 def decode(tokens: ArrayLike) -> str:
-    """The text of `tokens`, the inverse of `encode` on text of the vocabulary.
+    """Return the text of `tokens`: the inverse of `encode` on text of the vocabulary.
 
     Args:
-        tokens: integers in [0, 96): an array, a list or a CPU tensor, of one dimension.
+        tokens: integers in [0, 96), in an array, a list or a CPU tensor of one dimension.
 
     Raises:
-        ValueError: `tokens` has another number of dimensions, or a value is not a token.
+        ValueError: `tokens` has not one dimension, or a value is not a token.
     """
     array = np.asarray(tokens)
     if array.ndim != 1:
@@ -78,7 +78,7 @@ def decode(tokens: ArrayLike) -> str:
 
 @functools.cache
 def _spell(character: str) -> str:
-    """One character outside the vocabulary, spelt with characters of it; empty where there is no spelling."""
+    """Return the spelling of a character outside the vocabulary; empty without one."""
     if character in _SPELLINGS:
         return _SPELLINGS[character]
     if unicodedata.category(character) == "Zs":

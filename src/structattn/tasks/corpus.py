@@ -1,13 +1,12 @@
-"""A source as two arrays of tokens, training and validation, memory-mapped from a cache.
+"""A corpus: the training and validation tokens of a text, memory-mapped from a cache.
 
 *Split.* The last 5% of the characters of every file are validation (rounded down), so both parts hold every book
-or module; of OpenWebText, whose documents are short, every twentieth document is. Newlines at either end of a
+or module. OpenWebText has short documents: there every twentieth document is validation. Newlines at either end of a
 document are removed first, and the parts of successive documents are joined with one blank line.
 
 *Cache.* `<digest>.train.u8` and `<digest>.validation.u8`, raw uint8 tokens, under the folder of
-`cache_folder`. The digest is of the contents, so an edited file is read anew and a moved one is not. Each file
-is written under another name and renamed when it is complete: whoever is killed or runs out of disk leaves no
-half-written corpus, and processes that build the same one at once write the same bytes.
+`cache_folder`. The digest is of the contents, so an edited file is read again and a moved one is not. Files are
+written completely or not at all, and processes that build the same corpus at once write the same bytes.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from structattn.atomic import replacing
 from structattn.disk import cache_folder
 from structattn.tasks.characters import NEWLINE, encode
 from structattn.tasks.sources import Source, open_source
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # Goes up when the characters' mapping or the split changes, so that old caches are not read.
+_FORMAT = 1  # Raise it when the mapping of characters or the split changes, so that old caches are not read.
 _BLANK_LINE = bytes([NEWLINE, NEWLINE])
 _FEW = 0.8
 
 HELD_OUT = 20
-"""One character, or one document, in so many is validation."""
+"""One character or document in `HELD_OUT` is validation."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Corpus:
     """Tokens of a text, `uint8` in [0, 96)."""
 
     name: str
-    """What was asked for, such as `stdlib`."""
+    """The text that was asked for, such as `stdlib`."""
 
     digest: str
-    """Digest of the text, the split and the mapping: equal where the tokens are equal."""
+    """Digest of the text, the split and the mapping; equal digests mean equal tokens."""
 
     train: NDArray[np.uint8]
     """Tokens to train on, `(characters,)`."""
@@ -57,21 +57,21 @@ class Corpus:
 
 
 def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpus:
-    """The tokens of the text that `data` names, from the cache where it holds them.
+    """Return the tokens of a text, from the cache if it holds them.
 
-    Processes that call this at once each build what the cache lacks, safely; where that costs much (OpenWebText),
+    Several processes may call this at once; each builds what the cache lacks. Where that is expensive (OpenWebText),
     let one of them call first.
 
     Args:
         data: `stdlib`, `openwebtext`, `openwebtext:N`, or a file, folder or pattern; see `open_source`.
-        cache: folder of token files; `cache_folder()` for None.
+        cache: folder of token files; by default `cache_folder()`.
 
     Returns:
         The corpus, memory-mapped read-only.
 
     Raises:
         ValueError: `data` names nothing, or a file that is empty, cannot be read, is not UTF-8 text or holds no
-            character of the vocabulary; or the cache folder cannot be written. One line, naming the file.
+            character of the vocabulary; or the cache folder cannot be written.
         ImportError: `data` is `openwebtext`, is not cached, and `datasets` is not installed.
     """
     source = open_source(data)
@@ -84,7 +84,7 @@ def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpu
 
 
 def _build(source: Source, train_path: Path, validation_path: Path) -> None:
-    """Write both parts; what is at the paths afterwards is complete, or nothing is."""
+    """Write both parts completely, or neither."""
     read = kept = 0
     with _replacing(train_path) as train, _replacing(validation_path) as validation:
         for index, document in enumerate(source.documents()):
@@ -106,7 +106,7 @@ def _build(source: Source, train_path: Path, validation_path: Path) -> None:
 
 
 def _tokens(document: Iterable[str]) -> tuple[int, NDArray[np.uint8]]:
-    """Characters of `document`, and its tokens without newlines at either end."""
+    """Return the length of `document`, and its tokens without outer newlines."""
     characters, pieces = 0, [np.empty(0, dtype=np.uint8)]
     for text in document:
         characters += len(text)
@@ -123,24 +123,18 @@ def _append(file: BinaryIO, tokens: NDArray[np.uint8]) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` when the block ends, and vanishes when the block raises."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
-    except OSError as error:
-        raise ValueError(
-            f"the cache folder {path.parent} cannot be written: {error.strerror}; set STRUCTATTN_CACHE to another"
-        ) from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Open a cache file that becomes `path` when the block ends."""
+    # Processes that build one corpus at once each write a file of their own.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(replacing(path, partial))
+        except OSError as error:
+            raise ValueError(
+                f"the cache folder {path.parent} cannot be written: {error.strerror}; set STRUCTATTN_CACHE to another"
+            ) from error
+        yield file
 
 
 def _memory_map(path: Path) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from structattn.atomic import replacing
 from structattn.disk import cache_folder
 
 HOME = "https://github.com/zhouhaoyi/ETDataset"
@@ -22,14 +23,14 @@ _MONTH = 30 * 24
 
 @dataclass(frozen=True)
 class ETTFile:
-    """What a file of the data set must be."""
+    """Sampling rate and checksum of a file of the data set."""
 
     rows_per_hour: int
     sha256: str
 
     @property
     def borders(self) -> tuple[int, int, int]:
-        """Rows where training, validation and test part end: 12, 4 and 4 months of 30 days, as in the literature."""
+        """Rows where the three parts end, as in the literature: 12, 4 and 4 months of 30 days."""
         month = _MONTH * self.rows_per_hour
         return 12 * month, 16 * month, 20 * month
 
@@ -40,21 +41,21 @@ ETT: dict[str, ETTFile] = {
     "ETTm1": ETTFile(4, "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e"),
     "ETTm2": ETTFile(4, "db973ca252c6410a30d0469b13d696cf919648d0f3fd588c60f03fdbdbadd1fd"),
 }
-"""The files by name: hourly and quarter-hourly readings of two transformers. The checksums are those that public
-reproductions of the literature list, several of them and all the same."""
+"""The files by name: hourly and quarter-hourly readings of two transformers. Public reproductions of the literature
+list the same checksums."""
 
 
 def default_season(data: str) -> int:
-    """Steps of a day in the file that `data` names, where it is one of these; 24 for any other."""
+    """Return the steps of a day in a file; 24 if it is not ETT's."""
     stem = Path(data).stem
     return 24 * (ETT[stem].rows_per_hour if stem in ETT else 1)
 
 
 def ett_path(name: str) -> Path:
-    """The file called `name` in the package's cache folder; downloaded there where it is missing.
+    """Return the path of a file in the cache; download it if missing.
 
     Raises:
-        ValueError: it cannot be downloaded or is not the file it should be; the message says where to put it by hand.
+        ValueError: it cannot be downloaded, or its checksum is wrong; the message says where to put it by hand.
     """
     path = cache_folder() / "ett" / f"{name}.csv"
     if not path.exists():
@@ -73,19 +74,16 @@ def _download(name: str, path: Path) -> None:
     except (urllib.error.URLError, OSError) as error:
         raise ValueError(f"data: {name} cannot be downloaded ({getattr(error, 'reason', error)}){by_hand}") from error
     if fault := _fault(name, content):
-        raise ValueError(f"data: what {url} gave is not {name}: {fault}{by_hand}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+        raise ValueError(f"data: the file at {url} is not {name}: {fault}{by_hand}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with replacing(path, path.with_name(f".{path.name}.{os.getpid()}")) as file:
+            file.write(content)
     except OSError as error:
         raise ValueError(f"data: {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fault(name: str, content: bytes) -> str | None:
-    """What is wrong with the content of a file, if anything is."""
+    """Return why the content is not that of the file `name`, or None."""
     expected, found = ETT[name].sha256, hashlib.sha256(content).hexdigest()
     return None if found == expected else f"expected SHA-256 {expected}, got {found}"

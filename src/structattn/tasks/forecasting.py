@@ -1,4 +1,4 @@
-"""Forecasting: from the last `T` values of every channel predict the next `H` of every channel.
+"""Forecasting: predict the next `H` values of every channel from the last `T` of every channel.
 
 Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels.
 Source of the setting: Zhou et al., *Informer*, 2021, as later papers read it; arXiv 2509.07963, section 6.
@@ -6,9 +6,9 @@ Source of the setting: Zhou et al., *Informer*, 2021, as later papers read it; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,50 +16,53 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structattn import checks
-from structattn.tasks.base import Batch, Stream, Task, Totals, generator, places_in_epochs
+from structattn.tasks.randomness import Stream, generator, places_in_epochs
 from structattn.tasks.series import FILLS, Fill, Series, load_series
+from structattn.tasks.task import Batch, Task, Totals
 
-Part = Literal["validation", "test"]
+HeldOut = Literal["validation", "test"]
+
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class ForecastConfig:
-    """Multivariate forecasting: a series, how far back a model looks, and how far ahead it predicts.
+    """Settings of multivariate forecasting: the series, the context and the horizon.
 
     Raises:
-        TypeError, ValueError: a field is not of the kind or not in the range it states.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     data: str = "ETTh1"
-    """Series: `ETTh1`, `ETTh2`, `ETTm1`, `ETTm2`, or a CSV file; see `structattn.tasks.series`."""
+    """Series: `ETTh1`, `ETTh2`, `ETTm1`, `ETTm2`, or a CSV file; see `load_series`."""
 
     context_length: int = 512
-    """Steps `T` that a prediction looks back."""
+    """Steps `T` of the context."""
 
     horizon: int = 96
     """Steps `H` to predict."""
 
     target: str = "OT"
-    """The channel that has metrics of its own."""
+    """Channel with metrics of its own."""
 
     time: str = "date"
-    """The column of times."""
+    """Column of times."""
 
     columns: tuple[str, ...] = ()
-    """The channels; none for every column but `time`."""
+    """Channels; if empty, every column but `time`."""
 
     fill: Fill | None = None
-    """What to do where values or rows are missing: `forward`, `linear`, `drop`; None to refuse them."""
+    """How to fill missing values and rows: `forward`, `linear` or `drop`; None refuses them."""
 
     season: int = 24
-    """Steps of a season, for the seasonal naive forecast that models are compared with."""
+    """Steps of a season, for the seasonal naive baseline."""
 
     window_norm: str = "last"
-    """What a model takes off each context and gives back to its prediction: `last`, `standard` or `none`; see
+    """Normalisation of each context, undone in the prediction: `last`, `standard` or `none`; see
     `ForecastModelConfig`."""
 
     evaluation_windows: int = 96
-    """Windows of the validation part to evaluate on during training, spread evenly; the test part is read whole."""
+    """Windows of the validation part to evaluate on, spread evenly. The test part is evaluated completely."""
 
     def __post_init__(self) -> None:
         for name in ("data", "target", "time"):
@@ -77,30 +80,30 @@ class ForecastConfig:
 
 
 class ForecastTask(Task):
-    """Windows of a series and the squared error of what comes after each, as `Task` describes.
+    """Windows of a series, and the squared error of the forecast of each.
 
-    A batch has `inputs (B, T, C)` and `targets (B, H, C)`, float32: values standardised by the mean and deviation of
-    each channel's training part (a channel that is constant there is only shifted). A model returns `(B, H, C)`.
+    A batch has `inputs (B, T, C)` and `targets (B, H, C)`, float32, standardised by the mean and deviation of each
+    channel's training part (a channel that is constant there is only shifted). A model returns `(B, H, C)`.
 
-    *Training order.* Every window of the training part, one at each step of time, is read once in a random order; then
-    they are shuffled again.
+    *Training order.* A window starts at each time step of the training part. All are read once in a random order, then
+    shuffled again.
 
-    *Evaluation.* During training on windows spread evenly over the validation part, at the end on every window of the
-    test part: those whose targets lie in the part. Their contexts may begin in the part before, as in the literature.
+    *Evaluation.* During training, on windows spread evenly over the validation part; at the end, on every window of the
+    test part. The targets of a window lie in the part; its context may start in the part before, as in the literature.
 
     *Loss.* Mean squared error over windows, steps and channels.
 
-    *Missing values.* Where the series is filled, targets that were not observed are NaN, and neither loss nor metrics
-    nor moments count them; contexts are filled without a look ahead (`Series.windows`).
+    *Missing values.* Targets that were not observed are NaN; loss, metrics and moments leave them out. Contexts are
+    filled without looking ahead (`Series.windows`).
 
     Args:
-        config: series and lengths.
-        seed: names the training order.
-        part: the held-out set.
+        config: the settings.
+        seed: selects the training order.
+        part: the part that is held out.
 
     Raises:
-        ValueError: what `load_series` raises, `target` is no channel, a part is too short for a window, or nothing in
-            it was observed.
+        ValueError: as `load_series`, `target` is no channel, a part is too short for a window, or the target was never
+            observed in it.
     """
 
     name: ClassVar[str] = "forecast"
@@ -111,7 +114,7 @@ class ForecastTask(Task):
         "target_mae_unit": "MAE of the target in its unit",
     }
 
-    def __init__(self, config: ForecastConfig, *, seed: int = 0, part: Part = "validation") -> None:
+    def __init__(self, config: ForecastConfig, *, seed: int = 0, part: HeldOut = "validation") -> None:
         super().__init__(seed)
         self.config, self.part = config, part
         self.series = load_series(config.data, time=config.time, columns=config.columns, fill=config.fill)
@@ -124,7 +127,7 @@ class ForecastTask(Task):
         self.mean, self.deviation = _moments(self.series, train)
         self.training_windows = train - config.context_length - config.horizon + 1
         first, last = (train, validation) if part == "validation" else (validation, test)
-        # Where contexts begin: the first window's targets begin with the part, the last one's end with it.
+        # Starts of contexts: targets of the first window start with the part, those of the last end with it.
         starts = np.arange(first - config.context_length, last - config.context_length - config.horizon + 1)
         if part == "validation":
             count = min(config.evaluation_windows, len(starts))
@@ -134,7 +137,7 @@ class ForecastTask(Task):
         self._last_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
 
     def test(self) -> ForecastTask:
-        """The same task with the test part as its held-out set."""
+        """Return the same task with the test part held out."""
         return ForecastTask(self.config, seed=self.seed, part="test")
 
     @property
@@ -153,23 +156,23 @@ class ForecastTask(Task):
         return len(self.evaluation_starts)
 
     def windows(self, starts: NDArray[np.int64]) -> Batch:
-        """The batch whose contexts begin at rows `starts (B,)` of the series."""
+        """Return the batch whose contexts start at rows `starts (B,)` of the series."""
         cut = self.series.windows(starts, self.config.context_length, self.config.horizon)
         inputs, targets = (torch.from_numpy(((part - self.mean) / self.deviation).astype(np.float32)) for part in cut)
         return {"inputs": inputs, "targets": targets}
 
     def in_unit(self, standardised: Tensor) -> Tensor:
-        """Standardised values `(…)` of the target in its own unit, float64."""
+        """Return standardised values `(…)` of the target in its own unit, float64."""
         return standardised.double() * float(self.deviation[self.target]) + float(self.mean[self.target])
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of predictions `(B, H, C)`, over what was observed."""
+        """Return the mean squared error of predictions `(B, H, C)`, over observed values."""
         errors, observed = self._errors(outputs.float(), batch)
         return errors.square().sum() / observed.sum().clamp(min=1)
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Summed `squared` and `absolute` errors over so many `values`; those of the target over `target_values`."""
+        """Return summed errors and counts, over all channels and of the target."""
         errors, observed = self._errors(outputs.double(), batch)
         return {
             "squared": errors.square().sum(),
@@ -180,7 +183,7 @@ class ForecastTask(Task):
         }
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """MSE and MAE over all channels, and MAE of the target, standardised and in its unit."""
+        """Return MSE and MAE over all channels, and MAE of the target."""
         target = totals["target_absolute"].item() / totals["target_values"].item()
         return {
             "mse": totals["squared"].item() / totals["values"].item(),
@@ -189,8 +192,48 @@ class ForecastTask(Task):
             "target_mae_unit": target * float(self.deviation[self.target]),
         }
 
+    @property
+    def data_summary(self) -> str:
+        """Channels, target, rows of each part, and the lengths."""
+        names, parts = ", ".join(self.series.channels), self.series.borders
+        return (
+            f"{self.series.name}: {len(self.series.channels)} channels ({names}), the target {self.config.target}; "
+            f"{parts[0]:,} rows to train on, {parts[1] - parts[0]:,} to validate on, {parts[2] - parts[1]:,} to test "
+            f"on; the next {self.config.horizon} from the last {self.context_length}"
+        )
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return three windows spread over the held-out set, the target in its own unit.
+
+        Each has the time at which the horizon `begins`, the `history` before it, and the `truth`. The history is as
+        long as the horizon, or the context where that is shorter. None is a value that was not observed.
+        """
+        config, found = self.config, []
+        seen, numbers = (part[:, self.target].tolist() for part in (self.series.observed, self.series.values))
+        values = [number if known else None for known, number in zip(seen, numbers, strict=True)]
+        for start in self._example_starts():
+            begins = start + config.context_length
+            found.append(
+                {
+                    "begins": str(np.datetime_as_string(self.series.times[begins], unit="m")).replace("T", " "),
+                    "history": values[max(start, begins - config.horizon) : begins],
+                    "truth": values[begins : begins + config.horizon],
+                }
+            )
+        return found
+
+    @torch.no_grad()
+    def example_predictions(self, predict: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Return `forecasts`: the target on each of `examples`, in its own unit."""
+        outputs = predict(self.windows(self._example_starts())["inputs"])
+        return {"forecasts": self.in_unit(outputs[..., self.target]).tolist()}
+
+    def _example_starts(self) -> NDArray[np.int64]:
+        """Return the middles of equal parts of the held-out set."""
+        return self.evaluation_starts[(2 * np.arange(_EXAMPLES) + 1) * self.evaluation_size // (2 * _EXAMPLES)]
+
     def _errors(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Prediction less truth, 0 where nothing was observed, and where something was; both `(B, H, C)`."""
+        """Return errors `(B, H, C)`, 0 where not observed, and where observed."""
         targets = batch["targets"]
         if outputs.shape != targets.shape:
             expected = tuple(targets.shape)
@@ -221,7 +264,7 @@ class ForecastTask(Task):
         return self.windows(self.evaluation_starts[rows.start : rows.stop])
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Where each window of `epoch` starts, in the order of reading."""
+        """Return where each window of `epoch` starts, in training order."""
         known, starts = self._last_order
         if known != epoch:
             starts = generator(self.seed, Stream.WINDOW_ORDER, epoch).permutation(self.training_windows)
@@ -230,9 +273,11 @@ class ForecastTask(Task):
 
 
 def _moments(series: Series, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of what was observed of each channel in the first `rows`; deviation 1 where it is constant,
-    up to rounding."""
-    values, observed = series.values[:rows], series.observed[:rows]  # No series begins with a value made up.
+    """Return mean and deviation of each channel's observed values in the first `rows`.
+
+    A channel that is constant up to rounding has deviation 1.
+    """
+    values, observed = series.values[:rows], series.observed[:rows]  # A series starts with an observed value.
     mean, deviation = values.mean(axis=0, where=observed), values.std(axis=0, where=observed)
     constant = deviation <= 1e-12 * np.abs(mean)
     return mean, np.where(constant, 1.0, deviation)

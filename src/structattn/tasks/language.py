@@ -1,4 +1,4 @@
-"""Language, character by character: predict every character of a window from those before it.
+"""Character-level language: predict every character of a window from those before it.
 
 Shapes: `B` windows of `T` characters, vocabulary of 96 (`structattn.tasks.characters`).
 Source of the setting: arXiv 2509.07963, section 5.
@@ -19,27 +19,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structattn import checks
-from structattn.tasks.base import Batch, Stream, Task, Totals, generator, places_in_epochs
 from structattn.tasks.characters import VOCABULARY
 from structattn.tasks.corpus import Corpus, load_corpus
+from structattn.tasks.randomness import Stream, generator, places_in_epochs
+from structattn.tasks.task import Batch, Task, Totals
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Character-level language: a text and the length of the windows it is read in.
+    """Settings of character-level language: the text and the length of its windows.
 
     Raises:
-        TypeError, ValueError: a field is not of the kind or not in the range it states.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     data: str = "stdlib"
     """Text: `stdlib` (Python's own source), a file, a folder (its .txt files), a pattern, or `openwebtext[:N]`."""
 
     context_length: int = 256
-    """Characters of a window: how far back a prediction can look, at most."""
+    """Characters of a window, the most that a prediction can look back."""
 
     evaluation_tokens: int = 131_072
-    """Characters to evaluate on, in windows spread evenly over the validation part, or all of it if shorter."""
+    """Characters to evaluate on, in windows spread evenly over the validation part; all of it if shorter."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
@@ -54,7 +55,7 @@ class LanguageConfig:
 
 
 class LanguageTask(Task):
-    """Windows of a corpus and the cross-entropy of the next character, as `Task` describes.
+    """Windows of a corpus, and the cross-entropy of each next character.
 
     A batch has `inputs (B, T)` and `targets (B, T)`, int64; `targets[b, t]` is the character after
     `inputs[b, t]`. A model returns logits `(B, T, 96)`.
@@ -69,18 +70,17 @@ class LanguageTask(Task):
 
     Args:
         config: text and window length.
-        seed: names the training order.
-        corpus: tokens to use in place of those `config.data` names.
+        seed: selects the training order.
+        corpus: tokens to use in place of `config.data`.
         cache: folder of token files, see `load_corpus`.
 
     Raises:
-        ValueError: what `load_corpus` raises, or a part of the corpus is shorter than a window and the character
-            after it.
+        ValueError: as `load_corpus`, or a part of the corpus is shorter than a window and the character after it.
     """
 
     name: ClassVar[str] = "language"
     token: ClassVar[str] = "character"
-    """What the text is cut into."""
+    """Unit that the text is cut into."""
 
     vocabulary_size: int = len(VOCABULARY)
     """Width of a model's logits."""
@@ -123,19 +123,25 @@ class LanguageTask(Task):
         return len(self._evaluation_starts)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy of logits `(B, T, 96)`, in nats per character."""
+        """Return the mean cross-entropy of logits `(B, T, 96)`, in nats per character."""
         return self._cross_entropy(outputs, batch).mean()
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """`nats ()`, the summed cross-entropy, and `characters ()`, their number."""
+        """Return `nats ()`, the summed cross-entropy, and `characters ()`, the number of characters."""
         nats = self._cross_entropy(outputs, batch).double().sum()
         return {"nats": nats, "characters": nats.new_tensor(batch["targets"].numel())}
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Nats per character, and bits: nats over ln 2."""
+        """Return nats per character, and bits: nats over ln 2."""
         nats = (totals["nats"] / totals["characters"]).item()
         return {"nats_per_character": nats, "bits_per_character": nats / math.log(2)}
+
+    @property
+    def data_summary(self) -> str:
+        """The text and the lengths of its parts."""
+        train, validation = len(self.corpus.train), len(self.corpus.validation)
+        return f"{self.corpus.name}: {train:,} {self.token}s to train on, {validation:,} to validate on"
 
     def _cross_entropy(self, outputs: Tensor, batch: Batch) -> Tensor:
         expected = (*batch["targets"].shape, self.vocabulary_size)
@@ -151,7 +157,7 @@ class LanguageTask(Task):
         return self._windows(self.corpus.validation, self._evaluation_starts[rows.start : rows.stop])
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Where each window of `epoch` starts, in the order of reading."""
+        """Return where each window of `epoch` starts, in training order."""
         known, starts = self._last_order
         if known != epoch:
             draws = generator(self.seed, Stream.WINDOW_ORDER, epoch)
@@ -168,9 +174,9 @@ class LanguageTask(Task):
 
 
 def _spread(tokens: int, length: int, wanted: int) -> NDArray[np.int64]:
-    """Starts of at most `wanted` windows of `length + 1` in `tokens`, even from end to end.
+    """Return starts of at most `wanted` windows, spread evenly over `tokens`.
 
-    Windows share no target: a start is at least `length` after the one before it.
+    A window has `length + 1` tokens. Windows share no target: starts are at least `length` apart.
     """
     count = min(wanted, (tokens - 1) // length)
     return np.arange(count, dtype=np.int64) * (tokens - 1 - length) // max(count - 1, 1)

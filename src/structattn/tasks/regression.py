@@ -1,9 +1,9 @@
-"""In-context linear regression: from `x_1, y_1, …, x_i` predict `y_i = wᵀ x_i`, for every `i` at once.
+"""In-context linear regression: predict `y_i = wᵀ x_i` from `x_1, y_1, …, x_i`, for every `i` at once.
 
 Shapes: `B` prompts, `N = 2d` points of `d` dimensions, `2N` tokens: a point's `x` and then its `y`.
 
-A model that solves it recovers the least-squares solution of the points before `i`: zero error from point
-`d + 1` on. To do so it must compare `d`-dimensional inputs, which a score of rank below `d` cannot.
+A model that solves it finds the least-squares solution of the points before `i`, with zero error from point `d + 1`
+on. It must compare `d`-dimensional inputs, which a score of rank below `d` cannot.
 
 Source: Garg, Tsipras, Liang, Valiant, *What Can Transformers Learn In-Context?*, 2022; sizes and curriculum
 as in arXiv 2509.07963, section 4.
@@ -20,25 +20,26 @@ import torch
 from torch import Tensor
 
 from structattn import checks
-from structattn.tasks.base import Batch, Stream, Task, Totals, generator
+from structattn.tasks.randomness import Stream, generator
+from structattn.tasks.task import Batch, Task, Totals
 
 FIRST_DIMENSION = 4
-"""Dimensions the curriculum begins with; it begins with twice as many points."""
+"""Dimensions at the start of the curriculum; it starts with twice as many points."""
 
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """In-context linear regression of `input_dim` dimensions from twice as many points.
+    """Settings of in-context linear regression from twice as many points as dimensions.
 
     Raises:
-        TypeError, ValueError: a field is not of the kind or not in the range it states.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     input_dim: int = 16
     """Dimensions d of the inputs. A prompt has 2d points, so a sequence has 4d tokens."""
 
     curriculum: float = 0.06
-    """Share of the steps over which prompts grow from 4 dimensions and 8 points to all; 0 for no growth."""
+    """Share of the steps over which prompts grow from 4 dimensions and 8 points to full size; 0 for no growth."""
 
     evaluation_prompts: int = 2048
     """Prompts of the held-out set, the same for every seed."""
@@ -53,28 +54,32 @@ class RegressionConfig:
         """Points `N = 2d` of a full prompt."""
         return 2 * self.input_dim
 
+    @property
+    def context_length(self) -> int:
+        """Tokens `2N = 4d` of a full prompt."""
+        return 2 * self.num_points
+
 
 class RegressionTask(Task):
-    """Prompts with `x_i, w ~ N(0, I_d)`, squared error over `d`, as `Task` describes.
+    """Prompts with `x_i, w ~ N(0, I_d)`, and the squared error over `d`.
 
     A batch has `inputs (B, 2N, d)` float32, rows `x_1, y_1, x_2, y_2, …` with `y_i` in coordinate 0 and zeros in
-    the others, and `targets (B, N)` float32, the `y_i`. A model returns one number per token, `(B, 2N)`: the
-    number at `x_i`'s token is its prediction of `y_i`, which it must make without seeing later tokens; the numbers at
-    the `y_i` are not used.
+    the others, and `targets (B, N)` float32, the `y_i`. A model returns one number per token, `(B, 2N)`. The number at
+    the token of `x_i` is its prediction of `y_i`, made without seeing later tokens. The numbers at `y_i` are not used.
 
     *Curriculum.* For the first `curriculum * total_steps` steps a prompt has `c` dimensions and `2c` points: the
-    coordinates of `x` from `c` on are zero and the prompt ends after `2c` points. `c` climbs from 4 to `d` by one
-    at a time, at equal intervals (by more where there are fewer steps than dimensions to climb), and is `d` from
-    then on. For `d` of 4 or less there is none.
+    coordinates of `x` from `c` on are zero and the prompt ends after `2c` points. `c` grows from 4 to `d` by one at a
+    time, at equal intervals (by more if there are fewer steps than dimensions to add), and stays at `d`. For `d` of 4
+    or less there is no curriculum.
 
-    *Loss.* The mean of `(prediction - y)²` over all points and prompts, divided by `d` at every step. At full size a
-    model that answers 0 has loss 1, since `y` has variance `d`; and a bound on the gradient's norm means the same
-    at every `d`.
+    *Loss.* The mean of `(prediction - y)² / d` over all points and prompts, with the full `d` at every step. At full
+    size a model that answers 0 has loss 1, since `y` has variance `d`, and a bound on the gradient's norm means the
+    same at every `d`.
 
     Args:
         config: sizes.
-        seed: names the training prompts.
-        total_steps: training steps of the run, which `config.curriculum` is a share of.
+        seed: selects the training prompts.
+        total_steps: training steps of the run; `config.curriculum` is a share of them.
 
     Raises:
         ValueError: `seed` is negative or `total_steps` is not positive.
@@ -95,7 +100,7 @@ class RegressionTask(Task):
     @property
     def context_length(self) -> int:
         """Tokens `2N = 4d` of a full prompt."""
-        return 2 * self.config.num_points
+        return self.config.context_length
 
     @property
     def evaluation_size(self) -> int:
@@ -103,34 +108,39 @@ class RegressionTask(Task):
         return self.config.evaluation_prompts
 
     def sequence_length(self, step: int) -> int:
-        """Tokens of a prompt at `step`: four per dimension that the curriculum has reached."""
+        """Return the tokens of a prompt at `step`: four per dimension of the curriculum."""
         return 4 * self.dimension(step)
 
     def dimension(self, step: int) -> int:
-        """Dimensions that are not zero at `step`: the curriculum."""
+        """Return the dimensions in use at `step`, by the curriculum."""
         target = self.config.input_dim
         if step >= self.curriculum_steps or target <= FIRST_DIMENSION:
             return target
         return FIRST_DIMENSION + (target - FIRST_DIMENSION) * step // self.curriculum_steps
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean over prompts and points of `(prediction - y)² / d`; see the class."""
+        """Return the mean over prompts and points of `(prediction - y)² / d`."""
         return self._squared_errors(outputs, batch).mean() / self.config.input_dim
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """`squared_error (N,)`, summed over prompts, and `prompts ()`, their number."""
+        """Return `squared_error (N,)`, summed over prompts, and `prompts ()`, the number of prompts."""
         errors = self._squared_errors(outputs, batch).double().sum(dim=0)
         return {"squared_error": errors, "prompts": errors.new_tensor(len(batch["targets"]))}
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Error over `d` at the last point, over all points, and at each point."""
+        """Return the error over `d`: at the last point, on average, at each point."""
         errors = totals["squared_error"] / totals["prompts"] / self.config.input_dim
         return {
             "last_error": errors[-1].item(),
             "mean_error": errors.mean().item(),
             "error_by_position": errors.tolist(),
         }
+
+    @property
+    def data_summary(self) -> str:
+        """Distribution, dimensions and points."""
+        return f"x, w ~ N(0, I) in {self.config.input_dim} dimensions, {self.config.num_points} points in a prompt"
 
     def _squared_errors(self, outputs: Tensor, batch: Batch) -> Tensor:
         expected = batch["inputs"].shape[:2]
@@ -145,7 +155,7 @@ class RegressionTask(Task):
         return self._prompts(0, Stream.EVALUATION_PROMPT, 0, rows, self.config.input_dim)
 
     def _prompts(self, seed: int, stream: Stream, step: int, rows: range, dimension: int) -> Batch:
-        """Prompts of `dimension` active dimensions and twice as many points, one generator per row."""
+        """Return prompts that use `dimension` dimensions, with twice as many points."""
         width, points = self.config.input_dim, 2 * dimension
         draws = np.empty((len(rows), points + 1, dimension), dtype=np.float32)
         for index, row in enumerate(rows):

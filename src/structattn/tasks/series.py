@@ -1,6 +1,6 @@
-"""A multivariate time series from a CSV file: one column of times, the others numbers; checked before it is used.
+"""Multivariate time series from CSV files: one column of times, the others numbers.
 
-Rows are named by their number below the heading, from 1.
+Errors number rows from 1, below the heading.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from structattn import checks
 from structattn.tasks.ett import ETT, ett_path
 
 Fill = Literal["forward", "linear", "drop"]
-"""What to do where values or rows are missing: repeat the last value, interpolate, or leave such rows out."""
+"""How to fill missing values and rows: repeat the last value, interpolate, or leave such rows out."""
 
 FILLS = ("forward", "linear", "drop")
 
@@ -31,30 +31,30 @@ _HOW_TO_FILL = "fill must choose what to do: forward (repeat the last value), li
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Values of `C` channels at `N` times, and the rows where its parts end."""
+    """Values of `C` channels at `N` times, split into training, validation and test parts."""
 
     name: str
-    """What the user asked for."""
+    """The series that the user asked for."""
 
     channels: tuple[str, ...]
-    """Names of the columns."""
+    """Names of the channels."""
 
     times: NDArray[np.datetime64]
     """`(N,)`, ascending."""
 
     values: NDArray[np.float64]
-    """`(N, C)`, finite: what is missing is filled."""
+    """`(N, C)`, finite: missing values are filled."""
 
     observed: NDArray[np.bool_]
-    """`(N, C)`, false where a value is made up."""
+    """`(N, C)`, false where a value was filled."""
 
     borders: tuple[int, int, int]
-    """Rows where the training, the validation and the test part end."""
+    """Rows where the training, validation and test parts end."""
 
     def windows(
         self, starts: NDArray[np.int64], context_length: int, horizon: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Pasts and futures that begin at rows `starts (B,)`, with nothing of a future in its past.
+        """Return the pasts that start at rows `starts (B,)`, and their futures.
 
         Args:
             starts: first row of each past.
@@ -62,9 +62,9 @@ class Series:
             horizon: rows `H` of a future.
 
         Returns:
-            Pasts `(B, T, C)`, filled; what is missing at the very end of one is the last value before it, however
-            the series is filled, since interpolation would look ahead. Futures `(B, H, C)`, NaN where nothing was
-            observed, so that no made-up value is taken for the truth.
+            Pasts `(B, T, C)`, filled. Values missing at the end of a past repeat the last observed one, however the
+            series is filled, since interpolation would look ahead. Futures `(B, H, C)`, NaN where nothing was
+            observed, so that no filled value counts as truth.
         """
         rows = starts[:, None] + np.arange(context_length + horizon)
         past, future = np.split(self.values[rows], [context_length], axis=1)
@@ -81,30 +81,30 @@ class Series:
 
     @functools.cached_property
     def _carried(self) -> NDArray[np.float64]:
-        """`(N, C)`, the last observed value up to each row."""
+        """`(N, C)`, the last value observed up to each row."""
         last = np.maximum.accumulate(np.where(self.observed, np.arange(len(self.values))[:, None], 0), axis=0)
         return np.take_along_axis(self.values, last, axis=0)
 
 
 def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), fill: Fill | None = None) -> Series:
-    """The series that `data` names.
+    """Return the series that `data` names.
 
-    The files ETTh1, ETTh2, ETTm1 and ETTm2, by name or as files called so, are split as the literature does: 12, 4 and
-    4 months of 30 days. Others are split 70%, 10%, 20%.
+    ETTh1, ETTh2, ETTm1 and ETTm2, by name or as files of that name, are split as in the literature: 12, 4 and 4
+    months of 30 days. Others are split 70%, 10%, 20%.
 
     Args:
         data: `ETTh1`, `ETTh2`, `ETTm1` or `ETTm2` (downloaded once into the cache folder), or a CSV file with a
             heading, UTF-8.
-        time: its column of times, ISO 8601, ascending at a regular distance.
-        columns: its channels; none for every column but `time`.
-        fill: what to do where values or rows are missing: repeat the last value, interpolate, or leave the row out,
-            joining what lies on either side. `Series.windows` keeps what is filled out of futures.
+        time: column of times, ISO 8601, ascending at regular intervals.
+        columns: channels; if empty, every column but `time`.
+        fill: how to fill missing values and rows: repeat the last value, interpolate, or leave the row out and join its
+            neighbours. `Series.windows` keeps filled values out of futures.
 
     Raises:
         ImportError: without pandas, naming the extra that brings it.
         TypeError: `data` is not a string.
         ValueError: there is no such file or column, a cell is no number or no time, times repeat, go back or are
-            irregular, or something is missing and `fill` does not say what to do; names row and column.
+            irregular, or values are missing and `fill` is None; names row and column.
     """
     if not isinstance(data, str):
         raise TypeError(f"data must be a string, got {data!r} ({type(data).__name__})")
@@ -121,7 +121,7 @@ def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), f
 
 @functools.lru_cache(maxsize=2)
 def _load(data: str, path: Path, stamp: Any, time: str, columns: tuple[str, ...], fill: Fill | None) -> Series:
-    """Read once for all runs of a comparison; `stamp` makes a changed file another one."""
+    """Read a file once for all runs; `stamp` changes with the file."""
     frame = _read(path)
     names = list(map(str, frame.columns))
     for name in (time, *columns):
@@ -147,7 +147,7 @@ def _borders(stem: str, rows: int) -> tuple[int, int, int]:
 
 
 def _read(path: Path) -> Any:
-    """The file as a frame of text."""
+    """Return the file as a frame of text."""
     pandas = checks.require("pandas", "forecast")
     try:
         with warnings.catch_warnings():
@@ -176,7 +176,7 @@ def _times(frame: Any, column: str, path: Path) -> NDArray[np.datetime64]:
 
 
 def _numbers(frame: Any, channels: Sequence[str], path: Path) -> NDArray[np.float64]:
-    """`(N, C)`, NaN where a value is missing."""
+    """Return `(N, C)`, NaN where a value is missing."""
     pandas = checks.require("pandas", "forecast")
     values = np.empty((len(frame), len(channels)))
     wrong = np.zeros(values.shape, dtype=bool)
@@ -194,13 +194,13 @@ def _numbers(frame: Any, channels: Sequence[str], path: Path) -> NDArray[np.floa
     return values
 
 
-# --- times and what is missing ----------------------------------------------------------------------------------------
+# --- times and missing values -----------------------------------------------------------------------------------------
 
-Table = tuple[NDArray[np.datetime64], NDArray[np.float64]]
+Samples = tuple[NDArray[np.datetime64], NDArray[np.float64]]
 
 
-def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: Fill | None, path: Path) -> Table:
-    """Times at one distance: rows of NaN are put into gaps, unless `fill` is `drop`."""
+def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: Fill | None, path: Path) -> Samples:
+    """Return the series at regular times, with NaN in gaps unless they are dropped."""
     distances = np.diff(times).astype(np.int64)
     if (distances <= 0).any():
         row = int((distances <= 0).argmax())
@@ -238,7 +238,7 @@ def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: F
 def _whole(
     times: NDArray[np.datetime64], values: NDArray[np.float64], channels: Sequence[str], fill: Fill | None, path: Path
 ) -> tuple[NDArray[np.datetime64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Without NaN; and where there was none."""
+    """Return the series without NaN, and where values were observed."""
     missing = np.isnan(values)
     if not missing.any():
         return times, values, ~missing
@@ -264,7 +264,7 @@ def _whole(
 
 
 def _on_calendar(times: NDArray[np.datetime64]) -> bool:
-    """Whether days are regular on the calendar, such as the first of every month; not the hours of business."""
+    """True if days are regular on the calendar, such as the first of every month."""
     pandas = checks.require("pandas", "forecast")
     return pandas.infer_freq(pandas.DatetimeIndex(times)) is not None
 

@@ -1,7 +1,7 @@
-"""Where text comes from: the standard library's own source, files, or OpenWebText.
+"""Sources of text: the source code of the standard library, files, or OpenWebText.
 
-A source is a sequence of documents in a fixed order, each read in pieces so that a large file is never held as
-text, and a digest that changes when any of them does.
+A source is a sequence of documents in a fixed order, with a digest that changes when a document does. Documents are
+read in pieces, so that a large file is never held in memory as text.
 """
 
 from __future__ import annotations
@@ -26,29 +26,28 @@ _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests",
 
 
 class Source(Protocol):
-    """Documents in a fixed order."""
+    """A sequence of documents in a fixed order."""
 
     @property
     def name(self) -> str:
-        """What the user asked for, for messages and records."""
+        """The text that the user asked for, for messages and records."""
 
     @property
     def holds_out_documents(self) -> bool:
-        """Whether validation takes whole documents (there are many small ones) rather than the end of each."""
+        """True if validation is whole documents, False if it is the end of each."""
 
     def digest(self) -> str:
-        """A hexadecimal number that differs where the documents differ."""
+        """Return a hexadecimal number that differs if the documents differ."""
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """The text of each document, in pieces, with `\\n` line ends."""
+        """Yield the text of each document, in pieces, with `\\n` line ends."""
 
 
 def open_source(data: str) -> Source:
-    """The source that `data` names.
+    """Return the source that `data` names.
 
-    - `stdlib`: the `.py` files of the running Python's standard library, sorted by path. Tests are left out: they
-      are longer than the library itself, full of tables and of deliberately broken files, and missing from many
-      distributions of Python, so the corpus would differ more from one machine to the next.
+    - `stdlib`: the `.py` files of the running Python's standard library, sorted by path. Its tests are left out: they
+      are longer than the library, hold tables and broken files, and are missing from many distributions of Python.
     - `openwebtext`, or `openwebtext:N` for its first `N` documents: through Hugging Face `datasets`.
     - a file; a folder, meaning the `.txt` files directly in it, sorted by name; a pattern such as
       `notes/**/*.md`, sorted by path. All must be UTF-8. A file called `stdlib` is reached as `./stdlib`.
@@ -57,12 +56,12 @@ def open_source(data: str) -> Source:
         data: one of the above.
 
     Returns:
-        The source; nothing but the names and sizes of files has been read.
+        The source. Only names and sizes of files have been read.
 
     Raises:
         TypeError: `data` is not a string.
-        ValueError: there is nothing of that name, the folder or pattern holds no file, the file is empty, or the
-            number of documents is not a positive integer.
+        ValueError: nothing has that name, the folder or pattern holds no file, the file is empty, or the number of
+            documents is not a positive integer.
     """
     if not isinstance(data, str):
         raise TypeError(f"data must be a string, got {data!r} ({type(data).__name__})")
@@ -86,7 +85,7 @@ class Files:
     holds_out_documents: bool = False
 
     def digest(self) -> str:
-        """SHA-256 of the files' own SHA-256 sums in order: contents count, names do not."""
+        """Return a SHA-256 of contents and order, not of names."""
         whole = hashlib.sha256()
         for path in self.paths:
             one = hashlib.sha256()
@@ -96,15 +95,15 @@ class Files:
         return whole.hexdigest()
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """The text of each file; ValueError naming file and byte where one is not UTF-8 text."""
+        """Yield the text of each file; ValueError if one is not UTF-8 text."""
         return map(_read_text, self.paths)
 
 
 @dataclass(frozen=True)
 class OpenWebText:
-    """The first `limit` documents of OpenWebText (all of them, some 8 million, for None), streamed.
+    """The first `limit` documents of OpenWebText, streamed; all, some 8 million, for None.
 
-    The digest is of the name and the limit alone, so a corpus that was cached needs no network.
+    The digest is of the name and the limit alone, so a cached corpus needs no network.
     """
 
     name: str
@@ -112,11 +111,11 @@ class OpenWebText:
     holds_out_documents: bool = True
 
     def digest(self) -> str:
-        """SHA-256 of the corpus's name and the limit."""
+        """Return the SHA-256 of the name and the limit."""
         return hashlib.sha256(f"{_HUB_NAME} {self.limit}".encode()).hexdigest()
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """The text of each document; ImportError where `datasets` is missing."""
+        """Yield the text of each document; ImportError if `datasets` is missing."""
         rows = checks.require("datasets", "corpora").load_dataset(_HUB_NAME, split="train", streaming=True)
         return ((row["text"],) for row in itertools.islice(rows, self.limit))
 
@@ -179,7 +178,7 @@ def _read_text(path: Path) -> Iterator[str]:
             raise ValueError(f"data: {path} is not text: NUL byte at byte offset {end + place}")
         end += len(piece)
         try:
-            # The empty piece is the end: a character cut off there is an error too.
+            # The empty piece marks the end: a character cut off there is an error too.
             yield decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
             offset = end - len(error.object) + error.start

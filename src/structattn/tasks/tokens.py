@@ -1,4 +1,7 @@
-"""Language in the tokens of a model's own tokenizer. Shapes: `B` windows of `T` tokens, vocabulary of `V`."""
+"""Language in the tokens of a tokenizer.
+
+Shapes: `B` windows of `T` tokens, vocabulary of `V`.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structattn import checks
-from structattn.tasks.base import Totals
 from structattn.tasks.corpus import HELD_OUT, Corpus
 from structattn.tasks.language import LanguageConfig, LanguageTask
 from structattn.tasks.sources import open_source
+from structattn.tasks.task import Totals
 
 Encode = Callable[[str], Sequence[int]]
-"""From a text to its tokens."""
+"""Maps a text to its tokens."""
 
 
 class TokenTask(LanguageTask):
-    """`LanguageTask`, in tokens where that says characters: lengths, windows, and the loss, in nats per token.
+    """`LanguageTask` in tokens: lengths, windows, and the loss in nats per token.
 
-    A token is worth as many characters as the tokenizer gives it: losses under two tokenizers do not compare.
+    Losses under two tokenizers do not compare, since their tokens have different lengths.
 
     Args:
         config: text, and the window and evaluation in tokens.
-        encode: the tokenizer; it gets each document as a whole.
+        encode: the tokenizer; it is given whole documents.
         vocabulary_size: `V`, the width of the model's logits.
-        seed: names the training order.
+        seed: selects the training order.
 
     Raises:
-        ValueError: what `open_source` and `LanguageTask` raise, or the tokenizer gives a token the model does not know.
+        ValueError: as `open_source` and `LanguageTask`, or a token is outside the vocabulary.
     """
 
     token: ClassVar[str] = "token"
@@ -46,17 +49,17 @@ class TokenTask(LanguageTask):
             raise ValueError(f"the tokenizer gives token {largest}, and the model's vocabulary has {vocabulary_size}")
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Nats per token."""
+        """Return nats per token."""
         return {"nats_per_token": (totals["nats"] / totals["tokens"]).item()}
 
     def totals(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Totals:
-        """`nats ()`, the summed cross-entropy, and `tokens ()`, their number."""
+        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, the number of tokens."""
         both = super().totals(outputs, dict(batch))
         return {"nats": both["nats"], "tokens": both["characters"]}
 
 
 def _encoded(data: str, encode: Encode) -> Corpus:
-    """The text that `data` names as int32 tokens, split as `structattn.tasks.corpus` splits characters."""
+    """Return the text that `data` names as int32 tokens, split like `structattn.tasks.corpus`."""
     source = open_source(data)
     train, validation = [_tokens("", encode)], [_tokens("", encode)]
     for index, document in enumerate(source.documents()):

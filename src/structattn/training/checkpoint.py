@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from structattn.atomic import replacing
 from structattn.training.errors import RunFolderError
 
 _logger = logging.getLogger(__name__)
@@ -66,20 +67,15 @@ def save_checkpoint(folder: Path, step: int, state: State) -> Path:
     payload = buffer.getbuffer()
     header = b"\n".join([_FORMAT, hashlib.sha256(payload).hexdigest().encode(), b""])
     path = folder / f"step-{step:08d}.ckpt"
-    temporary = path.with_suffix(".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path, path.with_suffix(".partial")) as file:
             file.write(header)
             file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         _flush_folder(folder)
         for old in _checkpoints(folder)[_KEPT:]:
             old.unlink()
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunFolderError(path, f"the checkpoint cannot be written: {error.strerror}") from error
     return path
 

@@ -1,0 +1,152 @@
+"""Train one model per attention structure and seed under one budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.comparison.numbers import grouped, magnitude
+from structattn.comparison.results import Cost, Results, Run
+from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name
+from structattn.models import StructuredModel
+from structattn.tasks import Task, TaskConfig, build_task, profile_of
+from structattn.training import Progress, TrainConfig
+
+MakeProgress = Callable[[RunConfig, int, int], Progress]
+"""Called before each run with its config, its index and the number of runs; returns what follows the run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The structures to compare, and the task, sizes, training and seeds that they share.
+
+    Raises:
+        ValueError: `attentions` is empty or names a structure twice, or `seeds` is below 1.
+    """
+
+    attentions: tuple[str, ...]
+    """Spellings of the structures."""
+
+    task: TaskConfig
+    sizes: ModelSizes
+    train: TrainConfig
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.attentions:
+            raise ValueError("attentions must name at least one structure, got none")
+        for name in self.attentions:
+            if self.attentions.count(name) > 1:
+                raise ValueError(f"attentions must differ, got {name!r} twice")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        """Every run: all structures with seed 0, then all with seed 1, and so on."""
+        return [
+            of_seed(RunConfig(name, self.task, self.sizes, self.train), seed)
+            for seed in range(self.seeds)
+            for name in self.attentions
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison in values that JSON knows."""
+        plain = self.runs[0].to_dict()
+        del plain["attention"], plain["seed"], plain["train"]["seed"]
+        return {"attentions": list(self.attentions), "seeds": self.seeds, **plain}
+
+
+def compare(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    make_progress: MakeProgress | None = None,
+    command: Sequence[str] = (),
+) -> Results:
+    """Run or resume the comparison in `folder`.
+
+    Results are written after every run. A run whose loss becomes NaN is reported in the results, and the others go on.
+
+    Args:
+        comparison: what to compare.
+        folder: folder of this comparison alone.
+        overwrite: delete the files of another comparison in `folder`.
+        make_progress: called before each run.
+        command: the command line, for the record.
+
+    Raises:
+        RunFolderError: `folder` holds another comparison, or a file cannot be written.
+        TypeError, ValueError: settings do not fit each other; raised before any training.
+    """
+    configs = comparison.runs
+    costs = {config.attention: _cost(config) for config in configs[: len(comparison.attentions)]}
+    task = build_task(comparison.task, seed=0, total_steps=1)
+    if overwrite:
+        _clear(folder)
+    claim(folder, "config.json", comparison.to_dict())
+    files.write_json(folder / "environment.json", environment(command))
+    runs = [Run(config.attention, config.seed, f"runs/{run_name(config)}") for config in configs]
+    results = _results(comparison, task, costs, runs)
+    for index, config in enumerate(configs):
+        progress = make_progress(config, index, len(configs)) if make_progress else None
+        outcome = execute(config, folder / runs[index].folder, progress)
+        if isinstance(outcome, str):
+            runs[index] = dataclasses.replace(runs[index], error=outcome)
+        else:
+            runs[index] = dataclasses.replace(runs[index], rows=tuple(outcome.metrics))
+        results = dataclasses.replace(results, runs=tuple(runs))
+        results.save(folder)
+    return results
+
+
+def _cost(config: RunConfig) -> Cost:
+    """Return the costs, by formula; check that structure and sizes fit."""
+    model: StructuredModel = config.build_model()
+    length = config.context_length
+    flops = model.flops(length)
+    return Cost(
+        parameters=model.num_parameters(),
+        training_flops_per_token=flops.training / length,
+        score_flops_per_token=flops.scores / length,
+        key_numbers_per_token=model.key_numbers(length) / length,
+    )
+
+
+def _results(comparison: Comparison, task: Task, costs: Mapping[str, Cost], runs: Sequence[Run]) -> Results:
+    profile = profile_of(comparison.task)
+    metric, unit = next(iter(task.units.items()))
+    test = task.test()
+    budget = comparison.train.budget
+    amount = getattr(comparison.train, budget)
+    words = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget, budget)
+    sizes = dataclasses.asdict(comparison.sizes) | {"context_length": task.context_length}
+    return Results(
+        task=profile.name,
+        metric=metric if test is None else f"test_{metric}",
+        curve=None if test is None else metric,
+        unit=unit,
+        budget=f"{magnitude(amount) if budget in ('tokens', 'flops') else grouped(amount)} {words}",
+        equal=budget,
+        data=task.data_summary,
+        sizes={name: size for name, size in sizes.items() if isinstance(size, int)},
+        costs=costs,
+        runs=tuple(runs),
+        baselines=profile.baselines(task),
+        stretches=() if test is None else tuple(test.examples()),
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Delete the files that a comparison writes, and no others."""
+    for name in ("config.json", "environment.json", "results.json", "metrics.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("runs", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""Files of a run: text, JSON and CSV, each written completely or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from structattn.atomic import replacing
+from structattn.training.errors import RunFolderError
+
+
+def safe_name(name: str) -> str:
+    """Return `name` with a dash in place of whatever a file system might refuse."""
+    return re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name)
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and its parents; RunFolderError if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(path, f"the folder cannot be made: {error.strerror}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` in one step; RunFolderError if that fails."""
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise RunFolderError(path, f"the file cannot be written: {error.strerror}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as JSON; ValueError if it holds NaN."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` to `path` as CSV, columns in order of appearance."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file; RunFolderError if missing or damaged."""
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise RunFolderError(path, f"damaged, not JSON: {error}") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return the value of each line; RunFolderError if missing or damaged."""
+    try:
+        return [json.loads(line) for line in _read(path).splitlines()]
+    except ValueError as error:
+        raise RunFolderError(path, f"damaged, not lines of JSON: {error}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(path, f"the file cannot be read: {error.strerror}") from error

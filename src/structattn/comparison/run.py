@@ -1,0 +1,244 @@
+"""One run: a model with one attention structure, trained on a task.
+
+Its folder holds its settings in `run.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+
+from structattn.comparison import files
+from structattn.models import StructuredModel
+from structattn.tasks import Task, TaskConfig, build_task, profile_of
+from structattn.tasks.profiles import profile_named
+from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
+from structattn.training.evaluation import evaluate, predict
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a model, the same for every structure of a comparison."""
+
+    layers: int
+    dim: int
+    heads: int
+    positions: str = "learned"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run."""
+
+    attention: str
+    """Spelling of the attention structure."""
+
+    task: TaskConfig
+    sizes: ModelSizes
+    train: TrainConfig
+    seed: int = 0
+    """Seed of initialisation, data order and dropout."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.task.context_length
+
+    def build_model(self) -> StructuredModel:
+        """Return the untrained model, a pure function of the config.
+
+        Raises:
+            TypeError, ValueError: sizes and structure do not fit each other.
+        """
+        profile = profile_of(self.task)
+        model = profile.model()
+        fields = dataclasses.asdict(self.sizes) | profile.model_fields(self.task)
+        config = model.config_class(attention=self.attention, context_length=self.context_length, **fields)
+        with seeded(self.seed):
+            return model(config)
+
+    def build_task(self, total_steps: int) -> Task:
+        """Return the task, for a run of `total_steps` training steps."""
+        return build_task(self.task, seed=self.seed, total_steps=total_steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config in values that JSON knows."""
+        plain = dataclasses.asdict(self)
+        plain["task"] = {"name": profile_of(self.task).name, **plain["task"]}
+        for part in ("task", "train"):
+            plain[part] = {
+                name: list(value) if isinstance(value, tuple) else value for name, value in plain[part].items()
+            }
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> RunConfig:
+        """Return the config that `to_dict` wrote."""
+        task: dict[str, Any]
+        training: dict[str, Any]
+        task, training = (
+            {name: tuple(value) if isinstance(value, list) else value for name, value in plain[part].items()}
+            for part in ("task", "train")
+        )
+        return cls(
+            plain["attention"],
+            profile_named(task.pop("name")).config(**task),
+            ModelSizes(**plain["sizes"]),
+            TrainConfig(**training),
+            plain["seed"],
+        )
+
+
+class Trainable(Protocol):
+    """A dataclass of every setting of a run, as `execute` takes it."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def attention(self) -> str:
+        """Spelling of the attention structure."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Budget and optimiser."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of initialisation, data order and dropout."""
+
+    def build_model(self) -> StructuredModel:
+        """Return the untrained model."""
+
+    def build_task(self, total_steps: int) -> Task:
+        """Return the task, for a run of `total_steps` training steps."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings in values that JSON knows; equal settings are the same run."""
+
+
+Config = TypeVar("Config", bound=Trainable)
+
+
+def of_seed(config: Config, seed: int) -> Config:
+    """Return the config with another seed, for the model and for its training."""
+    return dataclasses.replace(config, seed=seed, train=dataclasses.replace(config.train, seed=seed))
+
+
+def run_name(config: Trainable) -> str:
+    """Return the name of the run's folder in a comparison, such as `mlr-16-8-8-seed0`."""
+    return f"{files.safe_name(config.attention.replace(',', '-'))}-seed{config.seed}"
+
+
+def execute(config: Trainable, folder: Path, progress: Progress | None = None) -> TrainResult | str:
+    """Start or resume the run in `folder`, or read its result.
+
+    The trained model is saved in `folder/model`. Where the task has a test part, the last evaluation also has its
+    metrics, with `test_` before their names.
+
+    Returns:
+        The result. If the loss became NaN or infinite, one line that says so; such a run is over.
+
+    Raises:
+        RunFolderError: `folder` holds a run of another config, or cannot be written.
+        TypeError, ValueError: the settings do not fit each other, or the data cannot be used.
+    """
+    claim(folder, "run.json", config.to_dict())
+    failure = folder / "failed.txt"
+    if failure.exists():
+        return failure.read_text(encoding="utf-8").strip()
+    model = config.build_model()
+    try:
+        with seeded(config.seed):
+            result = train(
+                model, config.build_task, config.train, folder, structure=config.attention, progress=progress
+            )
+    except NonFiniteLossError as error:
+        files.write_text(failure, f"{error}\n")
+        return str(error)
+    if not (folder / "model" / "config.json").exists():
+        _save_model(model, folder / "model")
+    last = result.metrics[-1] | _test(config, model, folder / "test.json")
+    return dataclasses.replace(result, metrics=[*result.metrics[:-1], last])
+
+
+def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
+    """Return the config of a finished run and its trained model.
+
+    Raises:
+        RunFolderError: there is no finished run in `folder`.
+    """
+    if not (folder / "run.json").exists():
+        raise RunFolderError(folder, "there is no run here (no run.json)")
+    plain = files.read_json(folder / "run.json")
+    if "task" not in plain:
+        raise RunFolderError(folder, "a run of Chronos: structattn.integrations.chronos.load_chronos reads its model")
+    config = RunConfig.from_dict(plain)
+    if not (folder / "model" / "config.json").exists():
+        raise RunFolderError(folder, "the run here is not finished: train it to the end first")
+    return config, profile_of(config.task).model().from_pretrained(folder / "model")
+
+
+def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
+    """Write `config` to `folder/name`, or check that the file there holds the same config.
+
+    Raises:
+        RunFolderError: the file holds another config, or cannot be written.
+    """
+    path = folder / name
+    if not path.exists():
+        files.make_folder(folder)
+        files.write_json(path, config)
+        return
+    there = files.read_json(path)
+    if there != config:
+        change = next(_differences(there, config))
+        raise RunFolderError(
+            folder, f"holds results of another config ({change}); choose another folder or --overwrite"
+        )
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's default generator inside the block, and restore it afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _test(config: Trainable, model: StructuredModel, path: Path) -> dict[str, Any]:
+    """Return the metrics on the test part, if any, and store them."""
+    task = config.build_task(1).test()
+    if task is None:
+        return {}
+    if not path.exists():
+        precision = config.train.precision
+        measured: dict[str, Any] = dict(evaluate(model, task, config.train.batch_size, precision=precision))
+        model.eval()
+        measured |= task.example_predictions(
+            lambda inputs: predict(model, {"inputs": inputs.to(model.device)}, precision).cpu()
+        )
+        files.write_json(path, {f"test_{name}": value for name, value in measured.items()})
+    kept: dict[str, Any] = files.read_json(path)
+    return kept
+
+
+def _save_model(model: StructuredModel, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except OSError as error:
+        raise RunFolderError(folder, f"the model cannot be written: {error.strerror or error}") from error
+
+
+def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
+    """Yield the differences of two configs, in words."""
+    if isinstance(there, dict) and isinstance(ours, dict):
+        for key in sorted(there.keys() | ours.keys()):
+            yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))
+    elif there != ours:
+        yield f"{name} was {there!r}, is {ours!r}"

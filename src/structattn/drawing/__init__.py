@@ -1,0 +1,1 @@
+"""Drawing: one look for every figure, without a backend or a window."""

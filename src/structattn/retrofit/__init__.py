@@ -1,0 +1,1 @@
+"""Retrofitting: give a trained model with standard attention levels, and measure what it loses."""

@@ -1,1 +1,0 @@
-"""Studies: attention structures compared under one budget, with a table, figures and a report."""

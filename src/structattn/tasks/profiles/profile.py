@@ -1,0 +1,134 @@
+"""The profile of a task: all that comparing and reporting ask about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from structattn.tasks.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from structattn.models import StructuredModel
+
+Metrics = dict[str, Any]
+"""Metrics by name: numbers, or lists of numbers."""
+
+
+class FinishedRun(Protocol):
+    """A run that has a result."""
+
+    @property
+    def final(self) -> Metrics:
+        """The last evaluation."""
+
+
+class Findings(Protocol):
+    """The part of a comparison's results that a task's figures read."""
+
+    @property
+    def structures(self) -> Sequence[str]:
+        """Spellings of the structures, in the order of the command."""
+
+    @property
+    def ranking(self) -> Sequence[str]:
+        """Structures with a result, best first."""
+
+    @property
+    def baselines(self) -> Mapping[str, Metrics]:
+        """Metrics of the task's baselines, by their names."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes of the models by name."""
+
+    @property
+    def stretches(self) -> Sequence[Mapping[str, Any]]:
+        """The task's examples."""
+
+    def finished(self, structure: str) -> Sequence[FinishedRun]:
+        """Return the runs of `structure` that have a result, by seed."""
+
+    def estimate(self, structure: str, column: str) -> Any:
+        """Return the mean over seeds of a metric, with its interval."""
+
+
+@dataclass(frozen=True)
+class TaskFigure:
+    """A figure of one task, drawn where a run has finished."""
+
+    name: str
+    """File name, without ending."""
+
+    title: str
+    caption: str
+    """What it shows and how to read it."""
+
+    draw: Callable[[Findings], Figure]
+
+
+def _nothing(_: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class TaskProfile:
+    """All that comparing and reporting ask about a task."""
+
+    name: str
+    """Name of the task in configs, results and commands, the same as `Task.name`."""
+
+    config: type[Any]
+    """Class of its configs: a frozen dataclass with `context_length`, in values that JSON knows."""
+
+    build: Callable[[Any, int, int], Task]
+    """Makes the task of a config, a seed and a number of training steps."""
+
+    model: Callable[[], type[StructuredModel]]
+    """Returns the class of its models. A function, so that `structattn.tasks` imports no models."""
+
+    question: str
+    """What a comparison on this task answers, in one sentence: the heading of the report."""
+
+    setting: str
+    """What a model does, and how it is judged: a paragraph of the report."""
+
+    quantity: str
+    """The headline metric in a sentence, such as `validation loss`. Its name and unit are the first of `Task.units`."""
+
+    columns: Mapping[str, str]
+    """Heading of each metric in the table, by the metric's name. The first is shown with its standard error."""
+
+    model_fields: Callable[[Any], dict[str, Any]] = _nothing
+    """Returns the fields of the model's config that a task config determines, besides `context_length`."""
+
+    short_quantity: str | None = None
+    """`quantity` beside its unit, where the unit repeats a part of it."""
+
+    wide_columns: tuple[str, ...] = ()
+    """Further columns that a wide table shows with their standard errors."""
+
+    baselines: Callable[[Any], Mapping[str, Metrics]] = _nothing
+    """Returns the metrics of predictors without attention, by their names, for a task."""
+
+    baselines_compete: bool = False
+    """True where a report should say first that a baseline beats every structure; False where baselines are bounds."""
+
+    is_causal: bool = True
+    """True if a token sees the past alone, so that a model has a key-value cache to generate from."""
+
+    is_log_scale: bool = False
+    """True to draw the metric on a logarithmic axis."""
+
+    figures: tuple[TaskFigure, ...] = ()
+    """Figures of this task alone."""
+
+    unmeasured: tuple[str, ...] = ()
+    """What a reader might take from the results and should not, besides what holds for every task."""
+
+    @property
+    def quantity_with_unit(self) -> str:
+        """The headline metric in a sentence that goes on with its unit."""
+        return self.short_quantity or self.quantity

@@ -1,0 +1,93 @@
+"""The profile of in-context linear regression: its baselines and its figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from structattn.drawing.style import BASELINE, QUIET, label_ends, new_figure, pens
+from structattn.tasks.profiles.profile import Findings, Metrics, TaskFigure, TaskProfile
+from structattn.tasks.regression import RegressionConfig, RegressionTask
+from structattn.tasks.regression_baselines import least_squares_error, ridge_error, zero_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from structattn.models import StructuredModel
+
+_RIDGE_PENALTY = 1.0
+
+
+def _model() -> type[StructuredModel]:
+    from structattn.models import RegressionModel
+
+    return RegressionModel
+
+
+def _baselines(task: RegressionTask) -> dict[str, Metrics]:
+    errors = {
+        "least squares": least_squares_error(task),
+        f"ridge ({_RIDGE_PENALTY:g})": ridge_error(task, _RIDGE_PENALTY),
+        "zero": zero_error(task),
+    }
+    # These are per prompt and over d; `metrics` divides by both.
+    return {
+        name: task.metrics({"squared_error": error * task.config.input_dim, "prompts": error.new_ones(())})
+        for name, error in errors.items()
+    }
+
+
+def error_by_position(results: Findings) -> Figure:
+    """Draw the final error after each number of points, models against baselines."""
+    figure = new_figure(6.4, 3.4)
+    axes = figure.add_subplot()
+    ends = []
+    for name, row in results.baselines.items():
+        errors = row["error_by_position"]
+        axes.plot(range(len(errors)), errors, color=QUIET, linestyle=BASELINE, linewidth=1)
+        ends.append((name, len(errors) - 1, errors[-1], QUIET))
+    drawn = pens(results.structures)
+    for structure in results.ranking:
+        pen = drawn[structure]
+        errors = np.mean([run.final["error_by_position"] for run in results.finished(structure)], axis=0).tolist()
+        axes.plot(range(len(errors)), errors, color=pen.colour, linestyle=pen.dash)
+        ends.append((structure, len(errors) - 1, errors[-1], pen.colour))
+    points = results.sizes["context_length"] // 2
+    axes.axvline(points / 2, color=QUIET, linewidth=0.8)
+    axes.text(
+        points / 2, 1.0, " as many points as dimensions", color=QUIET, va="top", transform=axes.get_xaxis_transform()
+    )
+    axes.set(xlabel="points seen before", ylabel="squared error / d", xlim=(0, points - 1), ylim=(0, None))
+    figure.canvas.draw()
+    label_ends(axes, ends)
+    return figure
+
+
+REGRESSION = TaskProfile(
+    name=RegressionTask.name,
+    config=RegressionConfig,
+    build=lambda config, seed, total_steps: RegressionTask(config, seed=seed, total_steps=total_steps),
+    model=_model,
+    model_fields=lambda config: {"input_dim": config.input_dim},
+    question="Which attention structures can compare inputs of so many dimensions, and at which cost?",
+    setting=(
+        "Each prompt shows pairs x, y = wᵀx with a hidden w of its own; the model predicts every y from the pairs "
+        "before it. The error is squared and divided by the number of dimensions, so that always answering 0 "
+        "costs 1. Least squares is exact once it has seen as many pairs as there are dimensions."
+    ),
+    quantity="error at the last position",
+    short_quantity="error",
+    columns={"last_error": "last error", "mean_error": "mean error"},
+    baselines=_baselines,
+    is_log_scale=True,
+    figures=(
+        TaskFigure(
+            "error-position",
+            "Error at every position",
+            "Error of the prediction after so many points of the prompt, at the end of training. Least squares is "
+            "the best any predictor can do; it is exact once it has seen as many points as there are dimensions.",
+            error_by_position,
+        ),
+    ),
+)

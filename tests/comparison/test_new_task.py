@@ -1,0 +1,145 @@
+"""A new task is one file and one line in the registry; this file holds a tiny one."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("transformers")
+
+from structattn.comparison.compare import Comparison, compare
+from structattn.comparison.results import Results
+from structattn.comparison.run import ModelSizes, RunConfig, load_run
+from structattn.drawing.style import new_figure
+from structattn.models import LanguageModel
+from structattn.reporting.outputs import write_outputs
+from structattn.reporting.table import table
+from structattn.reporting.verdict import verdict
+from structattn.tasks import TASKS, Task, TaskFigure, TaskProfile, build_task, profile_of
+from structattn.tasks.randomness import Stream, generator
+from structattn.training import TrainConfig
+from tests.tasks.battery import TaskBattery
+
+
+@dataclass(frozen=True)
+class CopyConfig:
+    """Settings of copying over a distance."""
+
+    context_length: int = 16
+    distance: int = 3
+
+
+class CopyTask(Task):
+    """Random tokens; the target at each place is the token `distance` places before it."""
+
+    name = "copy"
+    units: ClassVar = {"error_rate": "share of wrong tokens", "nats": "nats per token"}
+    evaluation_size = 8
+
+    def __init__(self, config, *, seed=0):
+        super().__init__(seed)
+        self.config = config
+
+    @property
+    def context_length(self):
+        return self.config.context_length
+
+    @property
+    def data_summary(self):
+        return f"random tokens, to copy over {self.config.distance} places"
+
+    def loss(self, outputs, batch):
+        if outputs.shape != (*batch["targets"].shape, 96):
+            raise ValueError(f"outputs must be logits of 96 tokens, got {tuple(outputs.shape)}")
+        return F.cross_entropy(outputs.flatten(0, 1).float(), batch["targets"].flatten())
+
+    @torch.no_grad()
+    def totals(self, outputs, batch):
+        nats = self.loss(outputs, batch).double()
+        wrong = (outputs.argmax(-1) != batch["targets"]).double().mean(-1).sum()
+        rows = len(batch["targets"])
+        return {"wrong": wrong, "nats": nats * rows, "rows": wrong.new_tensor(rows)}
+
+    def metrics(self, totals):
+        return {name: (totals[total] / totals["rows"]).item() for name, total in COLUMNS.items()}
+
+    def _training_rows(self, step, batch_size, rows):
+        return self._rows([generator(self.seed, Stream.TRAINING_PROMPT, step, row) for row in rows])
+
+    def _evaluation_rows(self, rows):
+        return self._rows([generator(0, Stream.EVALUATION_PROMPT, 0, row) for row in rows])
+
+    def _rows(self, generators):
+        length = self.context_length + self.config.distance
+        tokens = torch.from_numpy(np.stack([each.integers(96, size=length) for each in generators]))
+        inputs, targets = tokens[:, self.config.distance :], tokens[:, : self.context_length]
+        return {"inputs": inputs.contiguous(), "targets": targets.contiguous()}
+
+
+COLUMNS = {"error_rate": "wrong", "nats": "nats"}
+
+
+def _draw(results):
+    figure = new_figure(3, 2)
+    names = list(results.ranking)
+    figure.add_subplot().bar(names, [results.estimate(name, "error_rate").mean for name in names])
+    return figure
+
+
+COPY = TaskProfile(
+    name="copy",
+    config=CopyConfig,
+    build=lambda config, seed, total_steps: CopyTask(config, seed=seed),
+    model=lambda: LanguageModel,
+    question="Which attention structure copies best?",
+    setting="Each model says the token of some places before.",
+    quantity="share of wrong tokens",
+    short_quantity="share",
+    columns={"error_rate": "wrong", "nats": "nats/token"},
+    baselines=lambda task: {"guessing": {"error_rate": 1 - 1 / 96, "nats": 4.564}},
+    baselines_compete=True,
+    figures=(TaskFigure("wrong", "Wrong tokens", "How many tokens are wrong.", _draw),),
+    unmeasured=("Copying over other distances.",),
+)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(TASKS, "copy", COPY)
+
+
+class TestCopyTask(TaskBattery):
+    def make(self, seed=0):
+        return build_task(CopyConfig(), seed=seed, total_steps=100)
+
+    def outputs(self, batch):
+        return F.one_hot(batch["inputs"], 96).float()
+
+
+def test_a_new_task_is_compared_and_reported(tmp_path):
+    sizes = ModelSizes(layers=1, dim=16, heads=2)
+    comparison = Comparison(("standard", "mlr:4,4"), CopyConfig(), sizes, TrainConfig(steps=3, batch_size=4))
+    results = compare(comparison, tmp_path)
+    write_outputs(results, tmp_path)
+    assert results == Results.load(tmp_path)
+    made = table(results)
+    assert made.headings[4:6] == ("wrong", "nats/token")
+    assert {row.cells[0] for row in made.rows} == {"standard", "mlr:4,4", "guessing"}
+    assert "share" in verdict(results).answer
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for sentence in (COPY.question, COPY.setting, "to copy over 3 places", "Copying over other distances."):
+        assert sentence in page
+    assert (tmp_path / "figures" / "wrong.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures" / "loss-steps.svg").exists()
+    config, model = load_run(tmp_path / results.runs[0].folder)
+    assert config.task == CopyConfig()
+    assert isinstance(model, LanguageModel)
+    assert profile_of(config.task) is COPY
+
+
+def test_a_task_that_is_not_registered_is_named():
+    with pytest.raises(TypeError, match=r"config must be a LanguageConfig, RegressionConfig, .*, got ModelSizes"):
+        RunConfig("standard", ModelSizes(1, 16, 2), ModelSizes(1, 16, 2), TrainConfig(steps=1)).build_model()

@@ -1,0 +1,115 @@
+"""Run folders that earlier versions wrote still load."""
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from structattn.comparison.results import Results
+from structattn.comparison.run import RunConfig
+from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
+
+_TRAIN = {
+    "steps": 4,
+    "tokens": None,
+    "flops": None,
+    "minutes": None,
+    "batch_size": 4,
+    "micro_batches": 1,
+    "learning_rate": 0.002,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "final_rate": 0.0,
+    "weight_decay": 0.1,
+    "betas": [0.9, 0.95],
+    "clip": 1.0,
+    "mup": True,
+    "base_dim": 256,
+    "precision": "auto",
+    "compile": False,
+    "evaluation_interval": None,
+    "seed": 1,
+    "cpu": False,
+    "trackers": [],
+}
+_TASKS = {
+    "language": (
+        {"name": "language", "data": "stdlib", "context_length": 32, "evaluation_tokens": 16384},
+        LanguageConfig("stdlib", 32, 16384),
+    ),
+    "regression": (
+        {"name": "regression", "input_dim": 4, "curriculum": 0.06, "evaluation_prompts": 2048},
+        RegressionConfig(4),
+    ),
+    "forecast": (
+        {
+            "name": "forecast",
+            "data": "ETTh1",
+            "context_length": 24,
+            "horizon": 6,
+            "target": "OT",
+            "time": "date",
+            "columns": ["HUFL", "OT"],
+            "fill": None,
+            "season": 24,
+            "window_norm": "last",
+            "evaluation_windows": 96,
+        },
+        ForecastConfig("ETTh1", 24, 6, columns=("HUFL", "OT")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _TASKS)
+def test_run_json(name):
+    """`run.json` as version 0.1.0 writes it."""
+    plain, task = _TASKS[name]
+    sizes = {"layers": 1, "dim": 16, "heads": 2, "positions": "rotary"}
+    whole = {"attention": "mlr:4,4", "task": plain, "sizes": sizes, "train": _TRAIN, "seed": 1}
+    config = RunConfig.from_dict(json.loads(json.dumps(whole)))
+    assert config.task == task
+    assert config.context_length == {"language": 32, "regression": 16, "forecast": 24}[name]
+    assert json.loads(json.dumps(config.to_dict())) == whole
+
+
+def test_results_json(tmp_path):
+    """`results.json` and `metrics.jsonl` as version 0.1.0 writes them."""
+    row = {"step": 4, "tokens": 512, "flops": 9, "seconds": 0.5, "tokens_per_second": 1024.0, "train_loss": 4.5}
+    row |= {"nats_per_character": 4.25, "bits_per_character": 6.13}
+    cost = {
+        "parameters": 9000,
+        "training_flops_per_token": 5e4,
+        "score_flops_per_token": 5e2,
+        "key_numbers_per_token": 16.0,
+    }
+    plain = {
+        "task": "language",
+        "metric": "nats_per_character",
+        "unit": "nats per character",
+        "budget": "4 steps",
+        "equal": "steps",
+        "data": "text.txt: 6,000 characters to train on, 300 to validate on",
+        "sizes": {"layers": 1, "dim": 16, "heads": 2, "context_length": 32},
+        "costs": {"standard": cost},
+        "runs": [
+            {"structure": "standard", "seed": 0, "folder": "runs/standard-seed0", "error": None, "final": row},
+        ],
+        "baselines": {},
+        "curve": None,
+        "stretches": [],
+        "summary": {"standard": {"mean": 4.25, "standard_error": None, "count": 1}},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(plain))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"structure": "standard", "seed": 0, **row}) + "\n")
+    results = Results.load(tmp_path)
+    assert results.ranking == ["standard"]
+    assert results.best_run.final == row
+    results.save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == plain
+
+
+def test_a_task_that_is_not_registered_is_named():
+    whole = {"attention": "mlr", "task": {"name": "langage"}, "sizes": {}, "train": _TRAIN, "seed": 0}
+    with pytest.raises(ValueError, match=r"task must be one of language, .*, got 'langage'; did you mean 'language'\?"):
+        RunConfig.from_dict(whole)
