@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.tasks import series_files
 
 from paper.catalogue import STUDIES, study
 from paper.evidence import estimates
@@ -15,6 +14,7 @@ from paper.planning import without_seed_and_rate
 from paper.report import collect, conclude
 from paper.study import Outcome, with_seeds
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
+from tests.tasks import series_files
 
 
 def outcomes_of(name, loss, seeds=2, scale="small"):

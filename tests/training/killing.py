@@ -15,10 +15,10 @@ import traceback
 from pathlib import Path
 
 import torch
-from tests.training.tiny import run_with_dropout
 
 from structattn.training import loop
 from structattn.training.metrics import MetricsFile
+from tests.training.tiny import run_with_dropout
 
 run = functools.partial(run_with_dropout, steps=24)
 long_run = functools.partial(run_with_dropout, steps=240)

@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from tests.training.tiny import make_task, run
-
 from structattn.tasks import RegressionTask
+from tests.training.tiny import make_task, run
 
 
 class Interrupting(RegressionTask):

@@ -1,8 +1,8 @@
 import pytest
-from tests.training.tiny import make_config, make_task
 
 from structattn.tasks import RegressionConfig
 from structattn.training.budget import evaluation_interval, plan_steps
+from tests.training.tiny import make_config, make_task
 
 
 def cost(length):

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.training.killing import MOMENTS
 
 from structattn.training import WALL_CLOCK, MetricsFile
+from tests.training.killing import MOMENTS
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL

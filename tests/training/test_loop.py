@@ -8,7 +8,6 @@ import os
 
 import pytest
 import torch
-from tests.training.tiny import TASK, assert_same_numbers, exact_run, make_model, make_task, run, run_with_dropout
 
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.tasks import LanguageConfig, LanguageTask
@@ -18,6 +17,7 @@ from structattn.training import WALL_CLOCK, NonFiniteLossError, Progress, RunFol
 from structattn.training.checkpoint import restore_checkpoint
 from structattn.training.evaluation import evaluate
 from structattn.training.precision import uses_bfloat16
+from tests.training.tiny import TASK, assert_same_numbers, exact_run, make_model, make_task, run, run_with_dropout
 
 
 def reproducible(rows):

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.training.tiny import assert_same_numbers, exact_run, run
 
 from structattn.training import WALL_CLOCK, MetricsFile
 from structattn.training.checkpoint import restore_checkpoint
+from tests.training.tiny import assert_same_numbers, exact_run, run
 
 ROOT = Path(__file__).parents[2]
 
