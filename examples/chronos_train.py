@@ -2,8 +2,8 @@
 
 Run it in a checkout, because the synthetic series are in `paper`:
 
-python -m examples.chronos_train      a model of width 64, a few minutes on a CPU
-python -m examples.chronos_train --attention standard+qk_norm=false+scale=1      the same with T5's own attention
+python -m examples.chronos_train                         a model of width 64, a few minutes on a CPU
+python -m examples.chronos_train --attention standard   the same with T5's own attention
 """
 
 from __future__ import annotations

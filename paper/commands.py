@@ -69,8 +69,8 @@ class Chronos:
     """Folder for results, figure and checkpoints; made where it is missing."""
 
     attentions: tuple[str, ...] = COMPARED
-    """Self-attention to compare, spelt as for compare. A T5 does not scale its scores and has no norms, so a spelling
-    ends in +level_weight=1+qk_norm=false (mlr) or +qk_norm=false+scale=1 (standard)."""
+    """Self-attention to compare, spelt as for compare. A T5 does not scale its scores and has no norms, so MLR
+    attention ends in +level_weight=1+qk_norm=false; standard is T5's own."""
 
     size: Literal["reduced", "tiny", "mini", "small"] = "reduced"
     """Sizes of the model: as published, or reduced (width 64, 2 layers, 2 heads of 32) for a CPU."""

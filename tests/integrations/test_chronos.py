@@ -26,6 +26,7 @@ from structattn.integrations.chronos import (  # noqa: E402
     seasonal_naive_samples,
     set_attention,
 )
+from structattn.integrations.t5 import parse_t5_attention  # noqa: E402
 from structattn.integrations.transformers import get_hierarchy  # noqa: E402
 from structattn.layers import MLRConfig, build_attention, parse_attention  # noqa: E402
 from structattn.models.parameters import ParameterRole  # noqa: E402
@@ -355,7 +356,7 @@ def test_bad_models_are_refused(arguments, error, message):
 @pytest.mark.parametrize(
     ("attention", "field", "works"),
     [
-        ("standard", "qk_norm must be false in a T5, got true", [STANDARD]),
+        ("standard+scale=1", "qk_norm must be false in a T5, got true", [STANDARD]),
         ("standard:1", "heads must be left out in a T5, got 1", [STANDARD]),
         ("standard+qk_norm=false", "scale must be 1 in a T5, got 1/sqrt(r)", [STANDARD]),
         ("mlr:4|2|2", "level_weight must be 1 in a T5, got 1/r_l", [MLR.replace("+gains=none", ""), MLR]),
@@ -372,6 +373,11 @@ def test_what_a_t5_cannot_express_is_refused_with_a_spelling_that_works(attentio
     assert re.findall("'(.*?)'", message) == works
     for spelling in works:
         make(spelling)
+
+
+def test_standard_alone_is_the_attention_of_the_model():
+    assert parse_t5_attention("standard") == parse_attention(STANDARD)
+    assert get_hierarchy(make("standard").inner_model) == get_hierarchy(make(STANDARD).inner_model)
 
 
 def test_a_model_refused_is_as_it_was():

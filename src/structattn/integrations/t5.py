@@ -1,7 +1,8 @@
 """Attentions of the layers' grammar in a T5.
 
 A T5 neither scales its scores nor normalises queries and keys, and its heads are its own. So its own attention is spelt
-`standard+qk_norm=false+scale=1`, and MLR attention in it `mlr:32|16|16+level_weight=1+qk_norm=false`.
+`standard+qk_norm=false+scale=1`, or `standard` for short.
+MLR attention in it is `mlr:32|16|16+level_weight=1+qk_norm=false`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ def parse_t5_attention(attention: AttentionConfig | str) -> StandardConfig | MLR
     A T5 chooses ranks, levels, block sizes and gains; the other fields are given by the model.
 
     Args:
-        attention: a config, or its spelling in the grammar of `structattn.layers.parse_attention`.
+        attention: a config, or its spelling in the grammar of `structattn.layers.parse_attention`. `standard` alone
+            is the attention that the model has.
 
     Raises:
         TypeError: `attention` is neither.
         ValueError: the spelling is not understood, or a T5 cannot express it; the message has the nearest one it can.
     """
+    if attention == StandardConfig.kind:
+        attention = T5_STANDARD
     config = attention if isinstance(attention, AttentionConfig) else parse_attention(attention)
     if not isinstance(config, (StandardConfig, MLRConfig)):
         raise ValueError(
