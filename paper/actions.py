@@ -20,7 +20,7 @@ from paper.report import collect, conclude
 from paper.running import run_trials
 from paper.workers import WorkerConfig
 from structattn import checks
-from structattn.cli.progress import Bars
+from structattn.cli.progress import Bars, hide_bars_of_transformers
 from structattn.comparison import files
 from structattn.reporting.terminal import print_table
 from structattn.tasks.ett import default_season
@@ -33,6 +33,7 @@ def perform(command: commands.Command, line: Sequence[str]) -> int:
         command: the parsed command.
         line: the command line, program first; stored with the results.
     """
+    hide_bars_of_transformers()
     match command:
         case commands.Study():
             return _study(command, line)

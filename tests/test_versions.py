@@ -120,3 +120,24 @@ print(json.dumps([light, public, reached]))
     assert reached.count("module") == 8
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         structattn.nonsense  # noqa: B018
+
+
+def test_info_works_beside_a_version_that_is_too_old():
+    """It is the command that says so; the others end in one line."""
+    program = """
+import importlib.metadata as metadata, sys
+version = metadata.version
+metadata.version = lambda name: "5.0.0" if name == "transformers" else version(name)
+from structattn.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    info, other = (
+        subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        for words in (["info"], ["generate", "--run", "runs/none"])
+    )
+    assert info.returncode == 0
+    assert re.search(r"transformers .*5\.0\.0 .*older than tested", info.stdout)
+    assert info.stderr == ""
+    assert other.returncode == 1
+    assert other.stderr.startswith("structattn: structattn needs transformers 5.17 or newer, got 5.0.0")
+    assert other.stderr.count("\n") == 1

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checks.require("tyro", "train")
     except ImportError as error:
         return shell.fail("structattn", error)
-    from structattn.cli.commands import Command
+    from structattn.cli.commands import Command, Info
 
     command = shell.parse(
         Command,
@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     def perform() -> int:
+        if isinstance(command, Info):
+            from structattn.cli.info import show_info
+
+            return show_info()
         from structattn.cli import actions
 
         return actions.perform(command, ["structattn", *arguments])

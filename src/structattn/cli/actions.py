@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rich.console import Console
-from rich.table import Table
 
-from structattn import versions
 from structattn.cli import commands
-from structattn.cli.progress import Bars
+from structattn.cli.progress import Bars, hide_bars_of_transformers
 from structattn.cli.writing import write_on
 from structattn.comparison.compare import Comparison, compare
-from structattn.comparison.environment import environment
 from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, load_run
 from structattn.models import LanguageModel
@@ -25,7 +22,7 @@ from structattn.reporting.outputs import write_outputs
 from structattn.reporting.terminal import print_results, print_table
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig, profile_of
 from structattn.tasks.ett import default_season
-from structattn.training import FORECAST_PRESETS, PRESETS, RunFolderError, TrainConfig, preset
+from structattn.training import FORECAST_PRESETS, RunFolderError, TrainConfig, preset
 from structattn.training.evaluation import evaluate
 
 _Options = commands.Language | commands.Regression | commands.Forecast
@@ -62,13 +59,14 @@ def _config(kind: type[Config], options: object, defaults: Mapping[str, Any], **
     return kind(**(preset_values | given | fixed))
 
 
-def perform(command: commands.Command, line: Sequence[str]) -> int:
+def perform(command: commands.Action, line: Sequence[str]) -> int:
     """Perform the command and return the exit status.
 
     Args:
         command: the parsed command.
         line: the words of the command line, the program's name first, for the record.
     """
+    hide_bars_of_transformers()
     match command:
         case commands.Compare() | commands.Train():
             return _compare(command.what, line)
@@ -80,8 +78,6 @@ def perform(command: commands.Command, line: Sequence[str]) -> int:
             return _retrofit(command, line)
         case commands.MupCheck():
             return _mup_check(command)
-        case commands.Info():
-            return _info()
 
 
 # --- compare and train ------------------------------------------------------------------------------------------------
@@ -214,35 +210,3 @@ def _mup_check(command: commands.MupCheck) -> int:
         check.plot().savefig(command.plot, dpi=150)
         console.print(f"figure: {command.plot}", soft_wrap=True)
     return 0 if check.passed else 1
-
-
-def _versions_table(packages: dict[str, str | None]) -> Table:
-    """Return a table of installed and tested versions; versions outside are marked."""
-    table = Table("package", "installed", "tested", "")
-    for name, version in packages.items():
-        oldest, newest = versions.tested().get(name, ("", ""))
-        standing = versions.standing(name, version) if oldest else ""
-        mark = {"older": "older than tested: update it", "newer": "newer than tested"}.get(standing, "")
-        table.add_row(name, version or "not installed", f"{oldest} to {newest}" if oldest else "", mark)
-    return table
-
-
-def _info() -> int:
-    from structattn.ops import backends
-
-    console = Console(highlight=False)
-    facts = environment()
-    console.print(f"structattn {facts['structattn']}, Python {facts['python']}")
-    console.print(f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
-    console.print(f"accelerator: {facts['accelerator'] or 'none'}\n")
-    console.print(_versions_table(facts["packages"]))
-    console.print("\nbackends of the attention op, best first:")
-    for status in backends():
-        console.print(f"  {status}", markup=False)
-    table = Table("preset", "layers", "width", "heads", "context", "batch", "learning rate", "training FLOPs")
-    for name, row in (PRESETS | {f"{name} (forecast)": row for name, row in FORECAST_PRESETS.items()}).items():
-        cells = (row.layers, row.dim, row.heads, row.context_length, row.batch_size)
-        table.add_row(name, *map(str, cells), f"{row.learning_rate:g}", f"{row.flops:.2g}")
-    console.print()
-    console.print(table)
-    return 0

@@ -333,3 +333,6 @@ Command = (
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 """Any command."""
+
+Action = Compare | Train | Evaluate | Generate | Retrofit | MupCheck
+"""A command that needs models; `info` works without."""

@@ -16,6 +16,13 @@ _UNITS = 1000
 _COUNTERS = ("step", "tokens", "flops", "seconds", "tokens_per_second", "train_loss")
 
 
+def hide_bars_of_transformers() -> None:
+    """Hide the bars that transformers shows even for the single file of a small model."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 class Bars:
     """Progress bars, one per run, each made when its run starts. Use it as a context.
 

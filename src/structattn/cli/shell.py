@@ -73,21 +73,26 @@ def run(perform: Callable[[], int], program: str, *, debug: bool) -> int:
         program: name of the program, at the start of an error line.
         debug: also print the traceback of an error.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    from structattn.training import TrainingError
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    disable_progress_bar()  # Hugging Face shows a bar even for the single file of a small model.
     try:
         return perform()
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command resumes from the last checkpoint\n")
         return 130
-    except (ValueError, TypeError, ImportError, OSError, TrainingError) as error:
+    except Exception as error:
+        if not _is_reported(error):
+            raise
         if debug:
             traceback.print_exc()
         return fail(program, error)
+
+
+def _is_reported(error: Exception) -> bool:
+    """Return True for errors of the user, the data, the disk and of runs; others are faults of the program."""
+    runs = sys.modules.get("structattn.training.errors")  # not imported: there was no run
+    return isinstance(error, (ValueError, TypeError, ImportError, OSError)) or (
+        runs is not None and isinstance(error, runs.TrainingError)
+    )
 
 
 def fail(program: str, error: Exception) -> int:
