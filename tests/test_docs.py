@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from snippets import PAGES, ROOT, blocks_of, commands_of, snippets_of, text_of
+from tests.snippets import PAGES, ROOT, blocks_of, commands_of, snippets_of, text_of
 
 pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ from structattn import flops
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.models.parameters import ParameterRole
 from tests.tolerance import assert_calibrated
-from transformers_versions import checkpoint_activations
+from tests.transformers_versions import checkpoint_activations
 
 STRUCTURES = ["standard", "mlr", "mlr:4,2,2", "swa:4", "gswa:4,4", "btt", "bmlr:4,2,2", "lowrank", "monarch"]
 

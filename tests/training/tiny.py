@@ -8,7 +8,7 @@ import torch
 from structattn.models import RegressionModel, RegressionModelConfig
 from structattn.tasks import RegressionConfig, RegressionTask
 from structattn.training import TrainConfig, train
-from tolerance import assert_calibrated
+from tests.tolerance import assert_calibrated
 
 TASK = RegressionConfig(input_dim=6, curriculum=0.5, evaluation_prompts=24)
 
