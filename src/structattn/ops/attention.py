@@ -1,4 +1,4 @@
-"""`mlr_attention`: its definition, and the checks of its arguments before any work.
+"""Define `mlr_attention` and check its arguments.
 
 Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv), output (B, Hq, Tq, dv).
 """
@@ -39,16 +39,18 @@ def mlr_attention(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Softmax attention whose dot product shortens with distance (arXiv 2509.07963, section 4).
+    r"""Compute softmax attention whose dot product shortens with distance.
 
-    With depth `m = m(i, j)` and prefix rank `R_m` of the hierarchy::
+    See arXiv 2509.07963, section 4. With depth `m = m(i, j)` and prefix rank `R_m` of the hierarchy::
 
         score(i, j) = scale · c_m · Σ_{d < R_m} q_i[d] · k_j[d] + attn_bias(i, j)
         out_i       = Σ_j softmax_j(score(i, ·)) v_j
 
-    `Hierarchy.flat(r)` is `torch.nn.functional.scaled_dot_product_attention`, whose argument names are used here.
-    A query that sees no key, or stands before its row's first valid key, gives zeros and zero gradients. It has
-    first derivatives in reverse mode, also under `torch.func.grad` and `torch.vmap`.
+    With `Hierarchy.flat(r)` it computes `torch.nn.functional.scaled_dot_product_attention`. Arguments that both have
+    carry the same name; SDPA's `attn_mask` is `attn_bias` here.
+
+    Queries without a visible key, and queries in left padding, return zeros and get zero gradients. The op has first
+    derivatives in reverse mode only, also under `torch.func.grad` and `torch.vmap`.
 
     Args:
         query: `(B, Hq, Tq, r)`, float16, bfloat16, float32 or float64.

@@ -1,4 +1,4 @@
-"""The hierarchy of MLR attention: its levels, the dimensions each owns, and the blocks of positions that share it.
+"""Define the hierarchy: levels, the dimensions each owns, and its blocks.
 
 Symbols: level l = 1..L, level rank r_l, prefix rank R_m = r_1 + … + r_m, block size b_l, depth m(i, j), gain c_m.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    r"""The levels of an MLR attention score (arXiv 2509.07963, section 4).
+    r"""Describe the levels of an MLR attention score (arXiv 2509.07963, section 4).
 
-    Positions are absolute. A pair of positions shares level `l` when both lie in the same block of `b_l` positions, and
-    its depth is the number of levels it shares::
+    Positions are absolute. A pair of positions shares level `l` when both lie in the same block of `b_l` positions. For
+    `l = 1`, `b_1` is None: one block, so every pair shares it. The depth of a pair is the number of levels it shares::
 
-        m(i, j)     = max{ l : i // b_l == j // b_l }                     at least 1: level 1 is one block
+        m(i, j)     = max{ l : i // b_l == j // b_l }                     at least 1
         score(i, j) = scale · c_m · Σ_{d < R_m} q_i[d] · k_j[d]           with m = m(i, j), R_m = r_1 + … + r_m
 
     Args:
@@ -61,10 +61,10 @@ class Hierarchy:
         context_length: int,
         gains: Iterable[float] | Literal["mean"] | None = None,
     ) -> Hierarchy:
-        """Return a hierarchy whose blocks halve: `None, C/2, C/4, …` for a context of C tokens.
+        """Return a hierarchy whose blocks halve from a context of C.
 
-        Where C is not a multiple of `2^(L-1)` the smallest block is rounded up and the others are its doubles, so that
-        blocks nest and two blocks of level 2 still hold the whole context.
+        Blocks are `None, C/2, C/4, …` tokens. The smallest block is `ceil(C / 2^(L-1))` and each coarser one doubles
+        it. Blocks therefore nest, and two level-2 blocks cover the context.
         """
         ranks = _check_ranks(ranks)
         context_length = checks.positive_int("context_length", context_length)
@@ -134,17 +134,21 @@ class Hierarchy:
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def depth(self, i: int | torch.Tensor, j: int | torch.Tensor) -> int | torch.Tensor:
-        """Return `m(i, j)`, in 1..L, for positions `i` and `j`: integers, or integer tensors that broadcast."""
+        """Return the depth `m(i, j)`, in 1..L.
+
+        Positions `i` and `j` are integers, or integer tensors that broadcast.
+        """
         depth: Any = 1 + 0 * (i + j)
         for size in self.block_sizes:
             depth = depth + (size is not None and i // size == j // size)
         return depth
 
     def key_numbers(self, length: int) -> int:
-        """Return how many numbers of keys one head keeps when generating at `length` tokens.
+        """Return the cached key numbers of one head after `length` tokens.
 
-        `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)`: level `l` is kept for the current block only, since no later query
-        shares level `l` with an earlier block.
+        Level 1 keeps all `T = length` keys. Level `l >= 2` keeps only the current block, `T mod b_l` (or `b_l`) keys,
+        because no later query shares the level with an earlier block. In numbers:
+        `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)`.
         """
         if length == 0:
             return 0
@@ -153,7 +157,10 @@ class Hierarchy:
         return length * self.ranks[0] + sum(rank * (length % size or size) for rank, size in finite if size)
 
     def pair_counts(self, query_length: int, key_length: int, *, is_causal: bool, query_offset: int = 0) -> list[int]:
-        """Return, for each level, the number of visible pairs that share it; queries stand from `query_offset` on."""
+        """Return the number of visible pairs that share each level.
+
+        Query `t` has position `query_offset + t`.
+        """
         whole = max(query_offset + query_length, key_length)
         i = np.arange(query_offset, query_offset + query_length)
         visible_end = np.minimum(i + 1, key_length) if is_causal else np.full_like(i, key_length)
@@ -165,11 +172,11 @@ class Hierarchy:
         return counts
 
     def plot(self, length: int | None = None, ax: Axes | None = None) -> Axes:
-        """Draw the width `R_m(i, j)` of each pair's dot product, on `ax` or a new figure.
+        """Draw the dot-product width `R_m` of every pair.
 
         Args:
             length: positions to draw; by default two blocks of level 2, or 64 where there is one level.
-            ax: matplotlib axes.
+            ax: matplotlib axes; by default those of a new figure.
 
         Raises:
             ImportError: without matplotlib, naming the extra that brings it.
@@ -186,9 +193,12 @@ class Hierarchy:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """Read ranks from `32|8|4` (bars or commas) or `8x4`, four levels of 8; ValueError otherwise.
+    """Parse ranks such as `32|8|4`, `32,8,4` or `8x4`.
 
-    Every spelling of ranks is read here, so that it means the same in a hierarchy, a config and a command.
+    `8x4` is four levels of 8. A hierarchy, a config and a command all read ranks here.
+
+    Raises:
+        ValueError: `text` has another form.
     """
     rank, times, count = text.partition("x")
     if times:
@@ -197,7 +207,13 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def parse_block_sizes(text: str) -> tuple[int | None, ...]:
-    """Read block sizes from `*|96|48` (bars or commas), where `*` is the whole sequence; ValueError otherwise."""
+    """Parse block sizes such as `*|96|48`.
+
+    `*` is the whole sequence; commas serve as bars.
+
+    Raises:
+        ValueError: `text` has another form.
+    """
     parts = text.replace(",", "|").split("|")
     return tuple(None if part == "*" else _integer(part, text) for part in parts)
 

@@ -1,7 +1,7 @@
-"""The operator behind `mlr_attention`: what autograd, autocast, compilers and FLOP counters see.
+"""Register the operator behind `mlr_attention`.
 
-Its arguments are those of `structattn.ops.schema`. It chooses the backend when it runs, so that nothing a backend does
-is traced.
+Autograd, autocast, compilers and FLOP counters see this operator. Its arguments are those of `structattn.ops.schema`.
+It chooses the backend when it runs, so that nothing a backend does is traced.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from structattn.ops.transforms import (
 def attend(call: Call, backend: str) -> Tensor:
     """Return the output `(B, Hq, Tq, dv)` of a checked call.
 
-    It goes through the operator where something watches or rewrites operators. Otherwise it goes straight to the
-    backend: the operator's way through Python takes longer than the arithmetic of a short call.
+    Use the registered operator under torch.compile, autocast, profilers, dispatch modes and function transforms.
+    Otherwise call the backend directly: dispatch through Python costs more than a short call.
     """
     tensors = schema.tensors_of(call)
     if not torch_internals.is_plain(tensors):
         options = schema.options_of(call, backend)
-        if torch.compiler.is_compiling():  # A compiler has its own way with transforms.
+        # The compiler traces transforms itself, so the operator must not.
+        if torch.compiler.is_compiling():
             return torch.ops.structattn.mlr_attention(*tensors, *options)[0]
         if torch_internals.has_tangent(tensors):
             raise NotImplementedError("mlr_attention has no forward-mode derivative; use reverse mode (backward, vjp)")
@@ -41,26 +42,29 @@ def attend(call: Call, backend: str) -> Tensor:
             return MLRAttentionTransformed.apply(*tensors, *options)[0]
         return torch.ops.structattn.mlr_attention(*tensors, *options)[0]
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors[:4]):
-        return MLRAttention.apply(*tensors, call, backend)
+        return _DirectMLRAttention.apply(*tensors, call, backend)
     return _run(call, backend)[0]
 
 
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp by the backend of that name."""
+    """Return output and log-sum-exp; both the direct and the registered path end here."""
     check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
     return registry.choose(backend, call).forward(call)
 
 
-class MLRAttention(torch.autograd.Function):
-    """Autograd function of the direct way, which bypasses the registered operator."""
+class _DirectMLRAttention(torch.autograd.Function):
+    """Differentiate a call that bypasses the registered operator."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        """Return the output; `args` are the tensors of `schema.TENSORS`, their call, and the backend's name."""
+        """Return the output.
+
+        `args` are the tensors of `schema.TENSORS`, their call, and the backend's name.
+        """
         *tensors, call, backend = args
         out, lse = _run(call, backend)
         ctx.save_for_backward(out, lse, *tensors)
-        # Autograd holds the tensors, so that it can free them and see them change; the call must not hold them.
+        # Save tensors only through ctx: autograd frees them and detects in-place changes. Do not keep the Call.
         ctx.options = (call.hierarchy, call.is_causal, call.scale, call.query_offset, call.dropout_p)
         ctx.backend = backend
         return out
@@ -69,8 +73,8 @@ class MLRAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key, value and bias.
 
-        Where they are to be differentiated again (grad mode is on), the operator computes them: it has no derivative,
-        and raises when one is asked for.
+        With create_graph=True, the registered operator computes them. It has no second derivative and raises when one
+        is asked for.
         """
         out, lse, *tensors = ctx.saved_tensors
         call, needs_bias_grad = Call(*tensors, *ctx.options), ctx.needs_input_grad[3]
@@ -108,9 +112,9 @@ def _backward_fake(grad_out: Tensor, out: Tensor, lse: Tensor, needs_bias_grad: 
 
 
 def _flops(arguments: tuple[Any, ...], score_products: int, value_products: int) -> int:
-    """Return FLOPs of an operator's arguments, in which the counter has put shapes for tensors.
+    """Return the FLOPs of one call; `arguments` hold shapes instead of tensors.
 
-    Visible pairs count, each times what it multiplies; padding counts too, since shapes do not show it.
+    Only visible pairs count. Padding counts as visible, because shapes do not show it.
     """
     (batch, heads, query_length, _), _, (_, _, key_length, width) = arguments[:3]
     call, _ = schema.unpack(arguments)
@@ -157,9 +161,10 @@ _LIBRARY = torch.library.Library("structattn", "FRAGMENT")
 
 
 def _register_autocast(device_type: str) -> None:
-    """Bring query, key and value to the autocast dtype, as PyTorch's own attention does; float64 stays.
+    """Cast query, key and value to the autocast dtype; keep float64.
 
-    `torch.library.register_autocast` would fix that dtype at import; the user chooses it at run time.
+    PyTorch's own attention does the same. `torch.library.register_autocast` would fix that dtype at import; the user
+    chooses it at run time.
     """
 
     def autocast(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""The definition of MLR attention in dense PyTorch; every other backend is tested against it in float64.
+"""Define MLR attention in dense PyTorch; backends are tested against it.
 
-It sums the score level by level, as the paper does; the other backends take prefixes. Memory is O(Tq · Tk).
+The tests compare in float64. The score is summed level by level, as in the paper; the other backends take prefixes.
+Memory is O(Tq · Tk).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from structattn.ops.dropout import keep_mask
 
 
 def ineligible(call: Call | None = None) -> str | None:
-    """Return None: it serves every call, at the cost of dense scores."""
+    """Return None, because dense scores serve every call."""
     return None
 
 
@@ -24,11 +25,15 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Return softmax of the scores `(B, Hq, Tq, Tk)`, dropout's factor on it, and log-sum-exp `(B, Hq, Tq)`."""
+    """Return probabilities, dropout factors and log-sum-exp.
+
+    Probabilities are `(B, Hq, Tq, Tk)`, the softmax before dropout. Dropout factors broadcast to them. Log-sum-exp is
+    `(B, Hq, Tq)`.
+    """
     ranks = call.hierarchy.ranks
     query, key = call.query.split(ranks, -1), _per_query_head(call, call.key).split(ranks, -1)
     i, j, visible = _positions(call)
-    score = sum(w * (q @ k.mT) for w, q, k in zip(_level_weights(call, i, j), query, key, strict=True))
+    score = sum(w * (q @ k.mT) for w, q, k in zip(_score_factors(call, i, j), query, key, strict=True))
     if call.attn_bias is not None:
         score = score + call.attn_bias.to(call.query.dtype)
     score = score.masked_fill(~visible, -torch.inf)
@@ -41,13 +46,16 @@ def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
         return probability, torch.ones((), dtype=score.dtype, device=score.device), lse
     batch, heads, query_length, key_length = score.shape
     rows, columns = (torch.arange(length, device=score.device) for length in (query_length, key_length))
-    pairs = torch.arange(batch * heads, device=score.device).view(batch, heads, 1, 1)
-    keep = keep_mask(call.seed, pairs, rows[:, None], columns, call.dropout_p)
+    rows_and_heads = torch.arange(batch * heads, device=score.device).view(batch, heads, 1, 1)
+    keep = keep_mask(call.seed, rows_and_heads, rows[:, None], columns, call.dropout_p)
     return probability, keep.to(score.dtype) / (1 - call.dropout_p), lse
 
 
 def _positions(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Return positions of queries `(B or 1, 1, Tq, 1)` and keys `(B or 1, 1, 1, Tk)`, and which pairs are visible."""
+    """Return the positions of queries and keys, and the visible pairs.
+
+    Shapes: `(B or 1, 1, Tq, 1)`, `(B or 1, 1, 1, Tk)`, `(B or 1, 1, Tq, Tk)`.
+    """
     device, query_length, key_length = call.query.device, call.query.shape[2], call.key.shape[2]
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     start = (zero if call.key_start is None else call.key_start).view(-1, 1, 1, 1)
@@ -58,15 +66,15 @@ def _positions(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     return i, j, visible & (j <= i) if call.is_causal else visible
 
 
-def _level_weights(call: Call, i: Tensor, j: Tensor) -> list[Tensor]:
-    """Return, for each level, the factor on its dot products: `scale · c_m` where a pair shares a block, else 0."""
+def _score_factors(call: Call, i: Tensor, j: Tensor) -> list[Tensor]:
+    """Return `scale * c_m` per level, zero where a pair shares no block."""
     gains = torch.tensor(call.hierarchy.gains, dtype=call.query.dtype, device=call.query.device)
-    weight = call.scale * gains[call.hierarchy.depth(i, j) - 1]
-    return [weight if size is None else weight * (i // size == j // size) for size in call.hierarchy.block_sizes]
+    factor = call.scale * gains[call.hierarchy.depth(i, j) - 1]
+    return [factor if size is None else factor * (i // size == j // size) for size in call.hierarchy.block_sizes]
 
 
 def _per_query_head(call: Call, tensor: Tensor) -> Tensor:
-    """Return `(B, Hkv, …)` as `(B, Hq, …)`, each key head repeated for its query heads."""
+    """Repeat each key head for its query heads."""
     return tensor.repeat_interleave(call.query.shape[1] // tensor.shape[1], dim=1)
 
 
@@ -79,7 +87,7 @@ def backward(
     query, key = call.query.split(ranks, -1), _per_query_head(call, call.key).split(ranks, -1)
     delta = (grad_out * out).sum(-1, keepdim=True)
     score_grad = probability * (keep * (grad_out @ value.mT) - delta)
-    weighted = [weight * score_grad for weight in _level_weights(call, *_positions(call)[:2])]
+    weighted = [factor * score_grad for factor in _score_factors(call, *_positions(call)[:2])]
     query_grad = torch.cat([s @ k for s, k in zip(weighted, key, strict=True)], -1)
     key_grad = torch.cat([s.mT @ q for s, q in zip(weighted, query, strict=True)], -1)
     value_grad = (probability * keep).mT @ grad_out

@@ -1,6 +1,6 @@
 """Private names of torch that this package reads, and a fallback for each that is missing.
 
-A fallback is slower, or says "not known"; callers then take the way that is always correct.
+A fallback is slower, or says "not known"; callers then take the path that is always correct.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WATCHERS = (
     "autograd.forward_ad._current_level",
     "Tensor._is_zerotensor",
 )
-"""Names that tell whether something watches operators; the direct way around them needs all."""
+"""Names that tell whether something watches operators; the direct path around them needs all."""
 
 
 def find(name: str) -> Any:
