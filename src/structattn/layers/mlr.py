@@ -1,4 +1,4 @@
-"""MLR attention: near pairs get a rich dot product, far pairs a cheap one."""
+"""Attend by MLR: a long dot product for near pairs, a short one for far pairs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class MLRAttention(ProjectedAttention):
-    """Multi-head attention whose score matrix is Multi-Level Low Rank (arXiv 2509.07963, section 4).
+    """Multi-head attention with a Multi-Level Low Rank score matrix.
 
-    With level weights `w_l`, and block sizes, ranks and gains `c_m` from the hierarchy::
+    See arXiv 2509.07963, section 4. With level weights `w_l`, and block sizes, ranks and gains `c_m` of the hierarchy::
 
         score(i, j) = c_m · Σ_{l <= m} w_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
 
@@ -36,7 +36,8 @@ class MLRAttention(ProjectedAttention):
         dim: `D`.
         heads: query heads `H`.
         hierarchy: the levels; the width of a query and key head is the sum of its ranks.
-        head_dim: the width of a value head; `D / H` by default.
+        head_dim: the width of a value head; `D / H` by default. The attribute `head_dim` is another width, that of a
+            query and key head (the sum of the ranks); the attribute `value_dim` is this one.
         level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
         basis: map queries and keys by a `structattn.layers.head_basis.HeadBasis` before the levels. It orders the
             dimensions of a model that was trained without levels.
@@ -96,7 +97,7 @@ class MLRAttention(ProjectedAttention):
         return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
-        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` tokens."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
 
     def key_numbers(self, length: int) -> int:
@@ -108,7 +109,7 @@ class MLRAttention(ProjectedAttention):
         return self.kv_heads * per_head
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of each level's scores, of mixing all values, and of the basis."""
+        """Return the FLOPs of scores, of mixing values, and of the basis."""
         causal = self.is_causal and not dense
         maps = Flops(0, 0) if self.basis is None else self.basis.flops(self.heads, batch * length)
         return maps + flops.attention(

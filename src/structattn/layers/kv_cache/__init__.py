@@ -1,4 +1,4 @@
-"""The key-value cache of an attention layer: what is kept, how long, and who reads it.
+"""Cache the keys and values of an attention layer.
 
 **What is kept.** Each layer describes its cache by a `CacheLayout`: one or more `CacheSlice` of keys and one of values.
 A slice is a number of heads, a width, and a `Retention`.
@@ -6,15 +6,15 @@ A slice is a number of heads, a width, and a `Retention`.
 | layer | key slices | values |
 |---|---|---|
 | standard | all keys | all |
-| sliding window | keys of the last `window` tokens | of the last `window` tokens |
+| sliding window | last `window` keys | last `window` values |
 | global + sliding window | the first `g` dimensions of all keys; the rest for the last `window` tokens | all |
 | MLR | level 1 of all keys; level `l >= 2` of the keys in the current block of `b_l` positions | all |
-| bilinear, contracted on the query side | one vector `y` for all heads, and two norm statistics for each head | all |
-| bilinear, on another side | all keys | all |
+| bilinear, query side | one input vector `y` (width `D`), shared by all heads; two norm statistics per head | all |
+| bilinear, other sides | all keys | all |
 
-**How long.** `Retention` gives the oldest token that the next query still reads: the first of the sequence, of the
-query's block, or of its window. Blocks are counted from the first real token of a row, so a batch keeps what its rows
-need together. `KeyValueCache.forget` drops everything older.
+**How long.** `Retention` gives the oldest index that the next query reads: 0, the start of its block, or the start of
+its window. Blocks start at each row's first real token. A batch keeps the union of what its rows need.
+`KeyValueCache.forget` drops everything older.
 
 **Who reads it.** `Attention.forward` (`layers/interface.py`) appends the new tokens, calls the layer's `attend_cached`,
 and then `forget`. MLR attention reads its slices with `attend_mlr_cache` (`mlr_cache.py`), which also serves models of
@@ -27,7 +27,7 @@ stream for each dimension.
 """
 
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
-from structattn.layers.kv_cache.key_value_cache import KeyValueCache, in_autocast_dtype
+from structattn.layers.kv_cache.key_value_cache import KeyValueCache, to_autocast_dtype
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
 from structattn.layers.kv_cache.mlr_cache import attend_mlr_cache, mlr_cache_layout
 
@@ -38,6 +38,6 @@ __all__ = [
     "KeyValueCache",
     "Retention",
     "attend_mlr_cache",
-    "in_autocast_dtype",
     "mlr_cache_layout",
+    "to_autocast_dtype",
 ]

@@ -1,4 +1,4 @@
-"""A tensor that grows along time and drops its oldest entries: the storage of key-value caches."""
+"""Store the entries of key-value caches: append new ones, drop the oldest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ adds 1/QUANTUM to its cost. Storage exceeds the live entries by less than `QUANT
 
 
 class GrowingBuffer:
-    """The entries at indices `first … end - 1` of a sequence, along one axis of a tensor whose axis 0 is the batch.
+    """Entries `first … end - 1` of a sequence, along one tensor axis.
 
-    Dropping entries copies the remaining ones to new storage, so that the old storage is freed.
+    Axis 0 is the batch. Dropping entries copies the remaining ones to new storage, so that the old storage is freed.
 
     Args:
         axis: the axis of time, negative.
@@ -31,7 +31,7 @@ class GrowingBuffer:
 
     @property
     def storage(self) -> Tensor:
-        """The tensor that holds the entries, oldest first, with unused room after the newest."""
+        """Entries, oldest first, with unused room after the newest."""
         if self._storage is None:
             raise ValueError("the cache is empty: append to it first")
         return self._storage

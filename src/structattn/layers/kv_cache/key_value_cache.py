@@ -1,4 +1,4 @@
-"""The key-value cache of one attention layer.
+"""Store the keys and values that one attention layer has read.
 
 Shapes: B rows, Hkv key heads, T tokens read so far.
 """
@@ -14,18 +14,19 @@ from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.layers.kv_cache.layout import CacheLayout
 
 
-def in_autocast_dtype(x: Tensor) -> Tensor:
-    """Cast `x` as the attention op does under autocast."""
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    """Cast to the autocast dtype if autocast is on; keep float64."""
     if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 class KeyValueCache:
-    """Keys and values of the tokens that one attention layer has read, for generation without gradients.
+    """Keys and values that one attention layer has read.
 
-    For MLR attention it keeps level 1 of all tokens and level `l` of the current block. An unpadded row then has
-    `Hierarchy.key_numbers(T)` live key numbers (arXiv 2509.07963, section 4, which gives the count).
+    It serves generation without gradients. For MLR attention it keeps level 1 of all tokens and level `l` of the
+    current block. An unpadded row then has `Hierarchy.key_numbers(T)` live key numbers (count from arXiv 2509.07963,
+    section 4).
 
     Call `append` with the new tokens, attend, then `forget`, which drops what no later query reads. While `recording`,
     `forget` drops nothing until the next `crop`: tokens can then be taken back across the edge of a block or window.
@@ -44,7 +45,7 @@ class KeyValueCache:
         self.recording = False
         self.keys = tuple(GrowingBuffer(-1 if layout.dimension_major else -2) for _ in layout.keys)
         self.value = GrowingBuffer(-2)
-        self._has_blocks = any(each.retention.block is not None for each in layout.slices)
+        self._has_blocks = any(part.retention.block is not None for part in layout.slices)
         self._row_starts: tuple[int, ...] = (0,)  # of all rows, without repetition
         self._rows_have_begun = False
 
@@ -62,7 +63,7 @@ class KeyValueCache:
     def key_numbers(self) -> int:
         """Live key numbers of one row, all heads."""
         slices = zip(self.layout.keys, self.keys, strict=True)
-        return sum(each.heads * each.width * (keys.end - keys.first) for each, keys in slices)
+        return sum(part.heads * part.width * (keys.end - keys.first) for part, keys in slices)
 
     @property
     def key_bytes(self) -> int:
@@ -75,7 +76,9 @@ class KeyValueCache:
         return self.key_bytes + self.value.nbytes
 
     def append(self, keys: Sequence[Tensor], value: Tensor) -> None:
-        """Add the keys and values of new tokens, in the dtype of autocast where it is on.
+        """Append the keys and values of new tokens.
+
+        Under autocast they are stored in its dtype.
 
         Args:
             keys: for each slice of the keys `(B, heads, T', width)`.
@@ -85,15 +88,15 @@ class KeyValueCache:
             ValueError: tensors that require gradients, or whose rows, heads or widths are not those of the cache.
         """
         self._check(keys, value)
-        for buffer, entries in zip(self.keys, map(in_autocast_dtype, keys), strict=True):
+        for buffer, entries in zip(self.keys, map(to_autocast_dtype, keys), strict=True):
             buffer.append(entries.transpose(-2, -1) if self.layout.dimension_major else entries)
-        self.value.append(in_autocast_dtype(value))
+        self.value.append(to_autocast_dtype(value))
 
     def forget(self, key_start: Tensor | None = None) -> None:
         """Drop what no query after the last token reads.
 
-        The numbers in `key_start` are read from the device once a sequence, since waiting for them at every token
-        would stall an accelerator. Only rows that are all padding so far are read again, until their first token.
+        `key_start` is read from the device once per sequence, to avoid a sync at every token. It is read again only
+        while some row is still all padding.
 
         Args:
             key_start: `(B,)` integers, the first real token of each row, from which positions count. It must not
@@ -139,8 +142,8 @@ class KeyValueCache:
     def take_rows(self, rows: Tensor) -> None:
         """Replace the batch by the rows at these indices.
 
-        An index may repeat (beams) or be left out. The starts of rows that are left out still count for what `forget`
-        keeps: only the device knows which rows they are.
+        An index may repeat (beams) or be left out. Dropped rows still count in what is kept, since finding them would
+        need a device sync. The cache may keep more than it must.
         """
         for buffer in self._buffers:
             buffer.take_rows(rows)
@@ -161,9 +164,9 @@ class KeyValueCache:
             buffer.drop_before(needed)
 
     def _needs(self, index: int) -> list[tuple[GrowingBuffer, int]]:
-        """Return each buffer with the oldest entry that a query at `index` reads."""
+        """Return each buffer with the oldest index that a query reads."""
         needed = [
-            min(each.retention.first_needed(index, start) for start in self._row_starts) for each in self.layout.slices
+            min(part.retention.first_needed(index, start) for start in self._row_starts) for part in self.layout.slices
         ]
         return list(zip(self._buffers, needed, strict=True))
 
@@ -174,8 +177,8 @@ class KeyValueCache:
         if len(tensors) != len(slices):
             raise ValueError(f"keys must come in {len(self.layout.keys)} slices ({self.layout}), got {len(keys)}")
         rows = value.shape[0] if self.rows is None else self.rows
-        for tensor, each in zip(tensors, slices, strict=True):
-            expected = (rows, each.heads, value.shape[2], each.width)
+        for tensor, part in zip(tensors, slices, strict=True):
+            expected = (rows, part.heads, value.shape[2], part.width)
             if tuple(tensor.shape) != expected:
                 raise ValueError(
                     f"the cache holds {rows} rows of {self.layout}, so that new keys or values must be {expected}; "

@@ -1,4 +1,4 @@
-"""The description of a key-value cache: which slices it holds, and how long it keeps each."""
+"""Describe a key-value cache: its slices and how long each is kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """How long entries are kept: for the whole sequence, for a block of positions, or for a window of tokens.
+    """Time that entries are kept: the sequence, a block or a window.
 
     Args:
         block: keep the entries in the block of so many positions that holds the query.
@@ -18,7 +18,7 @@ class Retention:
     window: int | None = None
 
     def first_needed(self, index: int, row_start: int = 0) -> int:
-        """Return the oldest index that a query at `index`, or a later one, reads.
+        """Return the oldest index that queries from `index` on read.
 
         Args:
             index: of the query.
@@ -31,14 +31,14 @@ class Retention:
 
 @dataclass(frozen=True)
 class CacheSlice:
-    """One slice of the cached keys or values: its heads, its width, and how long it is kept."""
+    """One slice of the cached keys or values: heads, width and retention."""
 
     heads: int
     width: int
     retention: Retention = Retention()
 
     def __str__(self) -> str:
-        """Return the slice in words, such as `2 x 8 in blocks of 64`."""
+        """Return text such as `2 x 8 in blocks of 64`."""
         text = f"{self.heads} x {self.width}"
         if self.retention.block is not None:
             return f"{text} in blocks of {self.retention.block}"
@@ -47,7 +47,9 @@ class CacheSlice:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The slices of a layer's cache. Only layers with equal layouts can share a cache.
+    """Slices of a layer's cache.
+
+    Only layers with equal layouts can share a cache.
 
     Args:
         keys: slices of the keys.
@@ -66,5 +68,5 @@ class CacheLayout:
         return (*self.keys, self.value)
 
     def __str__(self) -> str:
-        """Return the layout in words: `keys 2 x 8, 2 x 8 in blocks of 64; values 2 x 16`."""
+        """Return text such as `keys 2 x 8 in blocks of 64; values 2 x 16`."""
         return f"keys {', '.join(map(str, self.keys))}; values {self.value}"

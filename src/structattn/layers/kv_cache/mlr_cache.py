@@ -1,10 +1,10 @@
-"""The cache layout of MLR attention, and attention that reads it."""
+"""Cache the keys of MLR attention level by level, and attend to them."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from structattn.layers.kv_cache.key_value_cache import KeyValueCache, in_autocast_dtype
+from structattn.layers.kv_cache.key_value_cache import KeyValueCache, to_autocast_dtype
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
 from structattn.ops.attention import mlr_attention
 from structattn.ops.decode import mlr_decode
@@ -62,7 +62,7 @@ def attend_mlr_cache(
             enable_gqa=True,
         )
     return mlr_decode(
-        in_autocast_dtype(query),
+        to_autocast_dtype(query),
         [keys.storage for keys in cache.keys],
         cache.value.storage,
         hierarchy,
@@ -75,7 +75,10 @@ def attend_mlr_cache(
 
 
 def _joined_keys(cache: KeyValueCache) -> Tensor:
-    """Return keys `(B, Hkv, T, r)`, zero where a level was dropped: no query reads that."""
+    """Return keys `(B, Hkv, T, r)`, zero where a level was dropped.
+
+    No query reads those zeros.
+    """
     levels = [keys.live for keys in cache.keys]
     rows, heads, _, length = levels[0].shape
     joined = levels[0].new_zeros(rows, heads, length, sum(keys.shape[2] for keys in levels))
