@@ -65,7 +65,7 @@ def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens:
             (loop, "evaluate", "evaluation"),
             (loop._Run, "_evaluate", "evaluation and metrics"),
             (loop._Run, "_save", "save"),
-            (loop._Run, "finish", "run"),
+            (loop._Run, "train_to_end", "run"),
         ]:
             patches.enter_context(timers.timed(owner, attribute, part))
         loop.train(model, lambda total_steps: task, config, Path(folder))

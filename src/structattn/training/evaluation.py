@@ -35,7 +35,7 @@ def evaluate(
     batch_size: int,
     *,
     precision: Precision = "float32",
-    rank: int = 0,
+    process_index: int = 0,
     world_size: int = 1,
     sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
 ) -> dict[str, float | list[float]]:
@@ -46,7 +46,7 @@ def evaluate(
         task: gives the held-out set and the metrics.
         batch_size: rows of a forward pass.
         precision: dtype of matrix products.
-        rank: rank of this process, which evaluates its part of the set.
+        process_index: index of this process, which evaluates its part of the set.
         world_size: number of processes.
         sum_over_processes: adds up a tensor over processes.
 
@@ -56,7 +56,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     totals: Totals = {}
-    for batch in task.evaluation_batches(batch_size, rank=rank, world_size=world_size):
+    for batch in task.evaluation_batches(batch_size, rank=process_index, world_size=world_size):
         moved = move(batch, model.device)
         for name, total in task.totals(predict(model, moved, precision), moved).items():
             totals[name] = totals[name] + total if name in totals else total

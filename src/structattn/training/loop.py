@@ -1,8 +1,9 @@
-"""Train a model until its budget is spent; a stopped run continues from its newest checkpoint.
+"""Train until the budget is spent; resume from the newest checkpoint.
 
 The data of a step are a pure function of (seed, step), so a checkpoint needs no iterator state: it holds model,
-optimiser, counters, random states and the length of metrics.jsonl. A run killed at any moment and started again by
-the same call writes the same metrics to the bit, except the columns in `WALL_CLOCK`.
+optimiser, counters, random states and the length of metrics.jsonl. A killed run that is started again by the same call
+writes the same metrics, bit for bit. Exceptions: columns that measure time (`metrics.WALL_CLOCK`), and runs with a
+budget of minutes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from structattn.models import StructuredModel
+    from structattn.tasks import Task
 
 _REPORT_INTERVAL = 10
 
@@ -69,10 +71,10 @@ def train(
     structure: str | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train `model` in place until the budget is spent; resume from the newest checkpoint in `folder`.
+    """Train `model` in place until the budget is spent.
 
-    Writes `metrics.jsonl` and `checkpoints/` into `folder`. Runs in one process, or in every process that `torchrun`
-    started; these share each batch.
+    Resumes from the newest checkpoint in `folder`. Writes `metrics.jsonl` and `checkpoints/` into `folder`. Runs
+    in one process, or in every process that `torchrun` started; these share each batch.
 
     Args:
         model: a fresh model. A call that resumes a run needs the same initial weights.
@@ -96,8 +98,8 @@ def train(
     try:
         with torch.random.fork_rng(devices):
             run = _Run(accelerator, model, config, folder, structure or str(model.config.attention), progress)
-            run.prepare(make_task)
-            return run.finish()
+            run.restore_or_plan(make_task)
+            return run.train_to_end()
     finally:
         # The process group stays open: the next run of this process uses it.
         for tracker in accelerator.trackers:
@@ -115,7 +117,7 @@ class _Counters:
 
 
 class _Run:
-    """A run as seen by one of its processes."""
+    """State and steps of a run in one of its processes."""
 
     def __init__(
         self,
@@ -138,8 +140,16 @@ class _Run:
         """Losses that are still on the device."""
         self.training_flops = functools.cache(lambda length: self.model.flops(length).training)
         """FLOPs of one training sequence by its length."""
+        # Set by `restore_or_plan`.
+        self.total_steps: int
+        self.interval: int
+        """Steps between evaluations."""
+        self.damaged: tuple[Path, ...]
+        """Damaged checkpoints that were skipped."""
+        self.task: Task
+        self.clock: Clock
 
-    def prepare(self, make_task: MakeTask) -> None:
+    def restore_or_plan(self, make_task: MakeTask) -> None:
         """Restore the newest checkpoint, or plan a new run."""
         torch.manual_seed(self.config.seed + self.accelerator.process_index)
         restored = restore_checkpoint(self.folder / "checkpoints")
@@ -158,7 +168,7 @@ class _Run:
         self.interval = evaluation_interval(self.config, self.total_steps, cost)
         self.clock = Clock(self.counters.seconds, self.counters.tokens)
 
-    def finish(self) -> TrainResult:
+    def train_to_end(self) -> TrainResult:
         """Train to the end of the budget."""
         self.progress.on_start(self.counters.step, self.total_steps, self.damaged)
         spent = self._spent()
@@ -179,7 +189,7 @@ class _Run:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self, spent: float) -> None:
-        """Do one optimiser step, at the learning rate for the share `spent` of the budget."""
+        """Do one optimiser step; `spent` sets the learning rate."""
         config, counters = self.config, self.counters
         if config.minutes is None:
             spent += 0.5 / self.total_steps  # The middle of the step, so that no step has rate zero.
@@ -223,7 +233,10 @@ class _Run:
         return int(broadcast_number(self.accelerator, steps))
 
     def _spent(self) -> float:
-        """Return the share of the budget that is spent; equal in every process, although their clocks differ."""
+        """Return the spent share of the budget; equal in every process.
+
+        Clocks differ between processes, so the main process's clock counts for all.
+        """
         if self.config.minutes is None:
             return self.counters.step / self.total_steps
         return broadcast_number(self.accelerator, self.clock.read() / (60 * self.config.minutes))
@@ -242,7 +255,7 @@ class _Run:
             self.task,
             self.config.batch_size // self.updater.micro_batches,
             precision=self.config.precision,
-            rank=self.accelerator.process_index,
+            process_index=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             sum_over_processes=self.accelerator.reduce,
         )
@@ -266,7 +279,10 @@ class _Run:
         self.progress.on_evaluation(row)
 
     def _save(self) -> None:
-        """Write a checkpoint; call it right after an evaluation, when no loss is pending."""
+        """Write a checkpoint.
+
+        Call it right after an evaluation, when no loss is pending.
+        """
         random_states = gather_random_states(self.accelerator)
         if not self.accelerator.is_main_process:
             return
