@@ -82,6 +82,18 @@ def test_another_study_in_the_folder(trained, measured):
         measure_retrofit(study_of(trained, tune_steps=4), measured[1])
 
 
+def test_overwriting_another_study_drops_its_unfinished_tuning(trained, tmp_path):
+    model = LanguageModel.from_pretrained(trained[0])
+    task = LanguageTask(LanguageConfig(trained[1], 32, 256))
+    other = TrainConfig(steps=2, batch_size=2, evaluation_interval=1)
+    train(model, lambda steps: task, other, tmp_path / "tuned" / "0")
+    study = study_of(trained, ranks=((4, 4),), tune_steps=1)
+    with pytest.raises(ValueError, match="batch_size = 2, which cannot go on"):
+        measure_retrofit(study, tmp_path)
+    assert len(measure_retrofit(study, tmp_path, overwrite=True).rows) == 3
+    assert not list((tmp_path / "tuned").iterdir())
+
+
 def test_picture_and_table(measured, tmp_path):
     results, _ = measured
     draw_retrofit([results, results], tmp_path)

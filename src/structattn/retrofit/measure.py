@@ -36,20 +36,21 @@ class Retrofit:
     """
 
     model: Path
-    """Folder of a run, or one that `save_pretrained` wrote. It holds a language model with standard attention, of
-    structattn or a causal one of transformers."""
+    """Folder of a structattn run, or a `save_pretrained` folder of a structattn or causal transformers model. The model
+    must have standard attention."""
 
     data: str
-    """Text, as for `LanguageConfig`: the training part calibrates and tunes, the validation part evaluates."""
+    """Text spec of `LanguageConfig.data`. The training part calibrates and tunes; the validation part evaluates."""
 
     ranks: tuple[tuple[int, ...], ...]
     """Level ranks to try; each sums to the head width."""
 
     pairs: Pairs = "far"
-    """Pairs that the order of dimensions is measured on: `far` ones, which share only level 1, or `all`."""
+    """Token pairs whose scores give the measured order: `all`, or `far` ones, which share only level 1. Far tokens
+    lie in different halves of the context; in transformers models, at least half a context apart."""
 
     calibration_tokens: int = 65_536
-    """Tokens that the order of dimensions is measured on."""
+    """Tokens of training text that the order of dimensions is measured on."""
 
     tune_steps: int = 150
     """Steps of tuning, 0 for none. The standard model is tuned in the same way."""
@@ -64,16 +65,16 @@ class Retrofit:
     """Tokens to evaluate on."""
 
     context_length: int | None = None
-    """Tokens of a window. A model of transformers has by default 512, or all its positions if fewer. A model of
-    structattn keeps its own."""
+    """Window length. Default: 512 for transformers models (fewer if the model has fewer positions); structattn models
+    keep their own."""
 
     def __post_init__(self) -> None:
         if not self.ranks:
             raise ValueError("ranks must name at least one split, got none")
-        for each in self.ranks:
-            checks.positive_ints("ranks", each)
-            if self.ranks.count(each) > 1:
-                raise ValueError(f"ranks must differ, got {'|'.join(map(str, each))} twice")
+        for split in self.ranks:
+            checks.positive_ints("ranks", split)
+            if self.ranks.count(split) > 1:
+                raise ValueError(f"ranks must differ, got {'|'.join(map(str, split))} twice")
         checks.one_of("pairs", self.pairs, ("all", "far"))
         for name in ("calibration_tokens", "batch_size", "evaluation_tokens"):
             checks.positive_int(name, getattr(self, name))
@@ -83,8 +84,8 @@ class Retrofit:
             raise ValueError(f"tune_steps must be at least 0, got {self.tune_steps}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings in values that JSON knows, without unset ones."""
-        plain = dataclasses.asdict(self) | {"model": str(self.model), "ranks": [list(each) for each in self.ranks]}
+        """Return the settings as JSON-compatible values, without unset ones."""
+        plain = dataclasses.asdict(self) | {"model": str(self.model), "ranks": [list(split) for split in self.ranks]}
         return {name: value for name, value in plain.items() if value is not None}
 
 
@@ -96,7 +97,7 @@ class Measurement:
     """Level ranks; a single one for standard attention."""
 
     order: DimensionOrder | None
-    """DimensionOrder of the dimensions; None for standard attention."""
+    """Order of the dimensions; None for standard attention."""
 
     loss: float
     """Validation loss before tuning."""
@@ -169,7 +170,7 @@ def measure_retrofit(
     Args:
         study: the settings.
         folder: folder of this study alone.
-        overwrite: delete the files of another study in `folder`.
+        overwrite: delete the files of another study in `folder`, its unfinished tuning included.
         make_progress: called before each tuning.
         command: the command line, for the record.
 
@@ -181,36 +182,59 @@ def measure_retrofit(
     for split in study.ranks:  # Ranks that do not fit are refused before anything is written.
         trained.variant(split, "trained").flops(trained.task.context_length)
     if overwrite:
-        for name in ("config.json", "environment.json", "results.json"):
-            (folder / name).unlink(missing_ok=True)
+        _clear(folder)
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
-    results = _no_rows(study, trained)
-    if (folder / "results.json").exists():
-        results = RetrofitResults.load(folder)
+    results = _load_or_new_results(study, trained, folder)
     orders: tuple[DimensionOrder, ...] = ("measured", "trained")
-    wanted: list[_Variant] = [(None, None), *itertools.product(study.ranks, orders)]
-    for index in range(len(results.rows), len(wanted)):
-        ranks, order = wanted[index]
-        model = trained.variant(ranks, order)
-        loss = _loss(study, trained, model)
-        row = _measurement(trained, model, ranks or (trained.head_width,), order, loss)
-        if study.tune_steps:
-            progress = make_progress(row.name, index, len(wanted)) if make_progress else None
-            _tune(study, trained, model, row.name, folder / "tuned" / str(index), progress)
-            row = dataclasses.replace(row, tuned_loss=_loss(study, trained, model))
+    splits: list[_Split] = [(None, None), *itertools.product(study.ranks, orders)]
+    for index in range(len(results.rows), len(splits)):
+
+        def start_tuning(name: str, index: int = index) -> Progress | None:
+            return make_progress(name, index, len(splits)) if make_progress else None
+
+        row = _measure_one(study, trained, *splits[index], folder / "tuned" / str(index), start_tuning)
         results = dataclasses.replace(results, rows=(*results.rows, row))
         results.save(folder)
     return results
 
 
-_Variant = tuple[tuple[int, ...] | None, DimensionOrder | None]
+_Split = tuple[tuple[int, ...] | None, DimensionOrder | None]
+"""Level ranks and order of one model; both None for standard attention."""
 
 
-def _no_rows(study: Retrofit, trained: TrainedModel) -> RetrofitResults:
+def _clear(folder: Path) -> None:
+    """Delete the files that a study writes and would resume from."""
+    for name in ("config.json", "environment.json", "results.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tuned", ignore_errors=True)
+
+
+def _load_or_new_results(study: Retrofit, trained: TrainedModel, folder: Path) -> RetrofitResults:
+    """Return the results so far; without rows if there are none."""
+    if (folder / "results.json").exists():
+        return RetrofitResults.load(folder)
     task = trained.task
     unit = next(iter(task.units.values()))
     return RetrofitResults(trained.positions, task.context_length, task.corpus.name, study.tune_steps, unit=unit)
+
+
+def _measure_one(
+    study: Retrofit,
+    trained: TrainedModel,
+    ranks: tuple[int, ...] | None,
+    order: DimensionOrder | None,
+    tuning_folder: Path,
+    start_tuning: Callable[[str], Progress | None],
+) -> Measurement:
+    """Return the losses and costs of one model; tune it if the study asks for that."""
+    model = trained.variant(ranks, order)
+    loss = _loss(study, trained, model)
+    row = _measurement(trained, model, ranks or (trained.head_width,), order, loss)
+    if not study.tune_steps:
+        return row
+    _tune(study, trained, model, row.name, tuning_folder, start_tuning(row.name))
+    return dataclasses.replace(row, tuned_loss=_loss(study, trained, model))
 
 
 def _measurement(

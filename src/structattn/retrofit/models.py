@@ -35,7 +35,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 class TrainedModel(Protocol):
-    """A trained language model with standard attention, and the task that evaluates it."""
+    """A trained model with standard attention, and its evaluation task."""
 
     positions: str
     """`learned` or `rotary`."""
@@ -44,7 +44,7 @@ class TrainedModel(Protocol):
     task: LanguageTask
 
     def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> Any:
-        """Return a copy of the model, with MLR attention unless `ranks` is None.
+        """Return a copy with MLR attention, or unchanged if `ranks` is None.
 
         Raises:
             TypeError, ValueError: ranks do not fit its heads, or it has no standard attention.
@@ -171,7 +171,7 @@ class TrainableCausalLM(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, inputs: Tensor) -> Any:
-        """Return the model's outputs, among them `logits (B, T, V)` of tokens `(B, T)`."""
+        """Return the model's outputs for tokens `(B, T)`, with `logits (B, T, V)`."""
         return self.model(inputs, use_cache=False)
 
     def describe(self) -> dict[str, Description]:
