@@ -1,4 +1,4 @@
-"""The attention function that models of transformers call.
+"""Compute MLR attention when a model of transformers calls it.
 
 Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv), output (B, Tq, Hq, dv).
 """
@@ -20,11 +20,11 @@ from structattn.layers.kv_cache import attend_mlr_cache
 from structattn.ops.attention import mlr_attention
 
 _UNSUPPORTED_KWARGS = ("softcap", "s_aux", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
-"""Arguments of other models that change what attention means."""
+"""Keyword arguments of transformers models that MLR attention cannot honour; passing one raises."""
 
 
-class _Scores(NamedTuple):
-    """Scale, bias and mask of the scores of one call.
+class _ScoreOptions(NamedTuple):
+    """Scale, bias, mask and dropout of the scores of one call.
 
     Attributes:
         scale: factor on every score.
@@ -56,7 +56,7 @@ def mlr_attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Return MLR attention of a layer's queries, keys and values; cross-attention stays standard.
+    """Compute a layer's MLR attention; cross-attention stays standard.
 
     The signature is that of transformers' attention functions.
 
@@ -71,7 +71,8 @@ def mlr_attention_forward(
         position_bias: added to the scores, broadcastable to `(B, Hq, Tq, Tk)`.
         is_causal: overrides the module's own.
         sliding_window: must be at least `Tk`.
-        kwargs: other arguments of models. Those that MLR attention cannot honour are refused.
+        kwargs: further arguments of transformers models. Those of `_UNSUPPORTED_KWARGS` must be None or left out, and
+            `output_attentions` false; the others change nothing and are ignored.
 
     Returns:
         Mixed values `(B, Tq, Hq, dv)`, and None for the attention weights, which are never computed.
@@ -86,12 +87,12 @@ def mlr_attention_forward(
             module, query, key, value, mask, dropout, scaling, is_causal=False, position_bias=position_bias
         )
         return out
-    key_start, key_end, hole_bias = _visible(attention_mask, key.shape[2])
+    key_start, key_end, hole_bias = _padding_of(attention_mask, key.shape[2])
     if sliding_window is not None:
         check_window(sliding_window, key.shape[2])
-    scores = _Scores(
+    scores = _ScoreOptions(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        bias=_sum(position_bias, hole_bias, query.dtype),
+        bias=_add_biases(position_bias, hole_bias, query.dtype),
         key_start=key_start,
         key_end=key_end,
         is_causal=is_causal_layer(module) if is_causal is None else is_causal,
@@ -104,7 +105,7 @@ def mlr_attention_forward(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: _Scores) -> Tensor:
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: _ScoreOptions) -> Tensor:
     if not scores.is_causal and query.shape[2] != key.shape[2]:
         raise ValueError(
             f"{type(module).__name__} has {query.shape[2]} queries and {key.shape[2]} keys without a causal mask: "
@@ -127,7 +128,7 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores
     )
 
 
-def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _Scores) -> Tensor:
+def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _ScoreOptions) -> Tensor:
     levels = levels_of(module)
     key.check(module, levels, causal=scores.is_causal)
     if scores.key_end is not None:
@@ -147,8 +148,8 @@ def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _S
     return mixed
 
 
-def _visible(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the range of each row's real keys, and a bias that masks holes."""
+def _padding_of(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return bounds of each row's real keys, and a bias masking holes."""
     if mask is None:
         return None, None, None
     if mask.dim() != 2 or mask.shape[1] != key_length:
@@ -159,7 +160,7 @@ def _visible(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tenso
     return visible_keys(mask.bool())
 
 
-def _sum(position_bias: Tensor | None, hole_bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _add_biases(position_bias: Tensor | None, hole_bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if hole_bias is None or position_bias is None:
         return position_bias if hole_bias is None else hole_bias.to(dtype)
     return position_bias + hole_bias.to(position_bias.dtype)
@@ -168,10 +169,7 @@ def _sum(position_bias: Tensor | None, hole_bias: Tensor | None, dtype: torch.dt
 def _check_supported(module: nn.Module, kwargs: dict[str, Any]) -> None:
     """Raise ValueError for layers and arguments that MLR attention does not serve."""
     if not is_attention(module):
-        raise ValueError(
-            f"{type(module).__name__} has no `layer_idx` and `is_causal`, which give MLR attention the layer's number "
-            "and mask"
-        )
+        raise ValueError(f"{type(module).__name__} is not a supported attention layer: it lacks layer_idx or is_causal")
     if is_causal_layer(module) and getattr(module.config, "is_causal", True) is False:
         raise ValueError("config.is_causal=False is not served: the layer was made as a causal one")
     if kwargs.get("output_attentions"):

@@ -1,4 +1,4 @@
-"""Hierarchies of a model's layers, kept in its config and read at each call."""
+"""Set the hierarchies of a model's layers and keep them in its config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,19 @@ from structattn.models.transformers_internals import attention_implementation, s
 from structattn.ops.hierarchy import Hierarchy
 
 SETTINGS = "structattn_mlr"
-"""The field of the model's config: `{"pairing": …, "decoder": [{"hierarchy": text, "order": lists or None}, …]}`."""
+"""The field of the model's config. An example with two layers, two key heads of width 8 and rotary pairs::
+
+    {
+        "pairing": "halves",
+        "decoder": [
+            {"hierarchy": "4|4@1024", "order": [[2, 0, 3, 1], [0, 1, 2, 3]]},
+            {"hierarchy": "8", "order": None},
+        ],
+    }
+
+`pairing` is None without a rotary embedding, or where no layer has several levels or an order. An order of None keeps
+the dimensions as trained.
+"""
 
 NamedOrder = Literal["as_trained", "fastest_first", "slowest_first"]
 LayerOrder = Sequence[int] | Sequence[Sequence[int]]
@@ -32,22 +44,21 @@ Hierarchies = Hierarchy | str | Sequence[Hierarchy | str] | Mapping[str, Hierarc
 
 
 def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: DimensionOrder = "as_trained") -> None:
-    """Switch a model's self-attention to MLR attention with these levels; cross-attention stays as it is.
+    """Switch a model's self-attention to MLR attention.
 
-    Weights stay as they are. One level (`Hierarchy.flat(width)`) is the attention that the model had. The hierarchy is
-    kept in `model.config`: `from_pretrained(..., attn_implementation="structattn_mlr")` restores it from a saved model,
-    and `model.set_attn_implementation` switches to another implementation and back.
+    Cross-attention and weights stay as they are. One level (`Hierarchy.flat(width)`) is the attention that the model
+    had. The hierarchy is kept in `model.config`: `from_pretrained(..., attn_implementation="structattn_mlr")` restores
+    it from a saved model, and `model.set_attn_implementation` switches to another implementation and back.
 
     Args:
         model: its attention layers use the attention interface.
         hierarchy: levels whose ranks sum to the head width, or their text form (`"16|8|4|4@1024"`): one for all layers
             or a list with one per layer. For an encoder with a decoder: one for all, or
             `{"encoder": …, "decoder": …}`.
-        order: the order in which levels take the dimensions of a head; under a rotary embedding, the pairs of
-            dimensions, since a level must own whole pairs. `"as_trained"` keeps the order (pair 0 rotates fastest);
-            `"fastest_first"` and `"slowest_first"` sort pairs by frequency; otherwise a permutation for each layer, or
-            for each of its key heads, as `measure_order` returns them. The first dimensions are all that far tokens
-            see: measure the order, do not guess it.
+        order: which dimensions come first within a head. A named order, or one permutation per layer or per key head
+            (see `measure_order`). With a rotary embedding it permutes rotary pairs. Far tokens see only the first
+            dimensions: measure the order, do not guess it. `"as_trained"` keeps the order (pair 0 rotates fastest);
+            `"fastest_first"` and `"slowest_first"` sort pairs by frequency.
 
     Raises:
         TypeError, ValueError: before anything is changed, naming the layer: ranks do not sum to the head width, a rank
@@ -60,11 +71,11 @@ def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Dime
     settings: dict[str, Any] = {"pairing": None}
     for stack, layers in stacks.items():
         settings[stack] = []
-        for layer, levels, places in zip(layers, hierarchies[stack], orders[stack], strict=True):
-            parsed = _parse_hierarchy(levels)
-            if parsed.levels > 1 or places != "as_trained":
+        for layer, spec, layer_order in zip(layers, hierarchies[stack], orders[stack], strict=True):
+            parsed = _parse_hierarchy(spec)
+            if parsed.levels > 1 or layer_order != "as_trained":
                 settings["pairing"] = find_pairing(model, layer.module, layer.name, layer.width)
-            settings[stack].append({"hierarchy": str(parsed), "order": _places(places, model, layer)})
+            settings[stack].append({"hierarchy": str(parsed), "order": _permutations(layer_order, model, layer)})
     made = [(layer, _levels(layer, settings)) for layers in stacks.values() for layer in layers]
     _switch(model, [layer for layer, _ in made])
     for config in (model.config, *(layer.config for layer, _ in made)):
@@ -86,7 +97,9 @@ def get_hierarchy(model: PreTrainedModel) -> dict[str, list[Hierarchy]]:
 
 
 def levels_of(module: nn.Module) -> LayerLevels:
-    """Return the levels of an attention layer, building them from its config if needed.
+    """Return the levels of an attention layer.
+
+    They are built from its config if needed.
 
     Raises:
         ValueError: its config has none.
@@ -128,7 +141,11 @@ def _levels(layer: AttentionLayer, settings: dict[str, Any]) -> LayerLevels:
 
 
 def _switch(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> None:
-    """Set the implementation; ValueError where the model does not take it, which transformers only logs."""
+    """Set the attention implementation.
+
+    Raises:
+        ValueError: the model does not take it, which transformers only logs.
+    """
     before = attention_implementation(model.config)
     set_attention_implementation(model, IMPLEMENTATION)
     unchanged = [layer.name for layer in layers if attention_implementation(layer.config) != IMPLEMENTATION]
@@ -145,10 +162,12 @@ def _by_layer(name: str, value: Any, stacks: Mapping[str, list[AttentionLayer]])
         value = dict.fromkeys(stacks, value)
     if set(value) != set(stacks):
         raise ValueError(f"{name} must have the keys {', '.join(stacks)}, got {', '.join(map(str, value)) or 'none'}")
-    return {stack: _spread(f"{name} of the {stack}", value[stack], len(layers)) for stack, layers in stacks.items()}
+    return {
+        stack: _one_per_layer(f"{name} of the {stack}", value[stack], len(layers)) for stack, layers in stacks.items()
+    }
 
 
-def _spread(name: str, value: Any, layers: int) -> list[Any]:
+def _one_per_layer(name: str, value: Any, layers: int) -> list[Any]:
     if isinstance(value, (str, Hierarchy)):
         return [value] * layers
     if not isinstance(value, Sequence):
@@ -166,14 +185,17 @@ def _parse_hierarchy(value: object) -> Hierarchy:
     return value
 
 
-def _places(order: Any, model: PreTrainedModel, layer: AttentionLayer) -> list[list[int]] | None:
-    """Return a layer's order as lists, one or one per key head; None for as trained."""
+def _permutations(order: Any, model: PreTrainedModel, layer: AttentionLayer) -> list[list[int]] | None:
+    """Return a layer's order as permutations, one per key head or one for all.
+
+    None stands for the order as trained.
+    """
     if isinstance(order, str):
         checks.one_of("order", order, get_args(NamedOrder))
         return None if order == "as_trained" else [_by_frequency(model, layer, fastest=order == "fastest_first")]
     if isinstance(order, Sequence) and order and not isinstance(order[0], Sequence):
         return [list(order)]
-    return [list(places) for places in order] if isinstance(order, Sequence) else order
+    return [list(permutation) for permutation in order] if isinstance(order, Sequence) else order
 
 
 def _by_frequency(model: PreTrainedModel, layer: AttentionLayer, *, fastest: bool) -> list[int]:

@@ -16,7 +16,7 @@ _SERIALS = itertools.count()
 
 
 class LayerLevels(nn.Module):
-    """A hierarchy, and the permutation of a head's dimensions to its levels' order.
+    """A hierarchy, and the permutation of dimensions to its levels.
 
     Without an order dimensions stay in place, except that several levels need the two dimensions of a rotary pair side
     by side.
@@ -64,7 +64,7 @@ class LayerLevels(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Return queries or keys `(B, H, T, r)` with dimensions in the levels' order."""
+        """Permute dimensions of queries or keys `(B, H, T, r)` to the levels' order."""
         if self.index is None:
             return x
         if len(self.index) == 1:
@@ -97,9 +97,9 @@ def _check_order(order: object, units: int, key_heads: int, name: str) -> Tensor
         raise TypeError(f"order at {name} must be lists of integers, one for each key head, got {order!r}")
     if len(order) not in (1, key_heads):
         raise ValueError(f"order at {name} must have one list for each of {key_heads} key heads, got {len(order)}")
-    for head, places in enumerate(order):
-        if not isinstance(places, Sequence) or sorted(places) != list(range(units)):
+    for head, permutation in enumerate(order):
+        if not isinstance(permutation, Sequence) or sorted(permutation) != list(range(units)):
             raise ValueError(
-                f"order at {name} must hold each of 0 … {units - 1} once for key head {head}, got {places}"
+                f"order at {name} must hold each of 0 … {units - 1} once for key head {head}, got {permutation}"
             )
     return torch.tensor(order)
