@@ -123,7 +123,7 @@ def forecast_results(seeds=3, linear=0.38):
             name: _forecast_metrics(error) | _tested(_forecast_metrics(error), [[10.0] * 24] * 3)
             for name, error in {"linear": linear, "seasonal (24)": 0.51, "last value": 1.29}.items()
         },
-        stretches=tuple(
+        examples=tuple(
             {"begins": begin, "history": values[:24], "truth": values[24:]}
             for begin, values in zip(begins, truth, strict=True)
         ),

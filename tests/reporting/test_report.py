@@ -95,7 +95,7 @@ def test_forecasts_are_drawn(written):
     assert ({"forecasts", "target-error"} <= names) == (results.task == "forecast")
     if results.task == "forecast":
         page = (folder / "report.html").read_text(encoding="utf-8")
-        assert all(stretch["begins"] in page for stretch in results.stretches)
+        assert all(example["begins"] in page for example in results.examples)
         assert "key cache" not in page
         assert page.index("Attention loses: linear (0.380)") < page.index("mlr+levels=4 has the lowest test error")
 

@@ -24,7 +24,7 @@ MakeProgress = Callable[[RunConfig, int, int], Progress]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The structures to compare, and the task, sizes, training and seeds that they share.
+    """Structures to compare under one task, size and training.
 
     Raises:
         ValueError: `attentions` is empty or names a structure twice, or `seeds` is below 1.
@@ -34,9 +34,16 @@ class Comparison:
     """Spellings of the structures."""
 
     task: TaskConfig
+    """Task that every model is trained on."""
+
     sizes: ModelSizes
+    """Sizes of every model."""
+
     train: TrainConfig
+    """Training of every model; each run replaces its seed."""
+
     seeds: int = 1
+    """Number of runs per structure: seeds 0, 1, …"""
 
     def __post_init__(self) -> None:
         if not self.attentions:
@@ -57,7 +64,7 @@ class Comparison:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison in values that JSON knows."""
+        """Return the comparison as JSON-compatible values."""
         plain = self.runs[0].to_dict()
         del plain["attention"], plain["seed"], plain["train"]["seed"]
         return {"attentions": list(self.attentions), "seeds": self.seeds, **plain}
@@ -73,7 +80,8 @@ def compare(
 ) -> Results:
     """Run or resume the comparison in `folder`.
 
-    Results are written after every run. A run whose loss becomes NaN is reported in the results, and the others go on.
+    Results are written after every run. If the loss of a run is not finite, the results say so and the other runs go
+    on.
 
     Args:
         comparison: what to compare.
@@ -108,7 +116,11 @@ def compare(
 
 
 def _cost(config: RunConfig) -> Cost:
-    """Return the costs, by formula; check that structure and sizes fit."""
+    """Return the costs by formula.
+
+    Raises:
+        TypeError, ValueError: structure and sizes do not fit.
+    """
     model: StructuredModel = config.build_model()
     length = config.context_length
     flops = model.flops(length)
@@ -124,24 +136,30 @@ def _results(comparison: Comparison, task: Task, costs: Mapping[str, Cost], runs
     profile = profile_of(comparison.task)
     metric, unit = next(iter(task.units.items()))
     test = task.test()
-    budget = comparison.train.budget
-    amount = getattr(comparison.train, budget)
-    words = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget, budget)
     sizes = dataclasses.asdict(comparison.sizes) | {"context_length": task.context_length}
     return Results(
         task=profile.name,
         metric=metric if test is None else f"test_{metric}",
         curve=None if test is None else metric,
         unit=unit,
-        budget=f"{magnitude(amount) if budget in ('tokens', 'flops') else grouped(amount)} {words}",
-        equal=budget,
+        budget=_budget_text(comparison.train),
+        equal=comparison.train.budget,
         data=task.data_summary,
         sizes={name: size for name, size in sizes.items() if isinstance(size, int)},
         costs=costs,
         runs=tuple(runs),
         baselines=profile.baselines(task),
-        stretches=() if test is None else tuple(test.examples()),
+        examples=() if test is None else tuple(test.examples()),
     )
+
+
+def _budget_text(train: TrainConfig) -> str:
+    """Return text such as `2.00M tokens` or `500 steps`."""
+    budget_kind = train.budget
+    budget_value = getattr(train, budget_kind)
+    budget_unit = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget_kind, budget_kind)
+    number = magnitude(budget_value) if budget_kind in ("tokens", "flops") else grouped(budget_value)
+    return f"{number} {budget_unit}"
 
 
 def _clear(folder: Path) -> None:

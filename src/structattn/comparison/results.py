@@ -102,8 +102,8 @@ class Results:
     curve: str | None = None
     """Name of the metric on the validation part, a key of every row; None if `metric` itself is measured there."""
 
-    stretches: tuple[dict[str, Any], ...] = ()
-    """The task's examples (`Task.examples`), which predictions are drawn on."""
+    examples: tuple[dict[str, Any], ...] = ()
+    """The task's examples (`Task.examples`), which predictions are drawn on; `stretches` in `results.json`."""
 
     @property
     def profile(self) -> TaskProfile:
@@ -172,7 +172,9 @@ class Results:
         Raises:
             RunFolderError: a file cannot be written; what it held before is intact.
         """
-        plain = dataclasses.asdict(self) | {"summary": self._summary()}
+        plain = dataclasses.asdict(self)
+        plain["stretches"] = plain.pop("examples")
+        plain["summary"] = self._summary()
         for run, record in zip(self.runs, plain["runs"], strict=True):
             record["final"] = run.final if run.rows else None
             del record["rows"]
@@ -202,7 +204,7 @@ class Results:
                 del record["final"]
                 record["rows"] = tuple(rows.get((record["structure"], record["seed"]), ()))
             plain["runs"] = tuple(Run(**record) for record in plain["runs"])
-            plain["stretches"] = tuple(plain["stretches"])
+            plain["examples"] = tuple(plain.pop("stretches"))
             return cls(**plain)
         except (KeyError, TypeError) as error:
             reason = f"written by another version ({error}); the command that made it, run again, writes it anew"

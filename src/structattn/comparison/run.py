@@ -68,7 +68,7 @@ class RunConfig:
         return build_task(self.task, seed=self.seed, total_steps=total_steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config in values that JSON knows."""
+        """Return the config as JSON-compatible values."""
         plain = dataclasses.asdict(self)
         plain["task"] = {"name": profile_of(self.task).name, **plain["task"]}
         for part in ("task", "train"):
@@ -119,7 +119,10 @@ class Trainable(Protocol):
         """Return the task, for a run of `total_steps` training steps."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings in values that JSON knows; equal settings are the same run."""
+        """Return the settings as JSON-compatible values.
+
+        Equal settings are the same run.
+        """
 
 
 Config = TypeVar("Config", bound=Trainable)

@@ -135,7 +135,7 @@ class Task(abc.ABC):
         return self.name
 
     def examples(self) -> list[dict[str, Any]]:
-        """Return held-out examples for figures, in values that JSON knows."""
+        """Return held-out examples for figures, as JSON-compatible values."""
         return []
 
     def example_predictions(self, predict: Callable[[Tensor], Tensor]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Profiles of tasks, and the registry of them all.
+"""Register the profiles of all tasks.
 
 A new task is one file, with a config, a `Task` and a `TaskProfile`, and one line in `TASKS`.
 """
@@ -24,7 +24,11 @@ __all__ = ["TASKS", "Findings", "Metrics", "TaskFigure", "TaskProfile", "profile
 
 
 def profile_named(name: str) -> TaskProfile:
-    """Return the profile of a task; ValueError with the nearest name if there is none."""
+    """Return the profile of a task.
+
+    Raises:
+        ValueError: no task has that name; the message has the nearest one.
+    """
     return TASKS[checks.one_of("task", name, TASKS)]
 
 

@@ -1,4 +1,4 @@
-"""The profile of multivariate forecasting: its baselines and its figures."""
+"""Define the profile of multivariate forecasting: its baselines and its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of forecasts: examples from the test part, and the error of the target."""
+"""Draw forecasts: examples from the test part, and the target's error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def forecast_panels(results: Findings) -> Figure:
     """Draw history, truth and forecasts of the target on each example."""
-    figure = new_figure(7.4, 0.4 + 1.9 * len(results.stretches))
+    figure = new_figure(7.4, 0.4 + 1.9 * len(results.examples))
     drawn = pens(results.structures)
-    for place, (axes, stretch) in enumerate(
-        zip(figure.subplots(len(results.stretches), 1, squeeze=False).flat, results.stretches, strict=True)
+    for place, (axes, example) in enumerate(
+        zip(figure.subplots(len(results.examples), 1, squeeze=False).flat, results.examples, strict=True)
     ):
-        history, truth = (np.array(stretch[part], dtype=float) for part in ("history", "truth"))
+        history, truth = (np.array(example[part], dtype=float) for part in ("history", "truth"))
         axes.plot(range(-len(history), len(truth)), [*history, *truth], color=QUIET, linewidth=1.2)
         ahead = range(len(truth))
         ends = [("truth", ahead[-1], truth[np.isfinite(truth)][-1], QUIET)] if np.isfinite(truth).any() else []
@@ -33,7 +33,7 @@ def forecast_panels(results: Findings) -> Figure:
             axes.plot(ahead, predicted, color=drawn[structure].colour, linestyle=drawn[structure].dash, linewidth=1.3)
             ends.append((structure, ahead[-1], predicted[-1], drawn[structure].colour))
         axes.axvline(-0.5, color=QUIET, linewidth=0.8)
-        axes.set(title=f"from {stretch['begins']}", xlim=(-len(history), len(truth) - 1))
+        axes.set(title=f"from {example['begins']}", xlim=(-len(history), len(truth) - 1))
         figure.canvas.draw()
         label_ends(axes, ends, gap=0.13)
     axes.set_xlabel("steps ahead")

@@ -1,4 +1,4 @@
-"""The profile of character-level language modelling."""
+"""Define the profile of character-level language modelling."""
 
 from __future__ import annotations
 

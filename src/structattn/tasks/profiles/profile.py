@@ -1,4 +1,4 @@
-"""The profile of a task: all that comparing and reporting ask about it."""
+"""Define `TaskProfile`, all that comparing and reporting ask about a task."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Findings(Protocol):
         """Sizes of the models by name."""
 
     @property
-    def stretches(self) -> Sequence[Mapping[str, Any]]:
+    def examples(self) -> Sequence[Mapping[str, Any]]:
         """The task's examples."""
 
     def finished(self, structure: str) -> Sequence[FinishedRun]:
@@ -81,7 +81,7 @@ class TaskProfile:
     """Name of the task in configs, results and commands, the same as `Task.name`."""
 
     config: type[Any]
-    """Class of its configs: a frozen dataclass with `context_length`, in values that JSON knows."""
+    """Class of its configs: a frozen dataclass of JSON-compatible values, with `context_length`."""
 
     build: Callable[[Any, int, int], Task]
     """Makes the task of a config, a seed and a number of training steps."""
@@ -105,7 +105,8 @@ class TaskProfile:
     """Returns the fields of the model's config that a task config determines, besides `context_length`."""
 
     short_quantity: str | None = None
-    """`quantity` beside its unit, where the unit repeats a part of it."""
+    """Shorter quantity for use next to its unit; e.g. `error` where the unit is
+    `squared error / d at the last point`."""
 
     wide_columns: tuple[str, ...] = ()
     """Further columns that a wide table shows with their standard errors."""
@@ -126,9 +127,9 @@ class TaskProfile:
     """Figures of this task alone."""
 
     unmeasured: tuple[str, ...] = ()
-    """What a reader might take from the results and should not, besides what holds for every task."""
+    """Limits of the results, listed in the report."""
 
     @property
     def quantity_with_unit(self) -> str:
-        """The headline metric in a sentence that goes on with its unit."""
+        """Quantity to print before its unit."""
         return self.short_quantity or self.quantity

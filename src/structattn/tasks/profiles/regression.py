@@ -1,4 +1,4 @@
-"""The profile of in-context linear regression: its baselines and its figure."""
+"""Define the profile of in-context linear regression: its baselines and its figure."""
 
 from __future__ import annotations
 
