@@ -1,4 +1,7 @@
-"""Write files completely or not at all: under another name, flushed, then renamed."""
+"""Write files completely or not at all.
+
+A file is written under another name, flushed, then renamed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checks of arguments: each raises an error that names the argument, what was expected and what came."""
+"""Check arguments.
+
+Each check raises an error that names the argument, what was expected and what came.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ from structattn import versions
 
 
 def positive_int(name: str, value: object) -> int:
-    """Return `value` as an int of at least 1; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as an int of at least 1.
+
+    Raises:
+        TypeError, ValueError: naming `name`, what was expected and what came.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be a positive integer, got {value!r} ({type(value).__name__})")
     if value < 1:
@@ -22,7 +29,13 @@ def positive_int(name: str, value: object) -> int:
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
-    """Return `values` as a tuple of one or more ints of at least 1; TypeError or ValueError naming `name`."""
+    """Return `values` as a tuple of ints of at least 1.
+
+    An empty sequence is refused.
+
+    Raises:
+        TypeError, ValueError: naming `name`, what was expected and what came.
+    """
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of positive integers, got {values!r} ({type(values).__name__})")
     if not values:
@@ -41,7 +54,11 @@ def finite(name: str, value: object) -> float:
 
 
 def probability(name: str, value: object) -> float:
-    """Return `value` as a float in [0, 1); TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as a float in [0, 1).
+
+    Raises:
+        TypeError, ValueError: naming `name`, what was expected and what came.
+    """
     number = finite(name, value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {number}")
@@ -56,7 +73,11 @@ def boolean(name: str, value: object) -> bool:
 
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:
-    """Return `value` if it is among `options`; otherwise ValueError with all options and the nearest one."""
+    """Return `value` if it is among `options`.
+
+    Raises:
+        ValueError: it is not; the message has all options and the nearest one.
+    """
     known = list(options)
     if value in known:
         return value

@@ -1,4 +1,4 @@
-"""The folder on the disk for what the package can make again: compiled kernels, token files."""
+"""Find the cache folder for compiled kernels and token files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""FLOPs of structures, op calls and layers: formulas, and a counter of real calls that agrees with them.
+"""Count FLOPs of structures, op calls and layers.
+
+There are formulas, and a counter of real calls that agrees with them.
 
 A multiply-add is 2 FLOPs. Only matrix products count, not norms, softmax, rotations and scalings, here as in torch's
 counter. Attention counts visible pairs, so that a causal call costs half a dense one.
@@ -19,7 +21,10 @@ from structattn.structures.base import Operation, Structure
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a forward pass, and of the backward pass that gives gradients of all inputs and parameters."""
+    """FLOPs of a forward pass and of its backward pass.
+
+    The backward pass gives gradients of all inputs and parameters.
+    """
 
     forward: int
     backward: int
@@ -69,7 +74,9 @@ def attention(
     is_causal: bool = False,
     query_offset: int = 0,
 ) -> Flops:
-    """Return the cost of one call of `mlr_attention`; with `Hierarchy.flat(r)`, of standard attention.
+    """Return the cost of one call of `mlr_attention`.
+
+    `Hierarchy.flat(r)` gives that of standard attention.
 
     With `P_l` the visible pairs that share level `l`, `S = Σ_l r_l·P_l` and `V = dv·P_1`: forward `2(S + V)`, backward
     `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
@@ -117,7 +124,9 @@ def sliding_window(
 
 
 def counter() -> FlopCounterMode:
-    """Return a context that counts the FLOPs of real calls, forward and backward, by this module's formulas.
+    """Return a context that counts FLOPs by this module's formulas.
+
+    It counts real calls, forward and backward.
 
     torch's own counter takes a causal `scaled_dot_product_attention` for a dense one and does not know the CPU kernel.
     This one counts visible pairs for all of PyTorch's kernels::

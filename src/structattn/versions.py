@@ -1,4 +1,4 @@
-"""Versions of the libraries that this package stands on: which were tested, and what to say of others."""
+"""Compare installed libraries with the versions that were tested."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tested() -> dict[str, tuple[str, str]]:
 
 
 def installed(package: str) -> str | None:
-    """Return the installed version of a package, or None where it is missing."""
+    """Return the installed version of a package; None if missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

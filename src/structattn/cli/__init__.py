@@ -1,4 +1,4 @@
-"""The command `structattn`."""
+"""Run the command `structattn`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The action of each command."""
+"""Carry out each command."""
 
 from __future__ import annotations
 

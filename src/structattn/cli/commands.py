@@ -1,4 +1,6 @@
-"""Every command and option, with its help. Imports nothing heavy, so that `--help` is quick.
+"""Define every command and option, with its help.
+
+Imports nothing heavy, so that `--help` is quick.
 
 An option named like a field of a config sets that field; one that is None leaves it to the preset.
 """

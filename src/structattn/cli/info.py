@@ -1,4 +1,7 @@
-"""The command `structattn info`. It works beside any version of other libraries, to say which ones do not fit."""
+"""Print what `structattn info` reports.
+
+It works beside any version of other libraries, to say which ones do not fit.
+"""
 
 from __future__ import annotations
 

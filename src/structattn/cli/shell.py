@@ -1,4 +1,4 @@
-"""Parse a command line, and report errors in one line and a status."""
+"""Parse a command line; report errors in one line and a status."""
 
 from __future__ import annotations
 

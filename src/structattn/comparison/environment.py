@@ -1,4 +1,7 @@
-"""The environment of a comparison: versions, machine, threads, commit of the code."""
+"""Describe where a comparison ran.
+
+The record has versions, machine, threads and the commit of the code.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def accelerator() -> str | None:
 
 
 def _memory() -> int:
-    """Return the bytes of main memory; 0 if the system does not say."""
+    """Return the bytes of main memory; 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

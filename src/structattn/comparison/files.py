@@ -1,4 +1,7 @@
-"""Files of a run: text, JSON and CSV, each written completely or not at all."""
+"""Write the files of a run, each completely or not at all.
+
+Files are text, JSON or CSV.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of a comparison: the costs of each structure, and every evaluation of every run.
+"""Hold the results of a comparison: costs and evaluations.
 
 `metrics.jsonl` holds the evaluations of all runs, one per line; `results.json` holds everything else.
 """
@@ -20,7 +20,10 @@ from structattn.training.errors import RunFolderError
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a structure, per token at the trained length, known before training."""
+    """Costs of a structure per token, known before training.
+
+    They hold at the trained length.
+    """
 
     parameters: int
     """Trainable numbers."""
@@ -121,7 +124,7 @@ class Results:
 
     @property
     def is_causal(self) -> bool:
-        """True if the models see the past alone, and so have a key-value cache to generate from."""
+        """True if models see only the past and have a key-value cache."""
         return self.profile.is_causal
 
     @property
@@ -150,7 +153,7 @@ class Results:
         return all(run.done for run in self.runs)
 
     def estimate(self, structure: str, column: str | None = None) -> Estimate | None:
-        """Return the mean of a final metric over seeds; None without finished runs."""
+        """Return a final metric's mean over seeds; None without finished runs."""
         runs = self.finished(structure)
         return Estimate.of([run.final[column or self.metric] for run in runs]) if runs else None
 

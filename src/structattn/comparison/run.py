@@ -129,12 +129,12 @@ Config = TypeVar("Config", bound=Trainable)
 
 
 def of_seed(config: Config, seed: int) -> Config:
-    """Return the config with another seed, for the model and for its training."""
+    """Return the config with another seed for model and training."""
     return dataclasses.replace(config, seed=seed, train=dataclasses.replace(config.train, seed=seed))
 
 
 def run_name(config: Trainable) -> str:
-    """Return the name of the run's folder in a comparison, such as `mlr-16-8-8-seed0`."""
+    """Return the run's folder name, such as `mlr-16-8-8-seed0`."""
     return f"{files.safe_name(config.attention.replace(',', '-'))}-seed{config.seed}"
 
 
@@ -188,7 +188,7 @@ def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
 
 
 def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
-    """Write `config` to `folder/name`, or check that the file there holds the same config.
+    """Write `config` to `folder/name`, or check that file against it.
 
     Raises:
         RunFolderError: the file holds another config, or cannot be written.

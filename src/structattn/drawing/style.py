@@ -1,4 +1,7 @@
-"""The style of every figure: a colour per structure, quiet axes, labels beside lines instead of a legend."""
+"""Style every figure.
+
+Each structure has a colour, axes are quiet, and labels stand beside lines instead of in a legend.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ class Pen:
 
 
 def pens(structures: Sequence[str]) -> dict[str, Pen]:
-    """Return a pen per structure: ink for standard attention, then colours, then dashes."""
+    """Return a pen per structure.
+
+    Standard attention gets ink; others get colours, then dashes.
+    """
     others = [name for name in structures if name != REFERENCE]
     drawn = {
         name: Pen(_COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])

@@ -1,4 +1,4 @@
-"""Attention layers behind one face, and the configs and grammar that name them."""
+"""Provide attention layers, and the configs and grammar that name them."""
 
 from structattn.layers.attention_configs import (
     KINDS,

@@ -69,7 +69,7 @@ class AttentionConfig:
         return all(getattr(self, name) == defaults[name] for name in names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the kind and all fields as JSON values, which `config_from_dict` reads back."""
+        """Return kind and fields as JSON values for `config_from_dict`."""
         return {"kind": self.kind} | {name: fields.to_plain(getattr(self, name)) for name in self.field_types()}
 
 
@@ -169,7 +169,7 @@ class MLRConfig(AttentionConfig):
             Hierarchy(self.ranks, self.block_sizes)
 
     def hierarchy(self, head_dim: int, context_length: int) -> Hierarchy:
-        """Return the levels for heads of `head_dim` in a context of `context_length` tokens.
+        """Return the levels for a head width and a context length.
 
         Raises:
             ValueError: the ranks do not sum to `head_dim`.

@@ -1,4 +1,4 @@
-"""Bilinear attention: the score of a head is `xᵀ M y` for any structured matrix `M`.
+"""Attend by structured matrices: a head scores `xᵀ M y`.
 
 Shapes: x (B, T, D), features (B, H, T, F), contracted vectors (B, H, T, D), value (B, Hkv, T, dv).
 """

@@ -1,4 +1,4 @@
-"""The named choices of layers, and the values of the scales among them."""
+"""Name the choices of layers and give their scales' values."""
 
 from __future__ import annotations
 

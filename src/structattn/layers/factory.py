@@ -35,7 +35,7 @@ def build_attention(
     head_dim: int | None = None,
     **options: Unpack[LayerKeywords],
 ) -> Attention:
-    """Build the attention layer of `config` for a model of the given shape.
+    """Build the attention layer of `config` for a model shape.
 
     Args:
         config: a config, its spelling (`"mlr:8x8"`, see `structattn.layers.grammar`), or its dict form.

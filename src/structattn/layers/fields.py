@@ -1,4 +1,4 @@
-"""Values of config fields: check them by type, write them as text, read them from text."""
+"""Check config fields by type; write and read them as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The grammar that spells an attention kind in configs and on command lines.
+"""Parse the spelling of an attention kind.
+
+Configs and command lines use it.
 
     KIND[:ARGUMENT[,ARGUMENT…]][+FIELD=VALUE…]
 

@@ -1,4 +1,4 @@
-"""The basis of a head: maps of queries and keys that put the most useful dimensions first.
+"""Map queries and keys so that useful dimensions come first.
 
 Far pairs of MLR attention see the first dimensions alone.
 

@@ -1,4 +1,4 @@
-"""The interface of all attention layers.
+"""Define the interface of all attention layers.
 
 Shapes: x (B, T, D), query (B, Hq, T, r), key (B, Hkv, T, r), value (B, Hkv, T, dv).
 """
@@ -106,7 +106,7 @@ class Attention(nn.Module, abc.ABC):
         """Return mixed values `(B, Hq, Tq, dv)`."""
 
     def output(self, mixed: Tensor) -> Tensor:
-        """Join the heads `(B, Hq, T, dv)` and project them to `(B, T, D)`."""
+        """Join heads `(B, Hq, T, dv)` and project to `(B, T, D)`."""
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     # ---- the cache
@@ -161,12 +161,12 @@ class Attention(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def key_numbers(self, length: int) -> int:
-        """Return the live key numbers of one row, all heads, when generating at `length` tokens."""
+        """Return one row's live key numbers, all heads, after `length` tokens."""
 
     # ---- cost and initialisation
 
     def flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of one call on `batch` unpadded rows of `length` tokens.
+        """Return the FLOPs of one call on unpadded `(batch, length)` tokens.
 
         `structattn.flops` says what counts.
 

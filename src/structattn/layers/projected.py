@@ -1,4 +1,4 @@
-"""Attention whose queries and keys are linear projections: all layers but the bilinear one.
+"""Attend with linear projections: all layers but the bilinear one.
 
 Shapes: x (B, T, D), query (B, H, T, r), key (B, Hkv, T, r), value (B, Hkv, T, dv).
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ProjectedAttention(Attention):
-    """Attention whose queries and keys are linear projections of the tokens, head by head.
+    """Attention whose queries and keys are linear projections.
 
     Args:
         dim: `D`.

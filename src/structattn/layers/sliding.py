@@ -81,7 +81,9 @@ class SlidingWindowAttention(ScaledAttention):
 
 
 class GlobalSlidingWindowAttention(ProjectedAttention):
-    """The sum of two attentions over split heads: global on the first dimensions, a sliding window on the others.
+    """Sum of a global and a sliding-window attention over split heads.
+
+    The first dimensions are global; the others see a window.
 
     With `g = global_rank`: `out = softmax(s_g · Q[:g] K[:g]ᵀ) V + softmax_window(s_w · Q[g:] K[g:]ᵀ) V`, the baseline
     of arXiv 2509.07963, section 5 (there with 32 of 64 dimensions global).

@@ -1,4 +1,6 @@
-"""Models of Hugging Face: one backbone, attention by config, and heads for tasks.
+"""Provide models of Hugging Face whose config names the attention.
+
+There is one backbone, with heads for tasks.
 
 Importing this package registers the models with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
 """

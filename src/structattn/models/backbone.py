@@ -1,4 +1,6 @@
-"""The transformer of all models: a pre-norm encoder or decoder whose config names the attention.
+"""Define the transformer of all models.
+
+It is a pre-norm encoder or decoder, whose config names the attention.
 
 Shapes: `B` rows, `T` tokens, `D` width.
 """

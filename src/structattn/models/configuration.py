@@ -1,4 +1,7 @@
-"""Configs of the models, saved beside their weights. Fields are checked when a config is made."""
+"""Define the configs of the models, saved beside their weights.
+
+Fields are checked when a config is made.
+"""
 
 # Annotations are evaluated here, not kept as text: `strict` reads them to check types.
 
@@ -36,7 +39,9 @@ _HUGGING_FACE_FIELDS = {
 
 @strict
 class BackboneConfig(PreTrainedConfig):
-    """Sizes of a pre-norm transformer and the attention of its blocks. Models for a task add their own fields.
+    """Sizes of a pre-norm transformer and the attention of its blocks.
+
+    Models for a task add their own fields.
 
     Raises:
         TypeError: there is no such field.

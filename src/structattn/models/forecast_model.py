@@ -1,4 +1,6 @@
-"""A forecasting model: an encoder over time steps, and a read-out over time and channels.
+"""Define the forecasting model.
+
+It has an encoder over time steps, and a read-out over time and channels.
 
 Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels, `D` width.
 """

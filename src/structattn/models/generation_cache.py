@@ -1,4 +1,6 @@
-"""The cache that `generate` of transformers uses: one `KeyValueCache` for each attention layer.
+"""Wrap layer caches as the cache that `generate` uses.
+
+It holds one `KeyValueCache` for each attention layer.
 
 `structattn.layers.kv_cache` explains what a layer keeps and for how long.
 """
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GenerationCacheLayer(CacheLayerMixin):
-    """A `KeyValueCache` behind the methods that `generate` of transformers calls on each layer.
+    """A `KeyValueCache` with the methods that `generate` calls on layers.
 
     Args:
         store: holds the keys and values.
@@ -60,7 +62,7 @@ class GenerationCacheLayer(CacheLayerMixin):
         return self.store.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys a mask spans, and the index of the first."""
+        """Return the key count of a mask and its first index."""
         return self.store.length + query_length, 0
 
     def get_max_length(self) -> int:

@@ -1,4 +1,7 @@
-"""A language model. Shapes: `B` rows, `T` tokens, `V` vocabulary."""
+"""Define the language model.
+
+Shapes: `B` rows, `T` tokens, `V` vocabulary.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Convert a trained model with standard attention to MLR attention: the same scores, with dimensions in order.
+"""Convert a trained model from standard to MLR attention.
+
+At full depth scores stay the same; dimensions are put in order.
 
 Symbols as in `structattn.layers.head_basis`: moments `C_q`, `C_k` of a head's queries and keys after norm and rotary
 embedding, and the maps `A`, `B` from those to the dimensions that the levels own.
@@ -76,7 +78,10 @@ def _adding_moments(model: LanguageModel, sums: list[MomentSums], far: int | Non
 
 
 def _pair_counts(positions: Tensor, far: int | None) -> tuple[Tensor, Tensor]:
-    """Count for each query the keys in earlier blocks, for each key the queries in later ones."""
+    """Count far keys of each query, and far queries of each key.
+
+    For a query those in earlier blocks, for a key those in later ones.
+    """
     if far is None:
         ones = torch.ones(len(positions), dtype=torch.float64, device=positions.device)
         return ones, ones
@@ -90,7 +95,7 @@ def convert_to_mlr(
     moments: list[Moments] | None,
     block_sizes: tuple[int | None, ...] = (),
 ) -> LanguageModel:
-    """Return a copy of the model with MLR attention in place of standard attention.
+    """Return a copy of the model with MLR attention.
 
     All other tensors are copied. With one level the logits are those of the model. With more levels, pairs at depth `m`
     see the first `R_m` dimensions of each head's basis.
@@ -138,7 +143,7 @@ def _check_standard(layer: nn.Module) -> StandardAttention:
 def _spelling(
     config: LanguageModelConfig, block: int, ranks: tuple[int, ...], block_sizes: tuple[int | None, ...]
 ) -> str:
-    """Return the spelling of MLR attention that scores pairs at full depth as before."""
+    """Return the spelling whose scores at full depth are as before."""
     old = as_config(config.structure(block))
     if not isinstance(old, StandardConfig) or old.heads is not None:
         raise ValueError(f"attention must be standard in every block, got {old} in block {block}")

@@ -15,7 +15,7 @@ from transformers import initialization
 
 
 class ParameterRole(enum.Enum):
-    """Role of a parameter, which determines its initial values and its learning rate."""
+    """Role of a parameter, which sets initial values and learning rate."""
 
     EMBEDDING = "embedding"
     """Table of tokens. Deviation 1: the residual stream starts at the size that norms give it."""

@@ -60,11 +60,11 @@ class StructuredModel(PreTrainedModel):
         return described
 
     def flops(self, length: int, batch: int = 1) -> flops.Flops:
-        """Return the FLOPs of one call on unpadded rows, and of its backward pass."""
+        """Return the FLOPs of a call on unpadded rows, and its backward."""
         return self.backbone.flops(length, batch) + self._ends_flops(batch * length)
 
     def key_numbers(self, length: int) -> int:
-        """Return the live key numbers of one row, all blocks, when generating at `length` tokens."""
+        """Return one row's live key numbers, all blocks, after `length` tokens."""
         return sum(block.attention.key_numbers(length) for block in self.backbone.layers)
 
     @torch.no_grad()

@@ -1,4 +1,6 @@
-"""A model for in-context regression: it reads a prompt of inputs and answers, and predicts every answer.
+"""Define the model for in-context regression.
+
+It reads a prompt of inputs and answers, and predicts every answer.
 
 Shapes: `B` prompts, `N` points, `2N` tokens, `d` dimensions.
 """

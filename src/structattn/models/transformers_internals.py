@@ -1,4 +1,4 @@
-"""Differences between versions of transformers, and the private names that this package reads.
+"""Bridge versions of transformers and its private names.
 
 No other module asks which version of transformers is installed.
 """
@@ -56,7 +56,7 @@ def attention_implementation(config: Any) -> str | None:
 
 
 def set_attention_implementation(model: PreTrainedModel, name: str | None) -> None:
-    """Set the attention implementation of a model and of the models in it.
+    """Set the attention implementation of a model and its parts.
 
     Before transformers 5.20 `model.set_attn_implementation` skips inner models whose config is a copy of the outer
     model's, such as encoder and decoder of T5.

@@ -1,4 +1,4 @@
-"""The attention ops, the hierarchy of their scores, and their backends."""
+"""Provide the attention ops, their hierarchy and their backends."""
 
 from structattn import versions
 

@@ -1,4 +1,7 @@
-"""Checks of the arguments that attention ops share; errors name the argument, what was expected and what came."""
+"""Check the arguments that attention ops share.
+
+Errors name the argument, what was expected and what came.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of attention after their checks, as backends receive them."""
+"""Hold the checked arguments of attention for backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Attention of the newest queries against a key-value cache that holds keys level by level, dimension-major.
+"""Attend from the newest queries to a level-by-level key-value cache.
+
+Keys are stored dimension-major.
 
 One query reads each key once, so the speed of memory decides. A level's keys are laid out `(r_l, T)`: a run of
 positions is then one stream for each dimension that counts there, and no other dimension is read.
@@ -35,7 +37,9 @@ def mlr_decode(
     enable_gqa: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Causal MLR attention of the last `Tq` of `key_length` tokens, from a cache (arXiv 2509.07963, section 4).
+    r"""Compute causal MLR attention of the last tokens, from a cache.
+
+    The queries are the last `Tq` of `key_length` tokens (arXiv 2509.07963, section 4).
 
     Query `i` stands at index `key_length - Tq + i` and gives what `mlr_attention(..., is_causal=True)` gives it, with
     the score summed level by level over the keys of its own block::

@@ -21,7 +21,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keep_mask(seed: Tensor, batch_heads: Tensor, queries: Tensor, keys: Tensor, dropout_p: float) -> Tensor:
-    """Return True where a probability is kept; the shape is that of the three indices, broadcast.
+    """Return True where a probability is kept.
+
+    The shape is that of the three indices, broadcast.
 
     Args:
         seed: `()` int64.

@@ -1,4 +1,7 @@
-"""The valid keys of each row and the place of the queries among them, as attention ops and layers pass them on."""
+"""Hold the valid keys of rows and the place of queries.
+
+Attention ops and layers pass both on.
+"""
 
 from __future__ import annotations
 

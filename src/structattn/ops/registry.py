@@ -1,4 +1,4 @@
-"""The backends, best first, and the choice among them."""
+"""List the backends, best first, and choose among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ REGISTRY: dict[str, Backend] = {
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """A backend, and the reason why it cannot serve this machine (or a given call), if there is one."""
+    """A backend, and the reason why it cannot serve, if any.
+
+    The reason concerns this machine, or a given call.
+    """
 
     name: str
     reason: str | None
@@ -39,12 +42,20 @@ def backends(call: Call | None = None) -> list[BackendStatus]:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is `"auto"` or a backend's name; ValueError with the known names otherwise."""
+    """Return `name` if it is `"auto"` or a backend's name.
+
+    Raises:
+        ValueError: it is neither; the message has the known names.
+    """
     return checks.one_of("backend", name, ["auto", *REGISTRY])
 
 
 def choose(name: str, call: Call) -> Backend:
-    """Return the named backend, or for `"auto"` the first that serves; ValueError with the reason if it cannot."""
+    """Return the named backend, or for `"auto"` the first that serves.
+
+    Raises:
+        ValueError: the named backend cannot serve the call; the message says why.
+    """
     if name == "auto":
         # On a CPU Triton means its interpreter, which is for tests: only by name.
         names = (each for each in REGISTRY if each != "triton" or call.query.is_cuda)

@@ -1,4 +1,6 @@
-"""How a call crosses into an operator of `torch.library`, which takes tensors and plain numbers only.
+"""Flatten a call for an operator of `torch.library`.
+
+Operators take tensors and plain numbers only.
 
 The arguments of both operators of attention are the tensors in `TENSORS`, then the options in `OPTIONS`; those of
 decode end with a hierarchy and numbers of its own (`structattn.ops.decode`).

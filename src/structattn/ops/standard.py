@@ -22,7 +22,9 @@ def standard_attention(
     mask: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Softmax attention over all of `r`, by `F.scaled_dot_product_attention` or `mlr_attention`, whichever is faster.
+    """Compute softmax attention over all of `r`.
+
+    The faster of `F.scaled_dot_product_attention` and `mlr_attention` runs.
 
     PyTorch's function is used where one of its fused kernels serves the call, `mlr_attention` elsewhere. No fused
     kernel takes padding or an offset without a `T x T` mask. On a CPU none takes `r != dv` or dropout: PyTorch then

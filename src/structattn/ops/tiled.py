@@ -1,4 +1,6 @@
-"""MLR attention in PyTorch alone, tile by tile: memory O(T), scores recomputed in the backward pass.
+"""Compute MLR attention in PyTorch alone, tile by tile.
+
+Memory is O(T); the backward pass computes scores again.
 
 The keys of a query tile are cut into runs of one depth; far runs multiply only the prefix R_m of q and k. Levels finer
 than a tile matter only for keys at the tile's own positions, where they are added as small block-diagonal products.

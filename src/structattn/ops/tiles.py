@@ -1,4 +1,4 @@
-"""Geometry of the tiled backend: the levels that a tile of queries shares with a run of keys.
+"""Find the levels that tiles of queries share with keys.
 
 Positions are those of one unpadded row. Shapes: N = batch · key heads, G = query heads per key
 head; a tile's t queries are folded to (N, G·t, r), a run's keys are (N, n, r), scores are (N, G, t, n).

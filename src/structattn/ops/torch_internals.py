@@ -1,4 +1,4 @@
-"""Private names of torch that this package reads, and a fallback for each that is missing.
+"""Read private names of torch, with a fallback for each.
 
 A fallback is slower, or says "not known"; callers then take the path that is always correct.
 """
@@ -26,7 +26,7 @@ WATCHERS = (
 
 
 def find(name: str) -> Any:
-    """Return what the dotted name stands for below `torch`, or None where a part of it is missing."""
+    """Return torch's attribute of that dotted name, or None."""
     owner: Any = torch
     for part in name.split("."):
         owner = getattr(owner, part, None)
@@ -43,7 +43,7 @@ _counts_writes = find("Tensor._version") is not None
 
 
 def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Return True if nothing watches or rewrites operators, and the tensors hold their own numbers.
+    """Return True if nothing watches operators and all tensors are plain.
 
     Watchers are a compiler, a tracer, a dispatch mode (such as a FLOP counter), a transform, a dual level, a profiler
     and autocast. A tensor does not hold its own numbers if it stands for zeros, or for the negative of its memory.
@@ -69,7 +69,7 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def may_be_transformed() -> bool:
-    """Return True if a transform of `torch.func` is at work, or if that cannot be known."""
+    """Return True if a `torch.func` transform may be at work."""
     return _peek_interpreter_stack is None or _peek_interpreter_stack() is not None
 
 
@@ -81,7 +81,9 @@ def has_tangent(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def assert_later(condition: Tensor, message: str) -> None:
-    """Raise where the boolean `condition` is false: on an accelerator or in a compiled graph, when it is computed.
+    """Raise where the boolean `condition` is false.
+
+    On an accelerator or in a compiled graph it raises when it is computed.
 
     Raises:
         ValueError: at once, where torch has no assertion that waits.
@@ -95,7 +97,9 @@ def assert_later(condition: Tensor, message: str) -> None:
 
 
 def count_writes(tensors: Iterable[Tensor]) -> float:
-    """Return a number that changes when one of the tensors is written to; tensors of inference mode are not seen.
+    """Return a number that changes when a tensor is written to.
+
+    Tensors of inference mode are not seen.
 
     It is the sum of autograd's version counters; without those, the sum of all numbers in the tensors.
     """

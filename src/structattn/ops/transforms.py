@@ -1,4 +1,4 @@
-"""What autograd and the transforms of `torch.func` do with the operators of `mlr_attention`.
+"""Define derivatives and `torch.func` transforms of the operators.
 
 The operators' arguments are those of `structattn.ops.schema`; the backward operator takes `grad_out`, `out`, `lse` and
 `needs_bias_grad` before them.
@@ -28,7 +28,10 @@ def attention_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 def attention_backward(
     ctx: Any, grad_out: Tensor | None, _: Tensor | None, backward: Callable[..., Sequence[Tensor]] | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operator's arguments, by `backward` or by default the backward operator."""
+    """Return the gradients of the operator's arguments.
+
+    They come from `backward`, by default the backward operator.
+    """
     if grad_out is None:
         return pad_with_none((), ARGUMENT_COUNT)
     out, lse, *tensors = ctx.saved_tensors
@@ -39,7 +42,10 @@ def attention_backward(
 
 
 class MLRAttentionTransformed(torch.autograd.Function):
-    """Autograd function for transforms of `torch.func`, which do not see the operator's own registration."""
+    """Autograd function for transforms of `torch.func`.
+
+    These do not see the operator's own registration.
+    """
 
     generate_vmap_rule = True
 
@@ -81,7 +87,10 @@ class MLRAttentionGradientsTransformed(torch.autograd.Function):
 
 
 def forward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """Run the operator under `vmap`: one call, with the mapped axis folded into the batch."""
+    """Run the operator once under `vmap`.
+
+    The mapped axis is folded into the batch.
+    """
     size = info.batch_size
     folded = _fold_call(args[:TENSOR_COUNT], axes[:TENSOR_COUNT], size)
     out, lse = torch.ops.structattn.mlr_attention(*folded, *args[TENSOR_COUNT:])
@@ -118,7 +127,7 @@ def _fold_call(tensors: tuple[Tensor | None, ...], axes: tuple[int | None, ...],
 
 
 def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
-    """Return `tensor` with its mapped axis first; expanded to `size` if it has none."""
+    """Move the mapped axis to the front; expand if there is none."""
     return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
 
 

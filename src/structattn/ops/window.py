@@ -1,4 +1,6 @@
-"""Sliding-window attention in O(T · window): each block of queries attends to the run of keys its windows cover.
+"""Compute sliding-window attention in O(T · window).
+
+Each block of queries attends to the run of keys that its windows cover.
 
 Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv); n blocks of c queries, K keys for each.
 """

@@ -1,1 +1,1 @@
-"""Reporting: what a comparison found, as a table, a verdict, figures and one page."""
+"""Report a comparison as a table, a verdict, figures and one page."""

@@ -1,4 +1,7 @@
-"""The figures of a comparison: loss curves, the task's own figures, costs, and maps of pairs."""
+"""Draw the figures of a comparison.
+
+They are loss curves, the task's own figures, costs, and maps of pairs.
+"""
 
 from __future__ import annotations
 

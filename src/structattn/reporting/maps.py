@@ -1,4 +1,4 @@
-"""Widths of the dot product between each pair of tokens, by attention structure."""
+"""Map the width of every pair's dot product, by structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`report.html`: one page that explains a comparison to readers who did not run it."""
+"""Write `report.html`, a page for readers who ran nothing."""
 
 from __future__ import annotations
 

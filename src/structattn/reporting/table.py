@@ -1,4 +1,4 @@
-"""The table of a comparison, as text for terminal and report."""
+"""Build the table of a comparison for terminal and report."""
 
 from __future__ import annotations
 

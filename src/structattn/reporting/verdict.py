@@ -1,4 +1,4 @@
-"""The verdict of a comparison, in sentences that claim no more than was measured."""
+"""Say in sentences what a comparison measured, and no more."""
 
 from __future__ import annotations
 

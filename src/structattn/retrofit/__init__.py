@@ -1,1 +1,1 @@
-"""Retrofitting: give a trained model with standard attention levels, and measure what it loses."""
+"""Give a trained model MLR attention, and measure what it loses."""

@@ -1,4 +1,4 @@
-"""Report a retrofit study: a figure of loss against key numbers, a table, a sentence."""
+"""Report a retrofit study as a figure, a table and a sentence."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def retrofit_markdown(results: RetrofitResults) -> str:
 
 
 def retrofit_verdict(results: RetrofitResults, tolerance: float = 0.01) -> str:
-    """Say how far the key cache shrinks within a tolerance of the loss."""
+    """Say how far the key cache shrinks within a loss tolerance."""
     standard, tuned = results.standard, results.tune_steps > 0
     before = standard.tuned_loss if tuned and standard.tuned_loss is not None else standard.loss
     kept = [row for row in results.rows[1:] if _loss(row, tuned) <= (1 + tolerance) * before]

@@ -1,4 +1,7 @@
-"""Structured matrices: `Structure` and its seven families, and a table of their costs."""
+"""Provide structured matrices and a table of their costs.
+
+There are `Structure` and its seven families.
+"""
 
 from structattn.structures.base import Structure
 from structattn.structures.butterfly import Butterfly

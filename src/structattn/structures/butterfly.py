@@ -1,4 +1,7 @@
-"""Butterfly matrices: products of log2(D) sparse factors, the pattern of the fast Fourier transform."""
+"""Define butterfly matrices, products of log2(D) sparse factors.
+
+The pattern is that of the fast Fourier transform.
+"""
 
 from __future__ import annotations
 

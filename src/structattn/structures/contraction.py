@@ -1,4 +1,4 @@
-"""One level of the family MLBTC, and the batched matrix products that apply it.
+"""Define one level of MLBTC, and its batched products.
 
 Shape legend: `N` rows, `H` heads, `p` diagonal blocks; a block maps `c·d` entries to `a·b` through rank `s`.
 Factors of a level: `right (H, p·c, d, b·s)`, `left (H, p·b, a, c·s)`; features `F = p·b·c·s` in the order

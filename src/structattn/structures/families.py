@@ -1,4 +1,4 @@
-"""The families that are an MLBTC with fixed levels: LowRank, MLR, BTT, Monarch."""
+"""Define LowRank, MLR, BTT and Monarch as MLBTC."""
 
 from __future__ import annotations
 

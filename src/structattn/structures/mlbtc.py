@@ -1,4 +1,7 @@
-"""MLBTC: a sum of levels, each a block diagonal of Block Tensor Trains; it contains all the other families."""
+"""Define MLBTC, which contains all the other families.
+
+It is a sum of levels, each a block diagonal of Block Tensor Trains.
+"""
 
 from __future__ import annotations
 

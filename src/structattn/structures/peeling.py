@@ -1,4 +1,6 @@
-"""Recovery of the levels of a Multi-Level Low Rank matrix, one after another, by linear algebra alone.
+"""Recover the levels of a Multi-Level Low Rank matrix.
+
+Levels are found one after another, by linear algebra alone.
 
 Alternating over levels often stalls far from a matrix that is exactly MLR: at first the coarse level also fits what
 belongs to the fine ones. But outside the diagonal blocks of the next level, the coarse level stands alone and can be

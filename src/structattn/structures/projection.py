@@ -1,4 +1,6 @@
-"""The sum of levels nearest to a dense matrix, in Frobenius norm.
+"""Find the sum of levels nearest to a dense matrix.
+
+Nearest is meant in Frobenius norm.
 
 One level has a closed form. Several are fitted by block-coordinate descent: each step sets one level to its optimum for
 the residual of the others, so the error cannot rise.

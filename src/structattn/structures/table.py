@@ -1,4 +1,7 @@
-"""A table of the size and cost of structured matrices: the columns of Table 1 of arXiv 2509.07963."""
+"""Tabulate size and cost of structured matrices.
+
+The columns are those of Table 1 of arXiv 2509.07963.
+"""
 
 from __future__ import annotations
 

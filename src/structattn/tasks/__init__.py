@@ -28,7 +28,7 @@ __all__ = [
 
 
 def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
-    """Return the task that `config` describes, for a run of `total_steps` training steps.
+    """Return the task that `config` describes.
 
     Raises:
         TypeError: `config` is no task's config.

@@ -1,4 +1,6 @@
-"""Text as characters of a vocabulary of 96: newline and the 95 printable characters of ASCII.
+"""Encode text as characters of a vocabulary of 96.
+
+The vocabulary is newline and the 95 printable characters of ASCII.
 
 Every other character is mapped or dropped:
 

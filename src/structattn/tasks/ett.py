@@ -1,4 +1,4 @@
-"""The four files of the Electricity Transformer Temperature data set, by name.
+"""Find the four files of the Electricity Transformer Temperature data.
 
 Source: Zhou et al., *Informer*, 2021; the files are at github.com/zhouhaoyi/ETDataset under CC BY-ND 4.0.
 """

@@ -1,4 +1,4 @@
-"""Baselines of forecasting: the last value, the last season, and a linear map of the context.
+"""Forecast by last value, last season, or a linear map.
 
 Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels.
 """

@@ -1,4 +1,4 @@
-"""Forecasting: predict the next `H` values of every channel from the last `T` of every channel.
+"""Predict the next `H` values of channels from the last `T`.
 
 Shapes: `B` windows, `T` steps of context, `H` steps of horizon, `C` channels.
 Source of the setting: Zhou et al., *Informer*, 2021, as later papers read it; arXiv 2509.07963, section 6.

@@ -1,4 +1,4 @@
-"""Random numbers as a function of (seed, stream, step, row), and orders of epochs."""
+"""Draw random numbers by (seed, stream, step, row), and order epochs."""
 
 from __future__ import annotations
 

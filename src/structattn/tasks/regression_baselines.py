@@ -1,4 +1,4 @@
-"""Baselines of in-context regression on the held-out prompts: least squares, ridge and zero.
+"""Solve the held-out prompts by least squares, ridge and zero.
 
 Each returns the squared error over `d` at every point `i = 1..N`, predicted from the `i - 1` points before it: the
 `error_by_position` of `RegressionTask.metrics`.

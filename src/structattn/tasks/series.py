@@ -1,4 +1,6 @@
-"""Multivariate time series from CSV files: one column of times, the others numbers.
+"""Read multivariate time series from CSV files.
+
+A file has one column of times; the others are numbers.
 
 Errors number rows from 1, below the heading.
 """

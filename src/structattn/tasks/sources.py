@@ -1,4 +1,4 @@
-"""Sources of text: the source code of the standard library, files, or OpenWebText.
+"""Read texts: Python's standard library, files, or OpenWebText.
 
 A source is a sequence of documents in a fixed order, with a digest that changes when a document does. Documents are
 read in pieces, so that a large file is never held in memory as text.

@@ -1,4 +1,4 @@
-"""The interface of a task: data, loss and metrics.
+"""Define the interface of a task: data, loss and metrics.
 
 A task keeps no state: row `n` of the batch of step `s` is a pure function of `(seed, s, n)`. So a run that was killed
 resumes with the same tensors, any number of processes share a batch by taking disjoint rows of it, and two models
@@ -109,7 +109,10 @@ class Task(abc.ABC):
         return (self._evaluation_rows(range(start, min(start + batch_size, end))) for start in starts)
 
     def test(self) -> Task | None:
-        """Return the task on its test part, for the end of a run; None without one."""
+        """Return the task on its test part; None without one.
+
+        It is for the end of a run.
+        """
         return None
 
     @property
@@ -119,7 +122,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the training loss, a float32 scalar, of a model's `outputs` on `batch["inputs"]`."""
+        """Return the training loss of `outputs`, a float32 scalar.
+
+        A model computed `outputs` from `batch["inputs"]`.
+        """
 
     @abc.abstractmethod
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:

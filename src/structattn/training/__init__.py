@@ -1,4 +1,7 @@
-"""Train a model on a task under a budget: muP, metrics, checkpoints, exact resumption after a kill."""
+"""Train a model on a task under a budget.
+
+It brings muP, metrics, checkpoints, and exact resumption after a kill.
+"""
 
 from __future__ import annotations
 

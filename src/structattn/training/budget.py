@@ -1,4 +1,7 @@
-"""Turn a budget into a number of steps, which the learning rate and the curriculum need in advance."""
+"""Turn a budget into a number of steps.
+
+The learning rate and the curriculum need it in advance.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ def plan_steps(
     training_flops: Callable[[int], int],
     seconds_per_step: Callable[[Task], float],
 ) -> int:
-    """Return the number of steps that fit in the budget; an estimate if it counts minutes.
+    """Return the steps that fit in the budget.
+
+    It is an estimate if the budget counts minutes.
 
     Args:
         config: the budget.
@@ -48,7 +53,7 @@ def plan_steps(
 
 
 def evaluation_interval(config: TrainConfig, total_steps: int, evaluation_cost: float) -> int:
-    """Return the steps between evaluations: as configured, or so that they are few and cheap.
+    """Return the steps between evaluations.
 
     By default there are at most 20 evaluations, and at least one; together they cost at most 4% of the run's compute.
 
@@ -64,7 +69,10 @@ def evaluation_interval(config: TrainConfig, total_steps: int, evaluation_cost: 
 
 
 def evaluation_cost(task: Task, batch_size: int, model: StructuredModel) -> float:
-    """Return the FLOPs of an evaluation divided by those of a training step of full length."""
+    """Return an evaluation's FLOPs over those of a training step.
+
+    The training step has full length.
+    """
     cost = model.flops(task.context_length)
     return task.evaluation_size * cost.forward / (batch_size * cost.training)
 

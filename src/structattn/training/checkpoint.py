@@ -1,4 +1,6 @@
-"""Checkpoints: a run killed at any moment finds the last one that was written completely.
+"""Save and find checkpoints that survive a kill.
+
+A run killed at any moment finds the last one that was written completely.
 
 A checkpoint is one file, `step-00001000.ckpt`. Its first line names the format, the second is the SHA-256 of the rest,
 and the rest is the output of `torch.save`. It is written under another name, flushed to the disk and renamed, so
@@ -102,7 +104,9 @@ def load_checkpoint(path: Path) -> State:
 
 
 def restore_checkpoint(folder: Path) -> Restored:
-    """Read the newest intact checkpoint of `folder`; skip damaged ones with a warning.
+    """Read the newest intact checkpoint of `folder`.
+
+    Damaged ones are skipped with a warning.
 
     Raises:
         RunFolderError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""The settings of a training run."""
+"""Define the settings of a training run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ BUDGETS = ("steps", "tokens", "flops", "minutes")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. Exactly one budget (steps, tokens, flops or minutes) is set.
+    """Settings of a training run.
+
+    Exactly one budget (steps, tokens, flops or minutes) is set.
 
     Raises:
         TypeError, ValueError: a field has the wrong type or is out of range.

@@ -1,4 +1,6 @@
-"""The coordinate check: do activations keep their size as the width grows, as muP promises?
+"""Check that activations keep their size as the width grows.
+
+This is what muP promises.
 
 Models of several widths take a few steps on one batch. Under muP the size of a matrix's output `W x` after these steps
 does not depend on the width, nor does the size of its change `(W - W_initial) x`. If a learning rate or an initial

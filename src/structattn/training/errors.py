@@ -1,4 +1,7 @@
-"""Errors that stop a run. Each message is one line, for a command to print."""
+"""Define errors that stop a run.
+
+Each message is one line, for a command to print.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What identifies a run: a checkpoint is continued only by a call that describes the same run."""
+"""Describe a run, so that only the same run resumes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""metrics.jsonl: one line per evaluation, cut back to the checkpoint when a run resumes."""
+"""Write metrics.jsonl, one line per evaluation.
+
+It is cut back to the checkpoint when a run resumes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ WALL_CLOCK = ("seconds", "tokens_per_second")
 
 
 class MetricsFile:
-    """A file of JSON lines, each flushed to the disk when it is appended.
+    """File of JSON lines, each flushed when it is appended.
 
     A checkpoint stores `size`. A run that resumes from it calls `truncate`, which drops incomplete lines and those of
     steps that the run will repeat.

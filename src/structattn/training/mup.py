@@ -1,4 +1,6 @@
-"""Learning rate of every tensor: the same for all, or by muP, whose best rate does not depend on the width.
+"""Choose every tensor's learning rate, equal or by muP.
+
+With muP the best rate does not depend on the width.
 
 Source: Yang, Hu et al., *Tensor Programs V*, 2022, table 3 (Adam); for structured factors Qiu et al., *Compute
 Better Spent*, 2024, and arXiv 2509.07963, section 5.
@@ -31,7 +33,7 @@ def rate_multiplier(description: Description, base_dim: int) -> float:
 
 
 def parameter_groups(model: StructuredModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: one for each pair of learning rate and weight decay.
+    """Return AdamW's groups by learning rate and weight decay.
 
     Every matrix decays by `learning_rate · weight_decay` per step, whatever its own rate, so the decay does not
     depend on the width either. Embeddings and gains do not decay.

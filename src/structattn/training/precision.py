@@ -1,4 +1,4 @@
-"""The dtype of matrix products."""
+"""Choose the dtype of matrix products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """True if `precision` means bfloat16 on `device`; `auto` does if the device has instructions for it."""
+    """Return True if `precision` means bfloat16 on `device`.
+
+    `auto` does if the device has instructions for it.
+    """
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cpu":

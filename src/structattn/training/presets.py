@@ -10,7 +10,10 @@ from structattn import checks
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a backbone and how to train it; the head rank is `dim / heads`."""
+    """Sizes of a backbone and its training.
+
+    The head rank is `dim / heads`.
+    """
 
     layers: int
     """Number of blocks, each with attention and MLP."""
@@ -78,5 +81,9 @@ FORECAST_PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str, table: Mapping[str, Preset] = PRESETS) -> Preset:
-    """Return the preset of that name; ValueError naming the nearest name if there is none."""
+    """Return the preset of that name.
+
+    Raises:
+        ValueError: there is none; the message has the nearest name.
+    """
     return table[checks.one_of("preset", name, table)]

@@ -1,4 +1,7 @@
-"""The processes that share a run: one, or those that `torchrun` started."""
+"""Share a run among the processes that `torchrun` started.
+
+Without it there is one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Callbacks of a training run. The library prints nothing; the command line draws progress bars with these."""
+"""Report a run to callbacks.
+
+The library prints nothing; the command line draws progress bars with these.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the share of the budget that is spent."""
+"""Set the learning rate by the spent share of the budget."""
 
 from __future__ import annotations
 

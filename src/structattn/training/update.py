@@ -1,4 +1,7 @@
-"""An optimiser step: gradients over micro-batches and processes, clipping, AdamW."""
+"""Do an optimiser step over micro-batches and processes.
+
+It computes gradients, clips them and applies AdamW.
+"""
 
 from __future__ import annotations
 

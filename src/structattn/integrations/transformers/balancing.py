@@ -1,4 +1,4 @@
-"""Change the basis of heads so that their first dimensions carry the most energy.
+"""Balance heads: their first dimensions carry the most energy.
 
 Without a rotary embedding, any invertible maps `q' = A q`, `k' = B (k - μ)` with `Aᵀ B = I` change a query's scores
 by one number only, which softmax does not see (`structattn.layers.head_basis`). With `q = W_q x + b_q` the maps become
@@ -23,7 +23,7 @@ from structattn.layers.head_basis import Moments, MomentSums, balancing_maps
 
 
 def far_moments(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Moments]]:
-    """Return second moments of every layer's queries and keys, over pairs of far tokens.
+    """Return each layer's second moments of queries and keys, far pairs only.
 
     A query counts once for each key at least `distance` before it, a key once for each query at least `distance` after
     it. An encoder counts both directions.
@@ -69,7 +69,9 @@ def _far_tokens(real: Tensor, distance: int) -> Tensor:
 
 @torch.no_grad()
 def balance(model: PreTrainedModel, moments: Mapping[str, Sequence[Moments]]) -> None:
-    """Change each head's basis in place: its first dimensions carry the most energy.
+    """Change each head's basis in place by score energy.
+
+    Its first dimensions then carry the most.
 
     The model's outputs stay the same. `set_hierarchy(model, hierarchy)` then lets far tokens see the first dimensions.
     Attention must be as in GPT-2: learned positions, and queries, keys and values projected by one `c_attn`. Under a

@@ -1,4 +1,7 @@
-"""Energy of the scores of far tokens, dimension by dimension, over calibration text."""
+"""Measure the energy of far tokens' scores, dimension by dimension.
+
+Queries and keys come from calibration text.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ class AttentionLayer:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Return True if a module calls the attention interface: it then has `layer_idx` and `is_causal`."""
+    """Return True if a module calls the attention interface.
+
+    It then has `layer_idx` and `is_causal`.
+    """
     return isinstance(getattr(module, "is_causal", None), bool) and hasattr(module, "layer_idx")
 
 

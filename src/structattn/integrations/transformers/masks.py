@@ -1,4 +1,7 @@
-"""Masks of padding. A mask that MLR attention cannot honour is refused, never dropped."""
+"""Turn padding masks into key ranges and biases.
+
+A mask that MLR attention cannot honour is refused, never dropped.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ def check_all(condition: Tensor, message: str) -> None:
 
 
 def visible_keys(mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the range of each row's real keys, and a bias that masks holes.
+    """Return bounds of each row's real keys, and a bias masking holes.
 
     A row without a real key has an empty range at its end: a left-padded row that is read in chunks begins like this.
 

@@ -1,4 +1,7 @@
-"""Statistics of each layer's queries and keys, collected while a model runs with standard attention."""
+"""Collect statistics of each layer's queries and keys.
+
+They are collected while a model runs with standard attention.
+"""
 
 from __future__ import annotations
 

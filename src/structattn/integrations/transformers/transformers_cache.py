@@ -27,7 +27,7 @@ from structattn.ops.torch_internals import count_writes
 
 
 class CachedKeys:
-    """Keys in an `MLRCache`, passed to the attention function in place of a tensor.
+    """Keys in an `MLRCache`, passed in place of a tensor.
 
     Args:
         store: cached keys and values, including the new ones.
@@ -72,7 +72,9 @@ class _LevelLayer(GenerationCacheLayer):
 
 
 class MLRCache(GenerationCache):
-    """A `transformers.Cache` that keeps level 1 of all keys and level `l` of those in the current block.
+    """A `transformers.Cache` that keeps each level only while it is read.
+
+    It keeps level 1 of all keys, and level `l` of those in the current block.
 
     Make one with `make_cache`. It serves only the model it was made for, with the hierarchy and parameters it had then.
     `key_numbers`, `key_bytes` and `nbytes` are its size.

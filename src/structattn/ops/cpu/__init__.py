@@ -1,4 +1,6 @@
-"""MLR attention compiled for the CPU: one pass over tiles of keys, each product cut to the prefix it needs.
+"""Compute MLR attention in compiled code on the CPU.
+
+It makes one pass over tiles of keys and cuts each product to the prefix it needs.
 
 The sources are in `csrc` and are built on first use (`build`). Sums are in float32 for every dtype.
 """

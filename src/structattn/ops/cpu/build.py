@@ -1,4 +1,6 @@
-"""The kernel's shared library: compiled on first use by the machine's C++ compiler, then loaded from the disk.
+"""Compile the kernel's shared library, or load it from disk.
+
+The machine's C++ compiler makes it on first use.
 
 Its file name holds a digest of all that it depends on: the sources, the flags, torch's version, and the compiler with
 the instructions it may use (its predefined macros show both).

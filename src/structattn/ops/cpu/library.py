@@ -1,4 +1,4 @@
-"""The compiled library's functions, and the plain structures in which a call crosses to it.
+"""Declare the compiled library's functions and the structures of a call.
 
 The structures are those of csrc/call.h and csrc/decode.h; `check_layout` compares the two when the library is loaded.
 """
