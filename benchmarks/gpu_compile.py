@@ -27,7 +27,7 @@ from benchmarks import machine, report
 from benchmarks.output import write_json
 from structattn import Hierarchy
 from structattn.ops.call import Call, DecodeCall
-from structattn.ops.hierarchy import parse_ranks
+from structattn.ops.hierarchy_text import parse_ranks
 from structattn.ops.triton import backward_kernels, decode_kernels, forward_kernel, launch
 
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}

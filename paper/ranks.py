@@ -11,7 +11,7 @@ from paper.evidence import describe_resolution, estimates, is_lower, ranked
 from paper.language import LOSS, TEXT, mlr_unscaled, preset_trial
 from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
 from structattn.comparison.estimate import Estimate
-from structattn.ops.hierarchy import parse_ranks
+from structattn.ops.hierarchy_text import parse_ranks
 from structattn.training import preset
 
 if TYPE_CHECKING:

@@ -78,8 +78,8 @@ def attention(
 
     `Hierarchy.flat(r)` gives that of standard attention.
 
-    With `P_l` the visible pairs that share level `l`, `S = Σ_l r_l·P_l` and `V = dv·P_1`: forward `2(S + V)`, backward
-    `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
+    With `P_l` the visible pairs that level `l` reaches, `S = Σ_l r_l·P_l` and `V = Σ_l u_l·P_l`: forward `2(S + V)`,
+    backward `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
 
     Args:
         hierarchy: the levels.
@@ -91,11 +91,10 @@ def attention(
         is_causal: count only pairs `j <= query_offset + i`.
         query_offset: index of the first query among the keys.
     """
-    key_length = query_length if key_length is None else key_length
-    pairs = hierarchy.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
-    scores = sum(rank * count for rank, count in zip(hierarchy.ranks, pairs, strict=True))
-    values = value_dim * pairs[0]
-    return 2 * batch * heads * Flops(scores + values, 3 * scores + 2 * values, scores)
+    lengths: Any = {"is_causal": is_causal, "query_offset": query_offset}
+    scores = hierarchy.score_flops(query_length, key_length, **lengths)
+    mixing = hierarchy.mixing_flops(query_length, key_length, value_dim=value_dim, **lengths)
+    return batch * heads * Flops(scores + mixing, 3 * scores + 2 * mixing, scores)
 
 
 def sliding_window(

@@ -141,7 +141,21 @@ EQUAL = Hierarchy.dyadic((8,) * 8, 1024)
 FLAT = Hierarchy.flat(64)
 SMALL = Hierarchy((3, 2, 1), (None, 64, 16), (1.0, 0.5, 2.0))
 ODD = Hierarchy((16, 24, 16, 8), (None, 96, 48, 12), "mean")
-HIERARCHIES = {"flat": FLAT, "deep": DEEP, "equal": EQUAL, "small": SMALL, "odd": ODD}
+NEAR = Hierarchy((16, 16, 24, 8), None, "mean", windows=(None, 200, 70, 9), value_ranks=(24, 0, 24, 16))
+SLIDING = Hierarchy((64,), windows=(33,))
+WITHIN = Hierarchy((5, 9, 2), None, (1.0, -0.5, 2.0), windows=(150, 64, 1), value_ranks=(3, 5, 56))
+BLOCK_VALUES = Hierarchy((16, 24, 16, 8), (None, 96, 48, 12), "mean", value_ranks=(20, 12, 32, 0))
+HIERARCHIES = {
+    "flat": FLAT,
+    "deep": DEEP,
+    "equal": EQUAL,
+    "small": SMALL,
+    "odd": ODD,
+    "near": NEAR,
+    "sliding": SLIDING,
+    "within": WITHIN,
+    "block-values": BLOCK_VALUES,
+}
 
 
 def cases() -> dict[str, Case]:
@@ -191,9 +205,37 @@ def cases() -> dict[str, Case]:
         full = tuple(at == axis for at in range(4))
         table[f"bias-axis-{axis}"] = replace(base, bias=full, batch=3, key_start=(0, 3, 9), key_end=(100, 90, 100))
     table["bias-no-axis"] = replace(base, bias=(False, False, False, False))
+    for name in ("near", "within", "block-values"):
+        _add_levels_in_values(table, name, HIERARCHIES[name])
     table["strided"] = replace(base, strided=True, query_length=257, bias=(True, False, True, True))
     table["scale"] = replace(base, scale=-0.3)
     return table
+
+
+def _add_levels_in_values(table: dict[str, Case], name: str, hierarchy: Hierarchy) -> None:
+    """Add the cases of offsets, padding, groups, biases and widths for one hierarchy."""
+    prefix = "windows" if name == "near" else name
+    base = Case(hierarchy)
+    for is_causal in (True, False):
+        mask = "causal" if is_causal else "full"
+        table[f"{prefix}-offset-{mask}"] = replace(
+            base, query_length=100, key_length=357, query_offset=203, is_causal=is_causal
+        )
+        table[f"{prefix}-padding-{mask}"] = replace(
+            base,
+            batch=4,
+            query_length=257,
+            key_start=(0, 50, 200, 257),
+            key_end=(257, 257, 255, 257),
+            is_causal=is_causal,
+        )
+        table[f"{prefix}-bias-{mask}"] = replace(base, bias=(True, True, True, True), is_causal=is_causal)
+    table[f"{prefix}-gqa-bias"] = replace(base, heads=6, key_heads=2, bias=(False, True, True, True))
+    table[f"{prefix}-padding-offset"] = replace(
+        base, batch=3, query_length=40, key_length=100, query_offset=60, key_start=(0, 70, 99)
+    )
+    table[f"{prefix}-queries-past-keys"] = replace(base, query_length=170, key_length=33, is_causal=False)
+    table[f"{prefix}-strided"] = replace(base, strided=True, query_length=257)
 
 
 def names() -> list[str]:

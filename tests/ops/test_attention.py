@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from structattn import Hierarchy, flops, mlr_attention
-from structattn.ops import backends, tiled
+from structattn import Hierarchy, mlr_attention
+from structattn.ops import backends, schema, tiled
 from structattn.ops.call import as_backend
 from structattn.ops.registry import REGISTRY
-from tests.ops.battery import DEEP, EQUAL, FLAT, HIERARCHIES, ODD, Case, cases, check, definition, names, results
+from tests.ops.battery import DEEP, EQUAL, FLAT, HIERARCHIES, NEAR, ODD, Case, cases, check, definition, names, results
 from tests.tolerance import assert_calibrated
 
 CASES = cases()
@@ -30,7 +30,19 @@ def test_backend_against_definition(backend, case):
 @pytest.mark.parametrize("backend", names())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    "case", ["deep-257-causal", "odd-100-full", "padding-causal", "gqa-8:2-bias", "strided", "flat-65-causal"]
+    "case",
+    [
+        "deep-257-causal",
+        "odd-100-full",
+        "padding-causal",
+        "gqa-8:2-bias",
+        "strided",
+        "flat-65-causal",
+        "near-257-causal",
+        "near-100-full",
+        "sliding-257-causal",
+        "windows-gqa-bias",
+    ],
 )
 def test_backend_in_other_dtypes(backend, dtype, case):
     case = replace(CASES[case], dtype=dtype)
@@ -42,24 +54,40 @@ def test_backend_in_other_dtypes(backend, dtype, case):
 
 
 @st.composite
+def drawn_hierarchies(draw):
+    """Levels by block or by window, in keys alone or in values too, and a width of values that fits."""
+    levels = draw(st.integers(1, 4))
+    reach = {}
+    if draw(st.booleans()):
+        finite = sorted(draw(st.sets(st.integers(1, 90), min_size=levels, max_size=levels)), reverse=True)
+        reach["windows"] = (draw(st.sampled_from([None, finite[0]])), *finite[1:])
+    else:
+        sizes = [draw(st.sampled_from([2, 3, 4, 8]))]
+        for _ in range(levels - 2):
+            sizes.append(sizes[-1] * draw(st.sampled_from([2, 3, 4])))
+        reach["block_sizes"] = (None, *reversed(sizes[: levels - 1]))
+    ranks = draw(st.lists(st.integers(1, 9), min_size=levels, max_size=levels))
+    gains = draw(st.sampled_from([None, "mean", (1.0, -0.5, 0.0, 2.0)[:levels]]))
+    value_ranks = draw(st.none() | st.lists(st.integers(0, 7), min_size=levels, max_size=levels).filter(any))
+    width = draw(st.integers(1, 20)) if value_ranks is None else sum(value_ranks)
+    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, **reach), width
+
+
+@st.composite
 def drawn_cases(draw):
-    sizes = [draw(st.sampled_from([2, 3, 4, 8]))]
-    for _ in range(draw(st.integers(0, 3))):
-        sizes.append(sizes[-1] * draw(st.sampled_from([2, 3, 4])))
-    ranks = draw(st.lists(st.integers(1, 9), min_size=len(sizes) + 1, max_size=len(sizes) + 1))
-    gains = draw(st.sampled_from([None, "mean"]))
+    hierarchy, value_width = draw(drawn_hierarchies())
     keys = draw(st.integers(1, 150))
     queries = draw(st.integers(1, keys))
     start = draw(st.integers(0, keys))
     group = draw(st.sampled_from([1, 2]))
     return Case(
-        Hierarchy(ranks, (None, *reversed(sizes)), gains),
+        hierarchy,
         query_length=queries,
         key_length=keys,
         query_offset=draw(st.integers(0, keys - queries)),
         is_causal=draw(st.booleans()),
         heads=2 * group,
-        value_width=draw(st.integers(1, 20)),
+        value_width=value_width,
         key_start=(0, start),
         key_end=(draw(st.integers(0, keys)), draw(st.integers(start, keys))),
         bias=draw(st.none() | st.tuples(*[st.booleans()] * 4)),
@@ -89,7 +117,7 @@ def test_battery_fails_a_corrupted_backend(monkeypatch):
         return correct(replace(call, hierarchy=replace_gains(call.hierarchy)), *args, **kwargs)
 
     def replace_gains(hierarchy):
-        return Hierarchy(hierarchy.ranks, hierarchy.block_sizes)
+        return Hierarchy(hierarchy.ranks, hierarchy.sizes)
 
     monkeypatch.setattr(tiled, "backward", forgetful)
     with pytest.raises(AssertionError, match="query gradient"):
@@ -197,8 +225,9 @@ def test_dropout(backend):
 
 
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
-def test_dropout_gradients(backend):
-    hierarchy = Hierarchy((2, 1), (None, 4))
+@pytest.mark.parametrize("text", ["2|1@*|4", "2|1v@w7|3"])
+def test_dropout_gradients(backend, text):
+    hierarchy = Hierarchy.parse(text)
     inputs = [torch.randn(1, 2, 9, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
     def run(query, key, value):
@@ -212,8 +241,9 @@ def test_dropout_gradients(backend):
 
 
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
-def test_gradcheck(backend):
-    hierarchy = Hierarchy((2, 1, 2), (None, 6, 3), "mean")
+@pytest.mark.parametrize("text", ["2|1|2@*|6|3/mean", "2|1|2v1|0|2@w8|5|2/mean"])
+def test_gradcheck(backend, text):
+    hierarchy = Hierarchy.parse(text)
     query = torch.randn(2, 4, 7, 5, dtype=torch.float64, requires_grad=True)
     key = torch.randn(2, 2, 9, 5, dtype=torch.float64, requires_grad=True)
     value = torch.randn(2, 2, 9, 3, dtype=torch.float64, requires_grad=True)
@@ -230,13 +260,13 @@ def test_gradcheck(backend):
 
 
 @pytest.mark.parametrize("backend", names())
-def test_opcheck(backend):
+@pytest.mark.parametrize("hierarchy", [DEEP, NEAR], ids=["blocks", "windows"])
+def test_opcheck(backend, hierarchy):
     query, key, value, bias = (
         x.requires_grad_() for x in replace(CASES["bias-full-causal"], query_length=20).tensors().values()
     )
-    sizes = [size or 0 for size in DEEP.block_sizes]
     bounds = (torch.tensor([0, 3]), torch.tensor([20, 18]))
-    choices = (list(DEEP.ranks), sizes, list(DEEP.gains), True, 0.125, 0, 0.0, backend)
+    choices = (*schema.pack_hierarchy(hierarchy), True, 0.125, 0, 0.0, backend)
     torch.library.opcheck(
         torch.ops.structattn.mlr_attention.default, (query, key, value, bias, *bounds, None, *choices)
     )
@@ -246,8 +276,9 @@ def test_opcheck(backend):
 
 
 @pytest.mark.parametrize("backend", names())
-def test_compiles_whole(backend):
-    hierarchy = Hierarchy.dyadic((4, 2, 2), 32, "mean")
+@pytest.mark.parametrize("text", ["4|2|2@32/mean", "4|2|2v4|0|4@w*|12|5"])
+def test_compiles_whole(backend, text):
+    hierarchy = Hierarchy.parse(text)
 
     def step(query, key, value, start):
         return mlr_attention(query, key, value, hierarchy, is_causal=True, key_start=start, backend=backend).sin()
@@ -310,14 +341,15 @@ def test_autocast(backend):
 @pytest.mark.parametrize("name", HIERARCHIES)
 def test_flops(name, is_causal):
     """The counter sees the formula, forward and backward: 1 and 3 score products, 1 and 2 of the value's width."""
-    hierarchy, length, width = HIERARCHIES[name], 130, 16
+    hierarchy, length = HIERARCHIES[name], 130
+    width = sum(hierarchy.value_ranks or (16,))
     query, key = (torch.randn(2, 4, length, hierarchy.rank, requires_grad=True) for _ in range(2))
     value = torch.randn(2, 4, length, width, requires_grad=True)
     counter = FlopCounterMode(display=False)
     with counter:
         mlr_attention(query, key, value, hierarchy, is_causal=is_causal)
-    scores = flops.attention(hierarchy, 0, length, is_causal=is_causal).scores
-    values = 2 * width * (length * (length + 1) // 2 if is_causal else length**2)
+    scores = hierarchy.score_flops(length, is_causal=is_causal)
+    values = hierarchy.mixing_flops(length, value_dim=width, is_causal=is_causal)
     assert counter.get_total_flops() == 8 * (scores + values)
     with counter:
         mlr_attention(query, key, value, hierarchy, is_causal=is_causal).sum().backward()
@@ -368,6 +400,9 @@ BAD = {
     "key-width": ({"key": K[..., :32]}, ValueError, r"key must have the query's batch and width"),
     "value-length": ({"value": K[:, :, :5]}, ValueError, r"value must be \(B, Hkv, Tk, dv\)"),
     "ranks-sum": ({"hierarchy": Hierarchy((32, 16), (None, 8))}, ValueError, r"query's width 64, got 32\|16 = 48"),
+    "value-ranks-sum": (
+        {"hierarchy": Hierarchy((64,), value_ranks=(32,))}, ValueError, "value_ranks must sum to the values' width 64",
+    ),
     "hierarchy-type": ({"hierarchy": "64"}, TypeError, "hierarchy must be a structattn.Hierarchy, got str"),
     "heads-differ": ({"key": K[:, :2], "value": K[:, :2]}, ValueError, "4 heads unless enable_gqa=True, got 2"),
     "heads-divide": (

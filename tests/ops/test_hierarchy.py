@@ -1,5 +1,8 @@
 """The hierarchy: its arithmetic against counting pairs one by one, its text form, its checks."""
 
+import itertools
+
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,21 +12,34 @@ from structattn import Hierarchy, flops
 
 
 @st.composite
-def hierarchies(draw):
-    sizes = []
-    for _ in range(draw(st.integers(0, 4))):
-        sizes.append((sizes[-1] if sizes else 1) * draw(st.integers(2, 4)))
-    ranks = draw(st.lists(st.integers(1, 40), min_size=len(sizes) + 1, max_size=len(sizes) + 1))
-    numbers = st.lists(st.floats(-2, 2), min_size=len(ranks), max_size=len(ranks))
-    return Hierarchy(ranks, (None, *reversed(sizes)), draw(st.none() | st.just("mean") | numbers))
+def hierarchies(draw, *, with_values=None):
+    levels = draw(st.integers(1, 5))
+    reach = {}
+    if draw(st.booleans()):
+        finite = sorted(draw(st.sets(st.integers(1, 60), min_size=levels, max_size=levels)), reverse=True)
+        reach["windows"] = (draw(st.sampled_from([None, finite[0]])), *finite[1:])
+    else:
+        sizes = []
+        for _ in range(levels - 1):
+            sizes.append((sizes[-1] if sizes else 1) * draw(st.integers(2, 4)))
+        reach["block_sizes"] = (None, *reversed(sizes))
+    ranks = draw(st.lists(st.integers(1, 40), min_size=levels, max_size=levels))
+    numbers = st.lists(st.floats(-2, 2), min_size=levels, max_size=levels)
+    gains = draw(st.none() | st.just("mean") | numbers)
+    value_ranks = None
+    if draw(st.booleans()) if with_values is None else with_values:
+        value_ranks = draw(st.lists(st.integers(0, 40), min_size=levels, max_size=levels).filter(any))
+    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, **reach)
 
 
 def _common(hierarchy, i, j):
     """Depth by its definition."""
+    if hierarchy.windows is not None:
+        return sum(window is None or abs(i - j) < window for window in hierarchy.windows)
     return max(m + 1 for m, size in enumerate(hierarchy.block_sizes) if size is None or i // size == j // size)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=80)
 @given(hierarchies(), st.integers(0, 40), st.integers(0, 40), st.integers(0, 9), st.booleans())
 def test_counts_pairs(hierarchy, queries, keys, offset, is_causal):
     pairs = [(i, j) for i in range(offset, offset + queries) for j in range(keys) if j <= i or not is_causal]
@@ -31,33 +47,57 @@ def test_counts_pairs(hierarchy, queries, keys, offset, is_causal):
     assert hierarchy.pair_counts(queries, keys, is_causal=is_causal, query_offset=offset) == expected
 
 
-@settings(deadline=None, max_examples=50)
-@given(hierarchies(), st.integers(1, 60))
-def test_depth_and_score_flops(hierarchy, length):
+@settings(deadline=None, max_examples=80)
+@given(hierarchies(with_values=True), st.integers(1, 60))
+def test_depth_and_flops(hierarchy, length):
     at = torch.arange(length)
     depth = hierarchy.depth(at[:, None], at)
     expected = [[_common(hierarchy, i, j) for j in range(length)] for i in range(length)]
     assert depth.tolist() == expected
     assert hierarchy.depth(length - 1, 0) == expected[-1][0]
-    widths = torch.tensor(hierarchy.prefix_ranks)[depth - 1]
-    assert flops.attention(hierarchy, 0, length).scores == 2 * int(widths.sum())
-    assert flops.attention(hierarchy, 0, length, is_causal=True).scores == 2 * int(widths.tril().sum())
+    scores = torch.tensor((0, *hierarchy.prefix_ranks))[depth]
+    values = torch.tensor((0, *itertools.accumulate(hierarchy.value_ranks)))[depth]
+    assert hierarchy.score_flops(length) == 2 * int(scores.sum())
+    assert hierarchy.score_flops(length, is_causal=True) == 2 * int(scores.tril().sum())
+    assert hierarchy.mixing_flops(length) == 2 * int(values.sum())
+    assert hierarchy.mixing_flops(length, is_causal=True) == 2 * int(values.tril().sum())
+    cost = flops.attention(hierarchy, sum(hierarchy.value_ranks), length, is_causal=True)
+    assert (cost.scores, cost.forward) == (2 * int(scores.tril().sum()), 2 * int((scores + values).tril().sum()))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=80)
 @given(hierarchies(), st.integers(0, 200))
-def test_key_numbers(hierarchy, length):
-    """Live numbers: those that the newest query, and so any that shares its blocks, can still read."""
-    newest = length - 1
-    live = sum(hierarchy.prefix_ranks[_common(hierarchy, newest, j) - 1] for j in range(length))
-    assert hierarchy.key_numbers(length) == live
+def test_cache_numbers(hierarchy, length):
+    """Live numbers: those that the newest query, and so any that shares its blocks or window, can still read."""
+    depths = [_common(hierarchy, length - 1, j) for j in range(length)]
+    keys, width = sum((0, *hierarchy.prefix_ranks)[depth] for depth in depths), sum(hierarchy.value_ranks or (7,))
+    prefixes = (0, *itertools.accumulate(hierarchy.value_ranks or (7, *(0,) * (hierarchy.levels - 1))))
+    values = sum(prefixes[depth] for depth in depths)
+    assert hierarchy.key_numbers(length) == keys
+    assert hierarchy.value_numbers(length, width) == values
+    assert hierarchy.cache_numbers(length, width) == keys + values
+
+
+def test_cache_of_windows_at_long_contexts():
+    """Levels in keys and values keep 26% of the cache at 16,384 tokens, levels in keys alone 62%."""
+    windows = Hierarchy((16, 16, 32), windows=(None, 512, 128), value_ranks=(16, 16, 32))
+    assert round(windows.cache_numbers(16_384) / (16_384 * 128), 3) == 0.262
+    keys = Hierarchy.dyadic((8,) * 8, 16_384)
+    assert round(keys.cache_numbers(16_384, 64) / (16_384 * 128), 2) == 0.62
+
+
+def test_values_need_their_width_once():
+    with pytest.raises(ValueError, match="value_dim must be given: the hierarchy has no value_ranks"):
+        Hierarchy.flat(8).value_numbers(5)
+    with pytest.raises(ValueError, match=r"value_ranks must sum to the values' width 9, got 4\|4 = 8"):
+        Hierarchy((4, 4), windows=(None, 3), value_ranks=(4, 4)).cache_numbers(5, 9)
 
 
 def test_costs_of_the_paper():
     """`32|8|6|4|4|4|4|2` over 1024 tokens costs 38.4 of 64 per pair, eight equal ranks 15.9 of 64."""
     for ranks, share in (((32, 8, 6, 4, 4, 4, 4, 2), 38.453125), ((8,) * 8, 15.9375)):
         hierarchy = Hierarchy.dyadic(ranks, 1024)
-        assert flops.attention(hierarchy, 0, 1024).scores / (2 * 1024**2) == share
+        assert hierarchy.score_flops(1024) / (2 * 1024**2) == share
     assert 64 * 65_536 / Hierarchy.dyadic((8,) * 8, 1024).key_numbers(65_536) > 7
 
 
@@ -77,6 +117,11 @@ def test_text_form_reads_back(hierarchy):
         ("64", Hierarchy.flat(64)),
         ("64@512", Hierarchy.flat(64)),
         ("2|1@*|5", Hierarchy((2, 1), (None, 5))),
+        ("16|16|32@w512|128", Hierarchy((16, 16, 32), windows=(None, 512, 128))),
+        ("16,16,32@w*,512,128", Hierarchy((16, 16, 32), windows=(None, 512, 128))),
+        ("8x2v@w64|16/mean", Hierarchy((8, 8), None, "mean", windows=(64, 16), value_ranks=(8, 8))),
+        ("64v32@w128", Hierarchy((64,), windows=(128,), value_ranks=(32,))),
+        ("8|8v12|0@64", Hierarchy((8, 8), (None, 32), value_ranks=(12, 0))),
     ],
 )
 def test_text_forms(text, expected):
@@ -89,11 +134,21 @@ def test_dyadic_rounds_the_smallest_block_up():
     assert Hierarchy.dyadic((1, 1, 1), 1).block_sizes == (None, 2, 1)
 
 
+def test_one_level_that_sees_everything():
+    flat = Hierarchy.flat(8)
+    assert flat == Hierarchy((8,)) == Hierarchy((8,), (None,)) == Hierarchy((8,), windows=(None,))
+    assert hash(flat) == hash(Hierarchy((8,), windows=(None,)))
+
+
 def test_is_a_value():
     first, second = Hierarchy.dyadic([2, 1], 8, "mean"), Hierarchy((2, 1), [None, 4], [1, 0.5])
     assert first == second
     assert hash(first) == hash(second)
     assert repr(first) == "Hierarchy(ranks=(2, 1), block_sizes=(None, 4), gains=(1.0, 0.5))"
+    near = Hierarchy((2, 1), windows=(None, 4), value_ranks=(3, 0))
+    assert repr(near) == "Hierarchy(ranks=(2, 1), windows=(None, 4), value_ranks=(3, 0), gains=(1.0, 1.0))"
+    assert eval(repr(near), {"Hierarchy": Hierarchy}) == near
+    assert near != Hierarchy((2, 1), windows=(None, 4))
     with pytest.raises(AttributeError):
         first.ranks = (3,)
 
@@ -107,6 +162,10 @@ def test_plot():
     assert image[0, 0] == 6
     assert image[0, 4] == 5
     assert image[0, 8] == 3
+    near = Hierarchy((3, 2), windows=(9, 4), value_ranks=(5, 1))
+    scores, values = (near.plot(12, of=of).images[0].get_array() for of in ("scores", "values"))
+    assert (scores[11, 11], scores[11, 7], values[11, 8], values[11, 7]) == (5, 3, 6, 5)
+    assert scores[11, 2] is numpy.ma.masked
     pyplot.close("all")
 
 
@@ -143,10 +202,43 @@ def test_bad_input(arguments, error, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "2 levels need block_sizes or windows, got neither"),
+        ({"block_sizes": (None, 4), "windows": (None, 4)}, ValueError, "give block_sizes or windows, not both"),
+        ({"windows": (None,)}, ValueError, r"windows must have one entry per level \(2\), got 1"),
+        ({"windows": (None, None)}, TypeError, r"windows\[1\] must be a positive integer, got None"),
+        ({"windows": (None, 0)}, ValueError, r"windows\[1\] must be a positive integer, got 0"),
+        ({"windows": (8, 8)}, ValueError, r"windows must shrink: windows\[1\] = 8 must be below windows\[0\] = 8"),
+        ({"windows": (8, 16)}, ValueError, r"windows\[1\] = 16 must be below windows\[0\] = 8"),
+        ({"windows": 8}, TypeError, r"windows must be a sequence, got 8 \(int\)"),
+        (
+            {"windows": (9, 3), "value_ranks": (4,)},
+            ValueError,
+            r"value_ranks must have one entry per level \(2\), got 1",
+        ),
+        (
+            {"windows": (9, 3), "value_ranks": (4, -1)},
+            ValueError,
+            r"value_ranks\[1\] must be a positive integer, got -1",
+        ),
+        ({"windows": (9, 3), "value_ranks": (4, 0.5)}, TypeError, r"value_ranks\[1\] must be a positive integer"),
+        ({"windows": (9, 3), "value_ranks": (0, 0)}, ValueError, "value_ranks must sum to the width of the values"),
+    ],
+)
+def test_bad_reach_and_values(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Hierarchy((4, 4), **arguments)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "expected a positive integer, got '' in ''"),
-        ("8|8", "has 2 levels and needs blocks"),
+        ("8|8", "has 2 levels and needs blocks or windows"),
+        ("8|8|8@w9", r"windows must have one entry per level \(3\), got 1"),
+        ("8|8v8@w4", r"value_ranks must have one entry per level \(2\), got 1"),
+        ("8|8@wide", "expected a positive integer, got 'ide'"),
         ("8|a@16", r"got 'a' in '8\|a'"),
         ("8x@16", "got '' in '8x'"),
         ("8|8@16/median", "expected a number, got 'median'"),

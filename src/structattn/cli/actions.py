@@ -17,7 +17,7 @@ from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, load_run
 from structattn.models import LanguageModel
-from structattn.ops.hierarchy import parse_ranks
+from structattn.ops.hierarchy_text import parse_ranks
 from structattn.reporting.outputs import write_outputs
 from structattn.reporting.terminal import print_results, print_table
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig, profile_of

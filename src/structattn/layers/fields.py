@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from structattn import checks
-from structattn.ops.hierarchy import parse_block_sizes, parse_ranks
+from structattn.ops.hierarchy_text import parse_ranks, parse_sizes
 
 _RANKS = tuple[int, ...]
 _BLOCKS = tuple[int | None, ...]
@@ -72,7 +72,7 @@ def from_text(name: str, hint: Any, text: str) -> Any:
     if hint == _RANKS:
         return parse_ranks(text)
     if hint == _BLOCKS:
-        return parse_block_sizes(text)
+        return parse_sizes(text)
     if hint in _PAIRS:
         return tuple(tuple(_integer(name, number) for number in pair.split("x")) for pair in text.split("|"))
     raise TypeError(f"{name} has a type without a spelling: {hint}")

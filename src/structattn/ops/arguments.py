@@ -66,8 +66,8 @@ def check_query_offset(query_offset: int, query_length: int, key_length: int) ->
         )
 
 
-def check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
-    """Raise TypeError or ValueError unless `hierarchy` is a Hierarchy whose ranks sum to the query's width."""
+def check_hierarchy(hierarchy: Hierarchy, query: Tensor, value: Tensor | None = None) -> None:
+    """Raise TypeError or ValueError unless `hierarchy` is one whose ranks fit the widths of query and value."""
     if not isinstance(hierarchy, Hierarchy):
         raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
     if hierarchy.rank != query.shape[3]:
@@ -75,6 +75,8 @@ def check_hierarchy(hierarchy: Hierarchy, query: Tensor) -> None:
             f"hierarchy's ranks must sum to the query's width {query.shape[3]}, "
             f"got {'|'.join(map(str, hierarchy.ranks))} = {hierarchy.rank}"
         )
+    if value is not None:
+        hierarchy.value_widths(value.shape[3])
 
 
 def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:

@@ -39,12 +39,13 @@ def mlr_attention(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Compute softmax attention whose dot product shortens with distance.
+    r"""Compute softmax attention in which far pairs share fewer dimensions than near pairs.
 
-    See arXiv 2509.07963, section 4. With depth `m = m(i, j)` and prefix rank `R_m` of the hierarchy::
+    See arXiv 2509.07963, section 4, and `Hierarchy`. With depth `m = m(i, j)` and prefix rank `R_m` of the hierarchy::
 
         score(i, j) = scale · c_m · Σ_{d < R_m} q_i[d] · k_j[d] + attn_bias(i, j)
-        out_i       = Σ_j softmax_j(score(i, ·)) v_j
+        p(i, ·)     = softmax over the visible keys
+        out_i[d]    = Σ_j p(i, j) · v_j[d]      over the pairs that the level of value dimension d reaches
 
     With `Hierarchy.flat(r)` it computes `torch.nn.functional.scaled_dot_product_attention`. Arguments that both have
     carry the same name; SDPA's `attn_mask` is `attn_bias` here.
@@ -56,7 +57,7 @@ def mlr_attention(
         query: `(B, Hq, Tq, r)`, float16, bfloat16, float32 or float64.
         key: `(B, Hkv, Tk, r)`, same dtype.
         value: `(B, Hkv, Tk, dv)`, same dtype; `dv` may differ from `r`.
-        hierarchy: the levels; its ranks sum to `r`.
+        hierarchy: the levels; its ranks sum to `r`, and its value ranks, if any, to `dv`.
         is_causal: let query `i` see only keys `j <= query_offset + i`.
         scale: factor on every score; `1/sqrt(r)` by default.
         attn_bias: added to the scores; a float tensor broadcastable to `(B, Hq, Tq, Tk)`, of the query's dtype or
@@ -81,7 +82,7 @@ def mlr_attention(
     """
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)
-    check_hierarchy(hierarchy, query)
+    check_hierarchy(hierarchy, query, value)
     query_length, rank = query.shape[2:]
     key_length = key.shape[2]
     check_query_offset(query_offset, query_length, key_length)

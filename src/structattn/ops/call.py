@@ -35,6 +35,16 @@ class Call:
     dropout_p: float
 
     @property
+    def value_dim(self) -> int:
+        """Width of the values, `dv`."""
+        return self.value.shape[3]
+
+    @property
+    def value_widths(self) -> tuple[int, ...]:
+        """Value dimensions that each level owns, `u_1 … u_L`."""
+        return self.hierarchy.value_widths(self.value.shape[3])
+
+    @property
     def lse_dtype(self) -> torch.dtype:
         """Dtype of log-sum-exp and of accumulation, see `lse_dtype`."""
         return lse_dtype(self.query)
@@ -44,18 +54,23 @@ class Call:
 class DecodeCall:
     """One call of `mlr_decode`, which explains each argument.
 
-    Shapes: `query (B, Hq, Tq, r)`, `key_levels[l] (B, Hkv, r_l, capacity_l)`, `value (B, Hkv, capacity, dv)`,
-    `key_start (B,)`.
+    Shapes: `query (B, Hq, Tq, r)`, `key_levels[l] (B, Hkv, r_l, capacity_l)`, `value_levels[l] (B, Hkv, capacity_l,
+    u_l)`, `key_start (B,)`. There is one tensor of values for each level; `u_l` may be 0.
     """
 
     query: Tensor
     key_levels: Sequence[Tensor]
-    value: Tensor
+    value_levels: Sequence[Tensor]
     key_start: Tensor | None
     hierarchy: Hierarchy
     key_length: int
     level_starts: Sequence[int]
     scale: float
+
+    @property
+    def value_dim(self) -> int:
+        """Width of the output, `dv = Σ u_l`."""
+        return sum(values.shape[3] for values in self.value_levels)
 
 
 def lse_dtype(query: Tensor) -> torch.dtype:

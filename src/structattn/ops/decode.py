@@ -1,9 +1,7 @@
-"""Attend from the newest queries to a level-by-level key-value cache.
+"""Attend from the newest queries to a key-value cache that is kept level by level.
 
-Keys are stored dimension-major.
-
-One query reads each key once, so the speed of memory decides. A level's keys are laid out `(r_l, T)`: a run of
-positions is then one stream for each dimension that counts there, and no other dimension is read.
+One query reads each key once, so the speed of memory decides. A level's keys are stored dimension-major, `(r_l, T)`: a
+run of positions is then one stream for each dimension that counts there, and no other dimension is read.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _BACKENDS = ("auto", "cpu", "triton", "dense")
 def mlr_decode(
     query: Tensor,
     key_levels: Sequence[Tensor],
-    value: Tensor,
+    value: Tensor | Sequence[Tensor],
     hierarchy: Hierarchy,
     *,
     key_length: int,
@@ -42,22 +40,23 @@ def mlr_decode(
     The queries are the last `Tq` of `key_length` tokens (arXiv 2509.07963, section 4).
 
     Query `i` stands at index `key_length - Tq + i` and gives what `mlr_attention(..., is_causal=True)` gives it, with
-    the score summed level by level over the keys of its own block::
+    the score summed level by level over the keys that each level reaches, and value dimensions mixed likewise::
 
         score(i, j) = scale · c_m · Σ_{l <= m(i, j)} q_i^l · k_j^l
 
-    No later query shares level `l` with a key before the current block of that level, so `key_levels[l]` may start at
-    its edge. There is no gradient: this is for generation.
+    No later query shares level `l` with a key before the current block or window of that level, so the buffers of the
+    level may start there. There is no gradient: this is for generation.
 
     Args:
         query: `(B, Hq, Tq, r)`, float16, bfloat16, float32 or float64.
         key_levels: for each level, `(B, Hkv, r_l, capacity_l)`, same dtype: column `c` is the key at index
             `level_starts[l] + c`. Columns from `key_length` on are never read.
-        value: `(B, Hkv, capacity, dv)`, same dtype; rows from `key_length` on are never read.
+        value: for each level, `(B, Hkv, capacity_l, u_l)`, same dtype: row `c` is the value at index `level_starts[l] +
+            c`. Rows from `key_length` on are never read. Where level 1 owns all value dimensions, one tensor will do.
         hierarchy: the levels; its ranks sum to `r`.
         key_length: tokens in the cache, those of the queries included.
-        level_starts: index of the first key in each level's buffer; 0 for each by default.
-        key_start: `(B,)` integers, the first valid key of each row; positions and blocks count from it.
+        level_starts: index of the first key and value in each level's buffers; 0 for each by default.
+        key_start: `(B,)` integers, the first valid key of each row; positions count from it.
         scale: factor on every score; `1/sqrt(r)` by default.
         enable_gqa: allow `Hkv < Hq` (it must divide).
         backend: `"auto"`, `"cpu"` (the compiled kernel), `"triton"` (for CUDA) or `"dense"` (PyTorch).
@@ -74,75 +73,94 @@ def mlr_decode(
     starts = [0] * hierarchy.levels if level_starts is None else list(level_starts)
     key_start = check_key_bound("key_start", key_start, query)
     scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
-    call = DecodeCall(query, list(key_levels), value, key_start, hierarchy, key_length, starts, scale)
+    values = _value_levels(value, hierarchy)
+    call = DecodeCall(query, list(key_levels), values, key_start, hierarchy, key_length, starts, scale)
     _check_shapes(call, enable_gqa)
     out: Tensor = torch.ops.structattn.mlr_decode(*_pack(call), backend)
     return out
+
+
+def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> list[Tensor]:
+    """Return one tensor of values for each level, without dimensions where the level owns none."""
+    if not isinstance(value, Tensor):
+        return list(value)
+    check_operand("value", value)
+    hierarchy.value_widths(value.shape[3])
+    if any((hierarchy.value_ranks or ())[1:]):
+        raise ValueError(f"value must be one tensor for each of {hierarchy.levels} levels, got one alone")
+    return [value, *(value[..., :0],) * (hierarchy.levels - 1)]
 
 
 def dense(call: DecodeCall) -> Tensor:
     """Return the output by dense PyTorch, the definition of `mlr_decode`; memory `O(Tq · key_length)` per head."""
     query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
     batch, heads, queries, _ = query.shape
-    group = heads // call.value.shape[1]
+    group = heads // call.value_levels[0].shape[1]
     zero = torch.zeros(1, dtype=torch.int64, device=query.device)
     start = (zero if call.key_start is None else call.key_start).view(-1, 1, 1, 1)
     i = torch.arange(key_length - queries, key_length, device=query.device)[:, None] - start
     j = torch.arange(key_length, device=query.device) - start
-    visible = (j >= 0) & (j <= i)
+    visible = (j >= 0) & (j <= i) & hierarchy.reaches(0, i, j)
+    reached = [visible & hierarchy.reaches(level, i, j) for level in range(hierarchy.levels)]
     score = query.new_zeros(batch, heads, queries, key_length)
-    query_levels = query.split(hierarchy.ranks, -1)
-    levels = zip(query_levels, call.key_levels, hierarchy.block_sizes, call.level_starts, strict=True)
-    for q, keys, size, first in levels:
+    levels = zip(query.split(hierarchy.ranks, -1), call.key_levels, reached, call.level_starts, strict=True)
+    for q, keys, pairs, first in levels:
         live = keys[..., : key_length - first].repeat_interleave(group, dim=1)
-        shared = visible if size is None else visible & (i // size == j // size)
-        score[..., first:] += (q @ live).masked_fill(~shared[..., first:], 0.0)
+        score[..., first:] += (q @ live).masked_fill(~pairs[..., first:], 0.0)
     gains = torch.tensor(hierarchy.gains, dtype=query.dtype, device=query.device)
-    score = (score * (call.scale * gains[hierarchy.depth(i, j) - 1])).masked_fill(~visible, -torch.inf)
+    depth = hierarchy.depth(i, j).clamp(min=1)  # pairs that no level reaches are invisible
+    score = (score * (call.scale * gains[depth - 1])).masked_fill(~visible, -torch.inf)
     no_keys_visible = ~visible.any(-1, keepdim=True)
     probability = torch.softmax(score.masked_fill(no_keys_visible, 0.0), -1).masked_fill(no_keys_visible, 0.0)
-    return probability @ call.value[:, :, :key_length].repeat_interleave(group, dim=1)
+    mixed = [
+        (probability * pairs)[..., first:] @ values[:, :, : key_length - first].repeat_interleave(group, dim=1)
+        for values, pairs, first in zip(call.value_levels, reached, call.level_starts, strict=True)
+    ]
+    return torch.cat(mixed, -1)
 
 
 def _check_shapes(call: DecodeCall, enable_gqa: bool) -> None:
     """Raise TypeError or ValueError where tensors do not fit the query, the hierarchy and `key_length`."""
-    query, value, hierarchy, key_length = call.query, call.value, call.hierarchy, call.key_length
-    levels = ((f"key_levels[{level}]", keys) for level, keys in enumerate(call.key_levels))
-    for name, tensor in (("value", value), *levels):
+    query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
+    counts = {"key_levels": call.key_levels, "value": call.value_levels, "level_starts": call.level_starts}
+    for name, each in counts.items():
+        if len(each) != hierarchy.levels:
+            raise ValueError(f"{name} must have one entry per level ({hierarchy.levels}), got {len(each)}")
+    names = [f"{name}[{level}]" for name in ("key_levels", "value") for level in range(hierarchy.levels)]
+    for name, tensor in zip(names, [*call.key_levels, *call.value_levels], strict=True):
         check_operand(name, tensor)
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise TypeError(
                 f"{name} must be {query.dtype} on {query.device} as the query is, got {tensor.dtype} on {tensor.device}"
             )
     batch, heads, queries, _ = query.shape
-    key_heads = value.shape[1]
-    if not queries <= key_length <= value.shape[2]:
-        raise ValueError(
-            f"key_length must be at least Tq = {queries} and at most value's capacity {value.shape[2]}, "
-            f"got {key_length}"
-        )
+    key_heads = call.value_levels[0].shape[1]
+    if not queries <= key_length:
+        raise ValueError(f"key_length must be at least Tq = {queries}, got {key_length}")
     grouped = key_heads and heads % key_heads == 0 and (enable_gqa or key_heads == heads)
-    if value.shape[0] != batch or not grouped:
+    if call.value_levels[0].shape[0] != batch or not grouped:
         raise ValueError(
             f"value must be (B, Hkv, capacity, dv) with B = {batch} and Hkv = {heads} (or, with enable_gqa=True, a "
-            f"divisor of it), got {tuple(value.shape)}"
+            f"divisor of it), got {tuple(call.value_levels[0].shape)}"
         )
-    if len(call.key_levels) != hierarchy.levels or len(call.level_starts) != hierarchy.levels:
-        raise ValueError(
-            f"key_levels and level_starts must have one entry per level ({hierarchy.levels}), "
-            f"got {len(call.key_levels)} and {len(call.level_starts)}"
-        )
-    each = zip(call.key_levels, hierarchy.ranks, call.level_starts, strict=True)
-    for level, (keys, width, first) in enumerate(each):
-        if keys.shape[:3] != (batch, key_heads, width) or first + keys.shape[3] < key_length:
+    value_widths = hierarchy.value_widths(call.value_dim)
+    each_level = zip(call.key_levels, call.value_levels, hierarchy.ranks, value_widths, call.level_starts, strict=True)
+    for level, (keys, values, rank, width, first) in enumerate(each_level):
+        needed = key_length - first
+        if keys.shape[:3] != (batch, key_heads, rank) or keys.shape[3] < needed:
             raise ValueError(
-                f"key_levels[{level}] must be (B, Hkv, r_l, capacity) = ({batch}, {key_heads}, {width}, at least "
-                f"{key_length - first}), got {tuple(keys.shape)}"
+                f"key_levels[{level}] must be (B, Hkv, r_l, capacity) = ({batch}, {key_heads}, {rank}, at least "
+                f"key_length - {first} = {needed}), got {tuple(keys.shape)}"
+            )
+        if values.shape[:2] != (batch, key_heads) or values.shape[3] != width or (width and values.shape[2] < needed):
+            raise ValueError(
+                f"value[{level}] must be (B, Hkv, capacity, u_l) = ({batch}, {key_heads}, at least key_length - "
+                f"{first} = {needed}, {width}), got {tuple(values.shape)}"
             )
 
 
 def _check_starts(call: DecodeCall) -> None:
-    """Raise ValueError unless each level's buffer reaches back to the edge of the first query's block.
+    """Raise ValueError unless each level's buffers hold all that the first query reads.
 
     It reads numbers, so it runs inside the operator. Numbers on an accelerator are not read: waiting for them would
     stall it at every token.
@@ -154,25 +172,25 @@ def _check_starts(call: DecodeCall) -> None:
         if not 0 <= start <= key_length:
             raise ValueError(f"key_start must be between 0 and key_length = {key_length}, got {start} in row {row}")
         position = max(key_length - queries - start, 0)
-        for level, (size, first) in enumerate(zip(call.hierarchy.block_sizes, call.level_starts, strict=True)):
-            needed = start + (position // size * size if size else 0)
+        for level, first in enumerate(call.level_starts):
+            needed = start + max(call.hierarchy.span(level, position)[0], 0)
             if not 0 <= first <= needed:
                 raise ValueError(
-                    f"level_starts[{level}] must be between 0 and {needed}, where the first query's block starts, "
-                    f"got {first} in row {row}"
+                    f"level_starts[{level}] must be between 0 and {needed}, the first key that the level reaches from "
+                    f"the first query, got {first} in row {row}"
                 )
 
 
 def _pack(call: DecodeCall) -> tuple[Any, ...]:
     """Return the operator's arguments, all but the backend, see `_SCHEMA`."""
-    tensors = (call.query, call.key_levels, call.value, call.key_start)
+    tensors = (call.query, call.key_levels, call.value_levels, call.key_start)
     return (*tensors, *schema.pack_hierarchy(call.hierarchy), call.key_length, call.level_starts, call.scale)
 
 
 def _decode(*args: Any) -> Tensor:
-    query, key_levels, value, key_start, ranks, block_sizes, gains, key_length, level_starts, scale, backend = args
-    hierarchy = schema.unpack_hierarchy(ranks, block_sizes, gains)
-    call = DecodeCall(query, key_levels, value, key_start, hierarchy, key_length, level_starts, scale)
+    query, key_levels, value_levels, key_start, *numbers, key_length, level_starts, scale, backend = args
+    hierarchy = schema.unpack_hierarchy(*numbers)
+    call = DecodeCall(query, key_levels, value_levels, key_start, hierarchy, key_length, level_starts, scale)
     _check_starts(call)
     return _choose(backend, call)(call)
 
@@ -194,12 +212,12 @@ def _choose(backend: str, call: DecodeCall) -> Callable[[DecodeCall], Tensor]:
     return dense
 
 
-def _decode_fake(query: Tensor, key_levels: Sequence[Tensor], value: Tensor, *_: object) -> Tensor:
-    return query.new_empty(*query.shape[:3], value.shape[3])
+def _decode_fake(query: Tensor, key_levels: Sequence[Tensor], value_levels: Sequence[Tensor], *_: object) -> Tensor:
+    return query.new_empty(*query.shape[:3], sum(values.shape[3] for values in value_levels))
 
 
 _SCHEMA = (
-    f"(Tensor query, Tensor[] key_levels, Tensor value, Tensor? key_start, {schema.HIERARCHY}, SymInt key_length, "
-    "SymInt[] level_starts, float scale, str backend) -> Tensor"
+    f"(Tensor query, Tensor[] key_levels, Tensor[] value_levels, Tensor? key_start, {schema.HIERARCHY}, "
+    "SymInt key_length, SymInt[] level_starts, float scale, str backend) -> Tensor"
 )
 torch.library.custom_op("structattn::mlr_decode", _decode, mutates_args=(), schema=_SCHEMA).register_fake(_decode_fake)

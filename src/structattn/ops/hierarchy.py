@@ -1,12 +1,13 @@
-"""Define the hierarchy: levels, the dimensions each owns, and its blocks.
+"""Define the hierarchy: levels, the dimensions each owns, and the pairs each reaches.
 
-Symbols: level l = 1..L, level rank r_l, prefix rank R_m = r_1 + … + r_m, block size b_l, depth m(i, j), gain c_m.
+Symbols: level l = 1..L, rank r_l, prefix rank R_m = r_1 + … + r_m, value rank u_l, block size b_l or window w_l, depth
+m(i, j), gain c_m.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -15,44 +16,73 @@ import torch
 
 from structattn import checks
 from structattn.drawing.pairs import draw_pair_widths, sampled_positions
+from structattn.ops.hierarchy_checks import (
+    checked_gains,
+    checked_ranks,
+    checked_reach,
+    checked_value_ranks,
+    mean_gains,
+)
+from structattn.ops.hierarchy_text import integer, join, number, parse_ranks, parse_sizes, parse_windows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_EVERYWHERE = 2**62
+"""A position after any sequence."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Hierarchy:
-    r"""Describe the levels of an MLR attention score (arXiv 2509.07963, section 4).
+    r"""Describe the levels of attention by distance: near pairs share more dimensions than far pairs.
 
-    Positions are absolute. A pair of positions shares level `l` when both lie in the same block of `b_l` positions. For
-    `l = 1`, `b_1` is None: one block, so every pair shares it. The depth of a pair is the number of levels it shares::
+    Each level reaches some pairs of positions, all of them pairs of the level before it. By block of `b_l` positions a
+    level reaches the pairs within one block (arXiv 2509.07963, section 4). By window of `w_l` positions it reaches the
+    pairs that are near; two levels by window are Distance-Adaptive Representation (arXiv 2606.18587)::
 
-        m(i, j)     = max{ l : i // b_l == j // b_l }                     at least 1
-        score(i, j) = scale · c_m · Σ_{d < R_m} q_i[d] · k_j[d]           with m = m(i, j), R_m = r_1 + … + r_m
+        block     i // b_l == j // b_l                  None is one block: all pairs
+        window    |i - j| < w_l                         None is all pairs
+
+    The depth `m(i, j)` of a pair is the number of levels that reach it. With `R_m = r_1 + … + r_m`::
+
+        score(i, j) = scale · c_m · Σ_{d < R_m} q_i[d] · k_j[d]
+        out_i[d]    = Σ_j p(i, j) · v_j[d]              over the pairs that the level of value dimension d reaches
 
     Args:
         ranks: `r_1 … r_L`, the number of dimensions of `q` and `k` that each level owns, in order.
         block_sizes: `b_1 … b_L`; `b_1` is `None` (the whole sequence), and each later one divides the one before it.
         gains: `c_1 … c_L`, the factor on the score of a pair at depth `m`; `"mean"` is `1/m`, `None` is 1 everywhere.
+        windows: `w_1 … w_L` in place of `block_sizes`, strictly shrinking. Only `w_1` may be `None`; pairs outside a
+            finite `w_1` are invisible, so that one level with a window is sliding-window attention.
+        value_ranks: `u_1 … u_L`, the number of dimensions of `v` that each level owns, in order, which sum to its
+            width; a level may own none. By default level 1 owns all.
 
     Raises:
         TypeError, ValueError: naming the field, what was expected and what came.
     """
 
     ranks: tuple[int, ...]
-    block_sizes: tuple[int | None, ...]
+    block_sizes: tuple[int | None, ...] | None
     gains: tuple[float, ...]
+    windows: tuple[int | None, ...] | None
+    value_ranks: tuple[int, ...] | None
 
     def __init__(
         self,
         ranks: Iterable[int],
-        block_sizes: Iterable[int | None],
+        block_sizes: Iterable[int | None] | None = None,
         gains: Iterable[float] | Literal["mean"] | None = None,
+        *,
+        windows: Iterable[int | None] | None = None,
+        value_ranks: Iterable[int] | None = None,
     ) -> None:
-        ranks = _check_ranks(ranks)
+        ranks = checked_ranks(ranks)
+        block_sizes, windows = checked_reach(block_sizes, windows, len(ranks))
         object.__setattr__(self, "ranks", ranks)
-        object.__setattr__(self, "block_sizes", _check_block_sizes(block_sizes, len(ranks)))
-        object.__setattr__(self, "gains", _check_gains(gains, len(ranks)))
+        object.__setattr__(self, "block_sizes", block_sizes)
+        object.__setattr__(self, "gains", checked_gains(gains, len(ranks)))
+        object.__setattr__(self, "windows", windows)
+        object.__setattr__(self, "value_ranks", checked_value_ranks(value_ranks, len(ranks)))
 
     @classmethod
     def dyadic(
@@ -60,57 +90,75 @@ class Hierarchy:
         ranks: Iterable[int],
         context_length: int,
         gains: Iterable[float] | Literal["mean"] | None = None,
+        *,
+        value_ranks: Iterable[int] | None = None,
     ) -> Hierarchy:
         """Return a hierarchy whose blocks halve from a context of C.
 
         Blocks are `None, C/2, C/4, …` tokens. The smallest block is `ceil(C / 2^(L-1))` and each coarser one doubles
         it. Blocks therefore nest, and two level-2 blocks cover the context.
         """
-        ranks = _check_ranks(ranks)
+        ranks = checked_ranks(ranks)
         context_length = checks.positive_int("context_length", context_length)
         smallest = -(-context_length // 2 ** (len(ranks) - 1))
         finite = [smallest * 2**power for power in reversed(range(len(ranks) - 1))]
-        return cls(ranks, (None, *finite), gains)
+        return cls(ranks, (None, *finite), gains, value_ranks=value_ranks)
 
     @classmethod
     def flat(cls, rank: int) -> Hierarchy:
         """Return the hierarchy of one level: standard attention of head rank `rank`."""
-        return cls((rank,), (None,))
+        return cls((rank,))
 
     @classmethod
     def parse(cls, text: str) -> Hierarchy:
         """Return the hierarchy that `text` describes, the inverse of `str`.
 
-        `RANKS[@BLOCKS][/GAINS]`. Ranks are `32|8|4` or `8x4` (four levels of 8). Blocks are a context length (`@1024`,
-        halving as in `dyadic`) or all of them (`@*|96|48`). Gains are `/mean` or numbers (`/1|0.5|0.25`), by default 1.
-        A comma serves wherever a bar does.
+        `RANKS[vVALUE_RANKS][@REACH][/GAINS]`. Ranks are `32|8|4` or `8x4` (four levels of 8); a bare `v` gives values
+        the same ranks. The reach is a context length (`@1024`, blocks that halve as in `dyadic`), block sizes
+        (`@*|96|48`) or windows (`@w*|512|128`; level 1 may be left out, `@w512|128`, and then sees everything). Gains
+        are `/mean` or numbers (`/1|0.5|0.25`), by default 1. A comma serves wherever a bar does.
         """
         if not isinstance(text, str):
             raise TypeError(f"a hierarchy's text form must be a string, got {text!r} ({type(text).__name__})")
         body, _, gains_text = text.replace(",", "|").partition("/")
-        ranks_text, _, blocks_text = body.partition("@")
+        all_ranks, _, reach = body.partition("@")
+        ranks_text, has_values, values_text = all_ranks.partition("v")
         ranks = parse_ranks(ranks_text)
+        value_ranks = (parse_ranks(values_text) if values_text else ranks) if has_values else None
         gains: Any = None
         if gains_text:
-            gains = "mean" if gains_text == "mean" else [_number(part, text) for part in gains_text.split("|")]
-        if not blocks_text and len(ranks) > 1:
-            raise ValueError(f"hierarchy {text!r} has {len(ranks)} levels and needs blocks: '{ranks_text}@1024'")
-        if blocks_text and "|" not in blocks_text and blocks_text != "*":
-            return cls.dyadic(ranks, _integer(blocks_text, text), gains)
-        return cls(ranks, parse_block_sizes(blocks_text or "*"), gains)
+            gains = "mean" if gains_text == "mean" else [number(part, text) for part in gains_text.split("|")]
+        if not reach and len(ranks) > 1:
+            raise ValueError(f"hierarchy {text!r} has {len(ranks)} levels and needs blocks or windows: "
+                             f"'{all_ranks}@1024', '{all_ranks}@w128'")  # fmt: skip
+        if reach.startswith("w"):
+            return cls(ranks, None, gains, windows=parse_windows(reach[1:], len(ranks)), value_ranks=value_ranks)
+        if reach and "|" not in reach and reach != "*":
+            return cls.dyadic(ranks, integer(reach, text), gains, value_ranks=value_ranks)
+        return cls(ranks, parse_sizes(reach or "*"), gains, value_ranks=value_ranks)
 
     def __str__(self) -> str:
         """Return the text that `parse` reads back."""
-        text = "|".join(map(str, self.ranks))
-        if self.levels > 1:
-            context = 2 * (self.block_sizes[1] or 0)
-            dyadic = Hierarchy.dyadic(self.ranks, context).block_sizes == self.block_sizes
-            text += f"@{context}" if dyadic else "@" + "|".join("*" if b is None else str(b) for b in self.block_sizes)
-        if self.gains == _mean_gains(self.levels):
+        text = join(self.ranks)
+        if self.value_ranks is not None:
+            text += "v" if self.value_ranks == self.ranks else "v" + join(self.value_ranks)
+        if self.windows is not None:
+            text += "@w" + join(self.windows)
+        elif self.levels > 1:
+            context = 2 * (self.sizes[1] or 0)
+            dyadic = Hierarchy.dyadic(self.ranks, context).sizes == self.sizes
+            text += f"@{context}" if dyadic else "@" + join(self.sizes)
+        if self.gains == mean_gains(self.levels):
             return text if self.levels == 1 else text + "/mean"
         if any(gain != 1.0 for gain in self.gains):
             text += "/" + "|".join(map(repr, self.gains))
         return text
+
+    def __repr__(self) -> str:
+        """Return the constructor's call; fields that are None are left out."""
+        fields = ("ranks", "block_sizes", "windows", "value_ranks", "gains")
+        given = [f"{name}={getattr(self, name)}" for name in fields if getattr(self, name) is not None]
+        return f"Hierarchy({', '.join(given)})"
 
     @property
     def levels(self) -> int:
@@ -127,152 +175,161 @@ class Hierarchy:
         """`R_1 … R_L`: the width of the dot product of a pair at each depth."""
         return tuple(itertools.accumulate(self.ranks))
 
+    @property
+    def by_window(self) -> bool:
+        """True if levels reach by window, False if by block."""
+        return self.windows is not None
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """The block sizes or the windows."""
+        return self.windows if self.windows is not None else self.block_sizes or ()
+
+    def value_widths(self, value_dim: int | None = None) -> tuple[int, ...]:
+        """Return the number of value dimensions that each level owns, `u_1 … u_L`.
+
+        Args:
+            value_dim: `dv`. It may be left out where the hierarchy has value ranks.
+
+        Raises:
+            ValueError: `value_dim` is missing, or is not the sum of the value ranks.
+        """
+        if self.value_ranks is None:
+            if value_dim is None:
+                raise ValueError("value_dim must be given: the hierarchy has no value_ranks")
+            return (value_dim, *(0,) * (self.levels - 1))
+        if value_dim is not None and value_dim != sum(self.value_ranks):
+            raise ValueError(
+                f"value_ranks must sum to the values' width {value_dim}, "
+                f"got {join(self.value_ranks)} = {sum(self.value_ranks)}"
+            )
+        return self.value_ranks
+
+    @overload
+    def reaches(self, level: int, i: int, j: int) -> bool: ...
+    @overload
+    def reaches(self, level: int, i: torch.Tensor, j: torch.Tensor | int) -> torch.Tensor: ...
+    @overload
+    def reaches(self, level: int, i: int, j: torch.Tensor) -> torch.Tensor: ...
+    def reaches(self, level: int, i: Any, j: Any) -> bool | torch.Tensor:
+        """Return True where level `level` (from 0) reaches the pair of positions, integers or integer tensors."""
+        size = self.sizes[level]
+        if self.by_window or size is None:
+            return abs(i - j) < (size or _EVERYWHERE)
+        return i // size == j // size
+
     @overload
     def depth(self, i: int, j: int) -> int: ...
     @overload
     def depth(self, i: torch.Tensor, j: torch.Tensor | int) -> torch.Tensor: ...
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
-    def depth(self, i: int | torch.Tensor, j: int | torch.Tensor) -> int | torch.Tensor:
-        """Return the depth `m(i, j)`, in 1..L.
+    def depth(self, i: Any, j: Any) -> int | torch.Tensor:
+        """Return the depth `m(i, j)`, in 1..L; 0 for pairs that are outside a finite first window.
 
         Positions `i` and `j` are integers, or integer tensors that broadcast.
         """
-        depth: Any = 1 + 0 * (i + j)
-        for size in self.block_sizes:
-            depth = depth + (size is not None and i // size == j // size)
+        depth: Any = 0 * (i + j)
+        for level in range(self.levels):
+            depth = depth + self.reaches(level, i, j)
         return depth
 
-    def key_numbers(self, length: int) -> int:
-        """Return the cached key numbers of one head after `length` tokens.
+    def span(self, level: int, i: Any) -> tuple[Any, Any]:
+        """Return the first position that a level reaches from `i`, and one past the last.
 
-        Level 1 keeps all `T = length` keys. Level `l >= 2` keeps only the current block, `T mod b_l` (or `b_l`) keys,
-        because no later query shares the level with an earlier block. In numbers:
-        `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)`.
+        `i` is an integer or an array. The first may be negative, and the last lies after any sequence where the level
+        reaches everything.
         """
-        if length == 0:
-            return 0
-        length = checks.positive_int("length", length)
-        finite = zip(self.ranks[1:], self.block_sizes[1:], strict=True)
-        return length * self.ranks[0] + sum(rank * (length % size or size) for rank, size in finite if size)
+        size = self.sizes[level]
+        if size is None:
+            return 0 * i, 0 * i + _EVERYWHERE
+        return (i - size + 1, i + size) if self.by_window else (i // size * size, i // size * size + size)
+
+    def live(self, level: int, length: int) -> int:
+        """Return the number of the last `length` tokens that a level still keeps.
+
+        No later query shares the level with an older one. By block these are `T mod b_l` (or `b_l`) tokens, by window
+        `min(T, w_l)`.
+        """
+        size = self.sizes[level]
+        if size is None or length == 0:
+            return length
+        return min(length, size) if self.by_window else length % size or size
+
+    def key_numbers(self, length: int) -> int:
+        """Return the cached key numbers of one head after `length` tokens, `Σ_l r_l · live(l, T)`."""
+        return self._numbers(self.ranks, length)
+
+    def value_numbers(self, length: int, value_dim: int | None = None) -> int:
+        """Return the cached value numbers of one head, `Σ_l u_l · live(l, T)`; `value_dim` as in `value_widths`."""
+        return self._numbers(self.value_widths(value_dim), length)
+
+    def cache_numbers(self, length: int, value_dim: int | None = None) -> int:
+        """Return the cached key and value numbers of one head after `length` tokens."""
+        return self.key_numbers(length) + self.value_numbers(length, value_dim)
+
+    def _numbers(self, widths: Iterable[int], length: int) -> int:
+        length = length and checks.positive_int("length", length)
+        return sum(width * self.live(level, length) for level, width in enumerate(widths))
 
     def pair_counts(self, query_length: int, key_length: int, *, is_causal: bool, query_offset: int = 0) -> list[int]:
-        """Return the number of visible pairs that share each level.
+        """Return the number of visible pairs that each level reaches.
 
         Query `t` has position `query_offset + t`.
         """
-        whole = max(query_offset + query_length, key_length)
         i = np.arange(query_offset, query_offset + query_length)
         visible_end = np.minimum(i + 1, key_length) if is_causal else np.full_like(i, key_length)
         counts = []
-        for size in self.block_sizes:
-            start = i // (size or whole) * (size or whole)
-            end = np.minimum(start + (size or whole), visible_end)
-            counts.append(int(np.maximum(end - start, 0).sum()))
+        for level in range(self.levels):
+            start, stop = self.span(level, i)
+            counts.append(int(np.maximum(np.minimum(stop, visible_end) - np.maximum(start, 0), 0).sum()))
         return counts
 
-    def plot(self, length: int | None = None, ax: Axes | None = None) -> Axes:
-        """Draw the dot-product width `R_m` of every pair.
+    def score_flops(
+        self, query_length: int, key_length: int | None = None, *, is_causal: bool = False, query_offset: int = 0
+    ) -> int:
+        """Return the FLOPs of one head's scores, `2 · Σ_l r_l · P_l` with the visible pairs `P_l` of each level."""
+        key_length = query_length if key_length is None else key_length
+        pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
+        return 2 * sum(rank * count for rank, count in zip(self.ranks, pairs, strict=True))
+
+    def mixing_flops(
+        self,
+        query_length: int,
+        key_length: int | None = None,
+        *,
+        value_dim: int | None = None,
+        is_causal: bool = False,
+        query_offset: int = 0,
+    ) -> int:
+        """Return the FLOPs of mixing one head's values, `2 · Σ_l u_l · P_l`; `value_dim` as in `value_widths`."""
+        key_length = query_length if key_length is None else key_length
+        pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
+        return 2 * sum(width * count for width, count in zip(self.value_widths(value_dim), pairs, strict=True))
+
+    def plot(
+        self, length: int | None = None, ax: Axes | None = None, *, of: Literal["scores", "values"] = "scores"
+    ) -> Axes:
+        """Draw the dimensions that every pair shares.
 
         Args:
-            length: positions to draw; by default two blocks of level 2, or 64 where there is one level.
+            length: positions to draw; by default twice the largest finite block or window, or 64 without one.
             ax: matplotlib axes; by default those of a new figure.
+            of: `"scores"` draws `R_m`, the width of the dot product; `"values"` draws the value dimensions mixed.
 
         Raises:
             ImportError: without matplotlib, naming the extra that brings it.
+            ValueError: values are asked for and the hierarchy has no value ranks.
         """
+        checks.one_of("of", of, ("scores", "values"))
+        widths = (0, *(self.prefix_ranks if of == "scores" else itertools.accumulate(self.value_widths())))
         pyplot = checks.require("matplotlib.pyplot", "plot")
-        length = length or (2 * (self.block_sizes[1] or 0) if self.levels > 1 else 64)
+        length = length or 2 * max((size for size in self.sizes if size), default=32)
         ax = ax or pyplot.subplots(figsize=(4.5, 4))[1]
         at = torch.from_numpy(sampled_positions(length))
-        width = torch.tensor(self.prefix_ranks)[self.depth(at[:, None], at[None, :]) - 1]
-        image = draw_pair_widths(ax, width.numpy(), length)
-        ax.figure.colorbar(image, ax=ax, label="dimensions of the dot product")
-        ax.set(xlabel="key position", ylabel="query position", title=f"ranks {'|'.join(map(str, self.ranks))}")
+        width = torch.tensor(widths)[self.depth(at[:, None], at[None, :])].numpy()
+        image = draw_pair_widths(ax, np.ma.masked_equal(width, 0), length)
+        label = "dimensions of the dot product" if of == "scores" else "value dimensions"
+        ax.figure.colorbar(image, ax=ax, label=label)
+        ax.set(xlabel="key position", ylabel="query position", title=f"levels {self}")
         return ax
-
-
-def parse_ranks(text: str) -> tuple[int, ...]:
-    """Parse ranks such as `32|8|4`, `32,8,4` or `8x4`.
-
-    `8x4` is four levels of 8. A hierarchy, a config and a command all read ranks here.
-
-    Raises:
-        ValueError: `text` has another form.
-    """
-    rank, times, count = text.partition("x")
-    if times:
-        return (_integer(rank, text),) * _integer(count, text)
-    return tuple(_integer(part, text) for part in text.replace(",", "|").split("|"))
-
-
-def parse_block_sizes(text: str) -> tuple[int | None, ...]:
-    """Parse block sizes such as `*|96|48`.
-
-    `*` is the whole sequence; commas serve as bars.
-
-    Raises:
-        ValueError: `text` has another form.
-    """
-    parts = text.replace(",", "|").split("|")
-    return tuple(None if part == "*" else _integer(part, text) for part in parts)
-
-
-def _integer(part: str, text: str) -> int:
-    if not part.strip().isdecimal():
-        raise ValueError(f"expected a positive integer, got {part!r} in {text!r}")
-    return int(part)
-
-
-def _number(part: str, text: str) -> float:
-    try:
-        return float(part)
-    except ValueError:
-        raise ValueError(f"expected a number, got {part!r} in {text!r}") from None
-
-
-def _mean_gains(levels: int) -> tuple[float, ...]:
-    return tuple(1.0 / depth for depth in range(1, levels + 1))
-
-
-def _sequence(name: str, value: object) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a sequence, got {value!r} ({type(value).__name__})")
-    return tuple(value)
-
-
-def _check_ranks(ranks: Iterable[int]) -> tuple[int, ...]:
-    values = _sequence("ranks", ranks)
-    if not values:
-        raise ValueError("ranks must name at least one level, got none")
-    return tuple(checks.positive_int(f"ranks[{level}]", rank) for level, rank in enumerate(values))
-
-
-def _check_block_sizes(block_sizes: Iterable[int | None], levels: int) -> tuple[int | None, ...]:
-    values = _sequence("block_sizes", block_sizes)
-    if len(values) != levels:
-        raise ValueError(f"block_sizes must have one entry per level ({levels}), got {len(values)}: {values}")
-    if values[0] is not None:
-        raise ValueError(f"block_sizes[0] must be None, the global level, got {values[0]!r}")
-    for level, size in enumerate(values[1:], start=1):
-        checks.positive_int(f"block_sizes[{level}]", size)
-        coarser = values[level - 1]
-        if coarser is not None and (size >= coarser or coarser % size):
-            raise ValueError(
-                f"block_sizes must shrink and nest: block_sizes[{level}] = {size} must be a proper divisor of "
-                f"block_sizes[{level - 1}] = {coarser}"
-            )
-    return tuple(values)
-
-
-def _check_gains(gains: Iterable[float] | str | None, levels: int) -> tuple[float, ...]:
-    if gains is None:
-        return (1.0,) * levels
-    if gains == "mean":
-        return _mean_gains(levels)
-    if isinstance(gains, str):
-        raise ValueError(f"gains must be 'mean', None or {levels} numbers, got {gains!r}")
-    values = _sequence("gains", gains)
-    if len(values) != levels:
-        raise ValueError(f"gains must have one entry per level ({levels}), got {len(values)}: {values}")
-    return tuple(checks.finite(f"gains[{level}]", gain) for level, gain in enumerate(values))

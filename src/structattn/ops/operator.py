@@ -118,11 +118,10 @@ def _flops(arguments: tuple[Any, ...], score_products: int, value_products: int)
     """
     (batch, heads, query_length, _), _, (_, _, key_length, width) = arguments[:3]
     call, _ = schema.unpack(arguments)
-    pairs = call.hierarchy.pair_counts(
-        query_length, key_length, is_causal=call.is_causal, query_offset=call.query_offset
-    )
-    scores = sum(rank * count for rank, count in zip(call.hierarchy.ranks, pairs, strict=True))
-    return 2 * batch * heads * (score_products * scores + value_products * width * pairs[0])
+    lengths: Any = {"is_causal": call.is_causal, "query_offset": call.query_offset}
+    scores = call.hierarchy.score_flops(query_length, key_length, **lengths)
+    mixing = call.hierarchy.mixing_flops(query_length, key_length, value_dim=width, **lengths)
+    return int(batch * heads * (score_products * scores + value_products * mixing))
 
 
 def _register() -> None:

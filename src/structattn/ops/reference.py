@@ -1,10 +1,12 @@
 """Define MLR attention in dense PyTorch; backends are tested against it.
 
-The tests compare in float64. The score is summed level by level, as in the paper; the other backends take prefixes.
-Memory is O(Tq · Tk).
+The tests compare in float64. Scores and mixed values are summed level by level, as in the formula of `Hierarchy`; the
+other backends take prefixes. Memory is O(Tq · Tk).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,9 @@ def ineligible(call: Call | None = None) -> str | None:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp, see `Backend`; autograd can differentiate it."""
     probability, keep, lse = _probabilities(call)
-    return (probability * keep) @ _per_query_head(call, call.value), lse
+    values = _per_query_head(call, call.value).split(call.value_widths, -1)
+    weights = _at_levels(call, probability * keep)
+    return torch.cat([weight @ value for weight, value in zip(weights, values, strict=True)], -1), lse
 
 
 def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,13 +34,11 @@ def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     Probabilities are `(B, Hq, Tq, Tk)`, the softmax before dropout. Dropout factors broadcast to them. Log-sum-exp is
     `(B, Hq, Tq)`.
     """
-    ranks = call.hierarchy.ranks
-    query, key = call.query.split(ranks, -1), _per_query_head(call, call.key).split(ranks, -1)
-    i, j, visible = _positions(call)
-    score = sum(w * (q @ k.mT) for w, q, k in zip(_score_factors(call, i, j), query, key, strict=True))
+    query, key = _levels(call, call.query), _levels(call, _per_query_head(call, call.key))
+    score: Any = sum(w * (q @ k.mT) for w, q, k in zip(_score_factors(call), query, key, strict=True))
     if call.attn_bias is not None:
         score = score + call.attn_bias.to(call.query.dtype)
-    score = score.masked_fill(~visible, -torch.inf)
+    score = score.masked_fill(~_visible(call), -torch.inf)
 
     no_keys_visible = (score == -torch.inf).all(-1, keepdim=True)
     score = score.masked_fill(no_keys_visible, 0.0)
@@ -51,26 +53,39 @@ def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     return probability, keep.to(score.dtype) / (1 - call.dropout_p), lse
 
 
-def _positions(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the positions of queries and keys, and the visible pairs.
-
-    Shapes: `(B or 1, 1, Tq, 1)`, `(B or 1, 1, 1, Tk)`, `(B or 1, 1, Tq, Tk)`.
-    """
-    device, query_length, key_length = call.query.device, call.query.shape[2], call.key.shape[2]
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    start = (zero if call.key_start is None else call.key_start).view(-1, 1, 1, 1)
-    end = (zero + key_length if call.key_end is None else call.key_end).view(-1, 1, 1, 1)
-    i = torch.arange(query_length, device=device)[:, None] + call.query_offset - start
-    j = torch.arange(key_length, device=device) - start
-    visible = (i >= 0) & (j >= 0) & (j < end - start)
-    return i, j, visible & (j <= i) if call.is_causal else visible
+def _positions(call: Call) -> tuple[Tensor, Tensor]:
+    """Return the positions of queries `(B or 1, 1, Tq, 1)` and of keys `(B or 1, 1, 1, Tk)`."""
+    device = call.query.device
+    start = 0 if call.key_start is None else call.key_start.view(-1, 1, 1, 1)
+    i = torch.arange(call.query.shape[2], device=device).view(1, 1, -1, 1) + call.query_offset - start
+    return i, torch.arange(call.key.shape[2], device=device).view(1, 1, 1, -1) - start
 
 
-def _score_factors(call: Call, i: Tensor, j: Tensor) -> list[Tensor]:
-    """Return `scale * c_m` per level, zero where a pair shares no block."""
+def _visible(call: Call) -> Tensor:
+    """Return the visible pairs, `(B or 1, 1, Tq, Tk)`."""
+    i, j = _positions(call)
+    start = 0 if call.key_start is None else call.key_start.view(-1, 1, 1, 1)
+    end = call.key.shape[2] if call.key_end is None else call.key_end.view(-1, 1, 1, 1)
+    visible = (i >= 0) & (j >= 0) & (j < end - start) & call.hierarchy.reaches(0, i, j)
+    return visible & (j <= i) if call.is_causal else visible
+
+
+def _at_levels(call: Call, pairs: Tensor) -> list[Tensor]:
+    """Return numbers of pairs for each level, zero where it does not reach. Level 1 reaches all that are visible."""
+    i, j = _positions(call)
+    return [pairs, *(pairs * call.hierarchy.reaches(level, i, j) for level in range(1, call.hierarchy.levels))]
+
+
+def _score_factors(call: Call) -> list[Tensor]:
+    """Return `scale * c_m` for each level, zero where it does not reach a pair."""
     gains = torch.tensor(call.hierarchy.gains, dtype=call.query.dtype, device=call.query.device)
-    factor = call.scale * gains[call.hierarchy.depth(i, j) - 1]
-    return [factor if size is None else factor * (i // size == j // size) for size in call.hierarchy.block_sizes]
+    depth = call.hierarchy.depth(*_positions(call)).clamp(min=1)  # pairs that no level reaches are invisible
+    return _at_levels(call, call.scale * gains[depth - 1])
+
+
+def _levels(call: Call, tensor: Tensor) -> tuple[Tensor, ...]:
+    """Split queries or keys by level."""
+    return tensor.split(call.hierarchy.ranks, -1)
 
 
 def _per_query_head(call: Call, tensor: Tensor) -> Tensor:
@@ -83,14 +98,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients, see `Backend`; they are tested against autograd through `forward`."""
     probability, keep, _ = _probabilities(call)
-    ranks, value = call.hierarchy.ranks, _per_query_head(call, call.value)
-    query, key = call.query.split(ranks, -1), _per_query_head(call, call.key).split(ranks, -1)
+    query, key = _levels(call, call.query), _levels(call, _per_query_head(call, call.key))
+    value, upstream = (tensor.split(call.value_widths, -1) for tensor in (_per_query_head(call, call.value), grad_out))
+    reached = _at_levels(call, torch.ones_like(probability))
+    probability_grad = sum(r * (g @ v.mT) for r, g, v in zip(reached, upstream, value, strict=True))
     delta = (grad_out * out).sum(-1, keepdim=True)
-    score_grad = probability * (keep * (grad_out @ value.mT) - delta)
-    weighted = [factor * score_grad for factor in _score_factors(call, *_positions(call)[:2])]
+    score_grad = probability * (keep * probability_grad - delta)
+    weighted = [factor * score_grad for factor in _score_factors(call)]
     query_grad = torch.cat([s @ k for s, k in zip(weighted, key, strict=True)], -1)
     key_grad = torch.cat([s.mT @ q for s, q in zip(weighted, query, strict=True)], -1)
-    value_grad = (probability * keep).mT @ grad_out
+    weights = _at_levels(call, probability * keep)
+    value_grad = torch.cat([w.mT @ g for w, g in zip(weights, upstream, strict=True)], -1)
     bias_grad = None
     if needs_bias_grad and call.attn_bias is not None:
         bias_grad = score_grad.sum_to_size(call.attn_bias.shape).to(call.attn_bias.dtype)

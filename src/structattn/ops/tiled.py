@@ -109,7 +109,7 @@ class _RowGroup:
 
     def _pair(self, tile: range, run: range) -> TilePair:
         like = torch.empty(0, dtype=self.call.lse_dtype, device=self.call.query.device)
-        return pair_tiles(self.call.hierarchy, tile, run, self.call.is_causal, like)
+        return pair_tiles(self.call.hierarchy, self.call.value_widths, tile, run, self.call.is_causal, like)
 
     def scores(self, tile: range, run: slice, pair: TilePair, query: Tensor, key: Tensor) -> Tensor:
         """Return the scores `(N, G·t, n)` of a scaled, folded tile, with bias, `-inf` where hidden."""
@@ -119,6 +119,10 @@ class _RowGroup:
         if pair.hidden is not None:
             score.masked_fill_(pair.hidden, -torch.inf)
         return score.flatten(1, 2)
+
+    def unfold_pairs(self, pairs: Tensor) -> Tensor:
+        """Return a view of `(N, G·t, n)` as `(N, G, t, n)`."""
+        return pairs.unflatten(1, (self.heads_per_key, -1))
 
     def per_head(self, score: Tensor) -> Tensor:
         """Return a view of `(N, G, t, n)` as `(rows, Hq, t, n)`."""
@@ -185,7 +189,7 @@ def _forward_group(group: _RowGroup, out: Tensor, lse: Tensor) -> None:
             keep = group.keep(tile, run)
             if keep is not None:
                 probability.mul_(keep)
-            total_out.mul_(decay).baddbmm_(probability, value[:, run])
+            pair.mix(group.unfold_pairs(probability), value[:, run], total_out.mul_(decay))
             top = new_top
         at = slice(tile.start - group.offset, tile.stop - group.offset)
         empty = total == 0
@@ -212,12 +216,13 @@ def _backward_group(
         tile_grad = torch.zeros_like(query)
         for run, pair in runs:
             probability = group.scores(tile, run, pair, query, key).sub_(tile_lse).exp_()
-            score_grad = torch.bmm(out_grad, value[:, run].mT)
+            score_grad = pair.probability_grads(out_grad, value[:, run], group.heads_per_key).flatten(1, 2)
             keep = group.keep(tile, run)
             if keep is not None:
                 score_grad.mul_(keep)
-            value_grad[:, run].baddbmm_((probability if keep is None else probability * keep).mT, out_grad)
-            score_grad = score_grad.sub_(tile_delta).mul_(probability).unflatten(1, (group.heads_per_key, -1))
+            kept = probability if keep is None else probability * keep
+            pair.add_value_grads(group.unfold_pairs(kept), out_grad, value_grad[:, run])
+            score_grad = group.unfold_pairs(score_grad.sub_(tile_delta).mul_(probability))
             if bias_grad is not None:
                 target = group.bias_at(bias_grad, tile, run)
                 target.add_(group.per_head(score_grad).sum_to_size(target.shape))

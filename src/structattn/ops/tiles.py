@@ -7,7 +7,7 @@ head; a tile's t queries are folded to (N, G·t, r), a run's keys are (N, n, r),
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,13 @@ KEY_RUN = 1024
 
 
 def tile_size(hierarchy: Hierarchy) -> int:
-    """Return the queries per tile: whole blocks of the coarsest level that fits, evenly inside the next coarser one."""
-    finite = [size for size in hierarchy.block_sizes if size]
+    """Return the queries per tile.
+
+    By block they are whole blocks of the coarsest level that fits, evenly inside the next coarser one.
+    """
+    if hierarchy.by_window:
+        return QUERY_TILE
+    finite = [size for size in hierarchy.sizes if size]
     base = next((size for size in finite if size <= QUERY_TILE), 1)
     coarser = min((size for size in finite if size > QUERY_TILE), default=0)
     most = QUERY_TILE // base
@@ -31,33 +36,56 @@ def tile_size(hierarchy: Hierarchy) -> int:
 
 def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool) -> Iterator[range]:
     """Yield the keys that queries at positions `tile` may see, cut where the depth changes and after `KEY_RUN`."""
-    end = min(tile.stop, key_length) if is_causal else key_length
-    edges = {0, end}
-    for size in hierarchy.block_sizes:
+    first, stop = _reached_by_some(hierarchy, 0, tile)
+    first, stop = max(first, 0), min(stop, key_length, tile.stop if is_causal else key_length)
+    edges = {first, stop}
+    for level, size in enumerate(hierarchy.sizes):
         if size:
-            edges |= {min(tile.start // size * size, end), min((tile.stop - 1) // size * size + size, end)}
-            if size < len(tile):  # finer levels lie within the tile: their edges are its own
-                break
-    for start, stop in itertools.pairwise(sorted(edges)):
-        for at in range(start, stop, KEY_RUN):
-            yield range(at, min(at + KEY_RUN, stop))
+            edges.update(_reached_by_some(hierarchy, level, tile))
+            if hierarchy.by_window:
+                start, end = _reached_by_all(hierarchy, level, tile)
+                edges.update((start, end) if start < end else ())
+            elif size < len(tile):
+                break  # finer blocks lie within the tile: their edges are its own
+    for start, end in itertools.pairwise(sorted(edge for edge in edges if first <= edge <= stop)):
+        for at in range(start, end, KEY_RUN):
+            yield range(at, min(at + KEY_RUN, end))
+
+
+def _reached_by_some(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
+    """Return the first position that a level reaches from any of the tile, and one past the last."""
+    return hierarchy.span(level, tile.start)[0], hierarchy.span(level, tile.stop - 1)[1]
+
+
+def _reached_by_all(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
+    """Return the first position that a level reaches from all of the tile, and one past the last; they may cross."""
+    return hierarchy.span(level, tile.stop - 1)[0], hierarchy.span(level, tile.start)[1]
 
 
 @dataclass(frozen=True)
 class SharedLevels:
-    """The prefix of dimensions that all pairs of a tile and a run share."""
+    """A prefix of dimensions that all pairs of a tile and a run share.
+
+    Queries and keys meet in scores, output gradients and values in the gradients of probabilities: `left` belongs to
+    the tile, `right` to the run. Numbers of `pairs` are `(N, G, t, n)`.
+
+    Args:
+        columns: the dimensions.
+    """
 
     columns: slice
 
-    def add_scores(self, score: Tensor, query: Tensor, key: Tensor) -> None:
-        """`score += query · key` over the level's dimensions."""
-        score.flatten(1, 2).baddbmm_(query[..., self.columns], key[..., self.columns].mT)
+    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
+        """`pairs += left · right` over the columns."""
+        pairs.flatten(1, 2).baddbmm_(left[..., self.columns], right[..., self.columns].mT)
 
-    def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
-        """Add the gradients of the level's dimensions of queries and keys."""
-        flat = score_grad.flatten(1, 2)
-        query_grad[..., self.columns].baddbmm_(flat, key[..., self.columns])
-        key_grad[..., self.columns].baddbmm_(flat.mT, query[..., self.columns])
+    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
+        """`total += pairs · right` in the columns."""
+        total[..., self.columns].baddbmm_(pairs.flatten(1, 2), right[..., self.columns])
+
+    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
+        """`total += pairsᵀ · left` in the columns."""
+        total[..., self.columns].baddbmm_(pairs.flatten(1, 2).mT, left[..., self.columns])
 
 
 @dataclass(frozen=True)
@@ -66,13 +94,17 @@ class MaskedLevel(SharedLevels):
 
     mask: Tensor
 
-    def add_scores(self, score: Tensor, query: Tensor, key: Tensor) -> None:
-        """`score += mask · (query · key)` over the level's dimensions."""
-        score.addcmul_(torch.bmm(query[..., self.columns], key[..., self.columns].mT).view_as(score), self.mask)
+    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
+        """`pairs += mask · (left · right)` over the columns."""
+        pairs.addcmul_(torch.bmm(left[..., self.columns], right[..., self.columns].mT).view_as(pairs), self.mask)
 
-    def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
+    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
         """Like `SharedLevels`, for the pairs in the mask."""
-        super().add_grads(score_grad * self.mask, query, key, query_grad, key_grad)
+        super().add_to_left(pairs * self.mask, right, total)
+
+    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
+        """Like `SharedLevels`, for the pairs in the mask."""
+        super().add_to_right(pairs * self.mask, left, total)
 
 
 @dataclass(frozen=True)
@@ -82,87 +114,145 @@ class BlockLevel:
     columns: slice
     count: int
 
-    def add_scores(self, score: Tensor, query: Tensor, key: Tensor) -> None:
-        """`score += query · key` in the diagonal blocks, one small product each."""
-        group, length = score.shape[1:3]
-        products = torch.bmm(self._fold_queries(query, group), self._fold_keys(key).mT)
-        diagonal = self._diagonal(score)
-        diagonal.add_(products.view(score.shape[0], self.count, group, length // self.count, -1))
+    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
+        """`pairs += left · right` in the diagonal blocks, one small product each."""
+        group, length = pairs.shape[1:3]
+        products = torch.bmm(self._fold_left(left, group), self._fold_right(right).mT)
+        diagonal = self._diagonal(pairs)
+        diagonal.add_(products.view(pairs.shape[0], self.count, group, length // self.count, -1))
 
-    def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
+    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
         """Like `SharedLevels`, for the diagonal blocks."""
-        (many, group, length, _), count = score_grad.shape, self.count
-        blocks = self._diagonal(score_grad).reshape(many * count, group * length // count, length // count)
-        queries = torch.bmm(blocks, self._fold_keys(key)).view(many, count, group, length // count, -1)
-        query_grad[..., self.columns] += queries.transpose(1, 2).reshape(many, group * length, -1)
-        key_grad[..., self.columns] += torch.bmm(blocks.mT, self._fold_queries(query, group)).view(many, length, -1)
+        many, group, length, _ = pairs.shape
+        added = torch.bmm(self._fold_pairs(pairs), self._fold_right(right))
+        added = added.view(many, self.count, group, length // self.count, -1).transpose(1, 2)
+        total[..., self.columns] += added.reshape(many, group * length, -1)
 
-    def _diagonal(self, score: Tensor) -> Tensor:
+    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
+        """Like `SharedLevels`, for the diagonal blocks."""
+        many, group, length, _ = pairs.shape
+        added = torch.bmm(self._fold_pairs(pairs).mT, self._fold_left(left, group))
+        total[..., self.columns] += added.view(many, length, -1)
+
+    def _diagonal(self, pairs: Tensor) -> Tensor:
         """Return the diagonal blocks of `(N, G, t, t)`, a view `(N, count, G, size, size)`."""
-        blocked = score.unflatten(3, (self.count, -1)).unflatten(2, (self.count, -1))
+        blocked = pairs.unflatten(3, (self.count, -1)).unflatten(2, (self.count, -1))
         return blocked.diagonal(0, 2, 4).permute(0, 4, 1, 2, 3)
 
-    def _fold_queries(self, query: Tensor, group: int) -> Tensor:
-        """Return `(N, G·t, r)` as `(N·count, G·size, r_l)`."""
-        blocked = query[..., self.columns].unflatten(1, (group, self.count, -1)).transpose(1, 2)
-        return blocked.reshape(query.shape[0] * self.count, -1, blocked.shape[-1])
+    def _fold_pairs(self, pairs: Tensor) -> Tensor:
+        """Return the diagonal blocks of `(N, G, t, t)` as `(N·count, G·size, size)`."""
+        (many, group, length, _), count = pairs.shape, self.count
+        return self._diagonal(pairs).reshape(many * count, group * length // count, length // count)
 
-    def _fold_keys(self, key: Tensor) -> Tensor:
-        """Return `(N, t, r)` as `(N·count, size, r_l)`."""
-        level = key[..., self.columns]
-        return level.reshape(key.shape[0] * self.count, -1, level.shape[-1])
+    def _fold_left(self, left: Tensor, group: int) -> Tensor:
+        """Return `(N, G·t, r)` as `(N·count, G·size, width)`."""
+        blocked = left[..., self.columns].unflatten(1, (group, self.count, -1)).transpose(1, 2)
+        return blocked.reshape(left.shape[0] * self.count, -1, blocked.shape[-1])
+
+    def _fold_right(self, right: Tensor) -> Tensor:
+        """Return `(N, t, r)` as `(N·count, size, width)`."""
+        level = right[..., self.columns]
+        return level.reshape(right.shape[0] * self.count, -1, level.shape[-1])
+
+
+Levels = list[SharedLevels | BlockLevel]
 
 
 @dataclass(frozen=True)
 class TilePair:
     """The levels that a tile of queries and a run of keys share.
 
-    Scores are the sum of `levels`, times `gain`: one number, or `(t, n)` where depths differ. Pairs that are True in
-    `hidden (t, n)` are removed by the causal mask.
+    Scores are the sum of `levels`, times `gain`: one number, or `(t, n)` where depths differ. `value_levels` are the
+    same for values. Pairs that are True in `hidden (t, n)` are invisible.
     """
 
-    levels: list[SharedLevels | BlockLevel]
+    levels: Levels
+    value_levels: Levels
     gain: float | Tensor
     hidden: Tensor | None
 
     def scores(self, query: Tensor, key: Tensor, group: int) -> Tensor:
-        """Return the scores `(N, G, t, n)` of folded queries against keys, causal mask not yet applied."""
+        """Return the scores `(N, G, t, n)` of folded queries against keys, hidden pairs not yet masked."""
         score = query.new_zeros(query.shape[0], group, query.shape[1] // group, key.shape[1])
         for level in self.levels:
-            level.add_scores(score, query, key)
+            level.add_products(score, query, key)
         return self.apply_gain_(score)
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
         """Add the gradients of folded queries and keys; `score_grad (N, G, t, n)` is overwritten."""
         self.apply_gain_(score_grad)
         for level in self.levels:
-            level.add_grads(score_grad, query, key, query_grad, key_grad)
+            level.add_to_left(score_grad, key, query_grad)
+            level.add_to_right(score_grad, query, key_grad)
+
+    def mix(self, probability: Tensor, value: Tensor, out: Tensor) -> None:
+        """Add values, weighted by probabilities `(N, G, t, n)`, to the folded output."""
+        for level in self.value_levels:
+            level.add_to_left(probability, value, out)
+
+    def probability_grads(self, out_grad: Tensor, value: Tensor, group: int) -> Tensor:
+        """Return the gradients `(N, G, t, n)` of probabilities from those of the folded output."""
+        grads = out_grad.new_zeros(out_grad.shape[0], group, out_grad.shape[1] // group, value.shape[1])
+        for level in self.value_levels:
+            level.add_products(grads, out_grad, value)
+        return grads
+
+    def add_value_grads(self, probability: Tensor, out_grad: Tensor, value_grad: Tensor) -> None:
+        """Add the gradients of values."""
+        for level in self.value_levels:
+            level.add_to_right(probability, out_grad, value_grad)
 
     def apply_gain_(self, score: Tensor) -> Tensor:
         """Multiply by the gain, in place."""
         return score if isinstance(self.gain, float) and self.gain == 1.0 else score.mul_(self.gain)
 
 
-def pair_tiles(hierarchy: Hierarchy, tile: range, run: range, is_causal: bool, like: Tensor) -> TilePair:
+def pair_tiles(
+    hierarchy: Hierarchy, value_widths: Sequence[int], tile: range, run: range, is_causal: bool, like: Tensor
+) -> TilePair:
     """Return the levels that positions `tile` and `run` share; masks take the dtype and device of `like`."""
     i = torch.arange(tile.start, tile.stop, device=like.device)[:, None]
     j = torch.arange(run.start, run.stop, device=like.device)
-    shared, partial, start = 0, list[SharedLevels | BlockLevel](), 0
-    for size, stop in zip(hierarchy.block_sizes, hierarchy.prefix_ranks, strict=True):
-        first = {tile.start // size, run.start // size} if size else {0}
-        last = {(tile.stop - 1) // size, (run.stop - 1) // size} if size else {0}
-        columns = slice(start, stop)
-        if len(first | last) == 1:
-            shared += 1
-        elif not size or max(first) > min(last):
-            break
-        elif tile == run and tile.start % size == 0 and len(tile) % size == 0:
-            partial.append(BlockLevel(columns, len(tile) // size))
-        else:
-            partial.append(MaskedLevel(columns, (i // size == j // size).to(like.dtype)))
-        start = stop
+    whole = itertools.takewhile(lambda level: _reaches_all(hierarchy, level, tile, run), range(hierarchy.levels))
+    shared = len(list(whole))
+    hidden = j > i if is_causal and run.stop - 1 > tile.start else None
+    if shared == 0:  # a window hides the pairs that level 1 does not reach, so that the others share it
+        outside = ~hierarchy.reaches(0, i, j)
+        hidden, shared = outside if hidden is None else hidden | outside, 1
+    finer = range(shared, hierarchy.levels)
+    partial = list(itertools.takewhile(lambda level: _reaches_some(hierarchy, level, tile, run), finer))
     gain: float | Tensor = hierarchy.gains[shared - 1]
     if len(set(hierarchy.gains[shared - 1 : shared + len(partial)])) > 1:
-        gain = torch.tensor(hierarchy.gains, dtype=like.dtype, device=like.device)[hierarchy.depth(i, j) - 1]
-    hidden = j > i if is_causal and run.stop - 1 > tile.start else None
-    return TilePair([SharedLevels(slice(0, hierarchy.prefix_ranks[shared - 1])), *partial], gain, hidden)
+        gains = torch.tensor(hierarchy.gains, dtype=like.dtype, device=like.device)
+        gain = gains[hierarchy.depth(i, j).clamp(min=1) - 1]
+    counts = {level: _aligned_blocks(hierarchy, level, tile, run) for level in partial}
+    masks = {level: hierarchy.reaches(level, i, j).to(like.dtype) for level in partial if not counts[level]}
+
+    def levels_of(widths: Sequence[int]) -> Levels:
+        edges = [0, *itertools.accumulate(widths)]
+        levels: Levels = [SharedLevels(slice(0, edges[shared]))] if edges[shared] else []
+        for level in (level for level in partial if widths[level]):
+            columns, count = slice(edges[level], edges[level + 1]), counts[level]
+            levels.append(BlockLevel(columns, count) if count else MaskedLevel(columns, masks[level]))
+        return levels
+
+    return TilePair(levels_of(hierarchy.ranks), levels_of(value_widths), gain, hidden)
+
+
+def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:
+    """Return the number of a level's blocks that tile and run both consist of; 0 if they do not."""
+    size = hierarchy.sizes[level] or 0
+    aligned = not hierarchy.by_window and tile == run and tile.start % size == 0 and len(tile) % size == 0
+    return len(tile) // size if aligned else 0
+
+
+def _reaches_all(hierarchy: Hierarchy, level: int, tile: range, run: range) -> bool:
+    """Return True if a level reaches all pairs of a tile and a run."""
+    start, stop = _reached_by_all(hierarchy, level, tile)
+    return bool(start <= run.start and run.stop <= stop)
+
+
+def _reaches_some(hierarchy: Hierarchy, level: int, tile: range, run: range) -> bool:
+    """Return True if a level reaches some pair of a tile and a run."""
+    start, stop = _reached_by_some(hierarchy, level, tile)
+    return bool(start < run.stop and run.start < stop)

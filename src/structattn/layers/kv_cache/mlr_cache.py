@@ -20,7 +20,7 @@ def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> Cac
 
     It keeps level 1 of all keys, level `l >= 2` of the keys in the current block, and all values.
     """
-    levels = zip(hierarchy.ranks, hierarchy.block_sizes, strict=True)
+    levels = zip(hierarchy.ranks, hierarchy.sizes, strict=True)
     keys = tuple(CacheSlice(kv_heads, rank, Retention(block=size)) for rank, size in levels)
     return CacheLayout(keys, CacheSlice(kv_heads, value_dim), dimension_major=True)
 

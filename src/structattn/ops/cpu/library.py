@@ -96,7 +96,7 @@ def view(tensor: Tensor | None, shape: tuple[int, ...] | None = None) -> View:
 @functools.lru_cache(maxsize=256)
 def _levels(hierarchy: Hierarchy) -> tuple[ctypes.Array, ctypes.Array, ctypes.Array]:
     count = hierarchy.levels
-    sizes = (size or 0 for size in hierarchy.block_sizes)
+    sizes = (size or 0 for size in hierarchy.sizes)
     return (_INT * count)(*hierarchy.ranks), (_INT * count)(*sizes), (_FLOAT * count)(*hierarchy.gains)
 
 
@@ -121,10 +121,10 @@ def call_struct(call: Call, out: Tensor, lse: Tensor) -> CallStruct:
 
 def decode_struct(call: DecodeCall, key_levels: Sequence[Tensor], out: Tensor) -> DecodeStruct:
     """Return a call of decode for C++; it keeps its arrays alive, the caller keeps the tensors."""
-    (batch, heads, queries, rank), (_, key_heads, _, width) = call.query.shape, call.value.shape
+    (batch, heads, queries, rank), (_, key_heads, _, width) = call.query.shape, call.value_levels[0].shape
     starts = (_INT * len(call.level_starts))(*call.level_starts)
     struct = DecodeStruct(
-        *(view(call.query), view(call.value), view(out), (View * len(key_levels))(*map(view, key_levels))),
+        *(view(call.query), view(call.value_levels[0]), view(out), (View * len(key_levels))(*map(view, key_levels))),
         ctypes.addressof(starts),
         None if call.key_start is None else call.key_start.data_ptr(),
         *(ctypes.addressof(array) for array in _levels(call.hierarchy)),

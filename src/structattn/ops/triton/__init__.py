@@ -26,8 +26,11 @@ def ineligible(call: Call | DecodeCall | None = None) -> str | None:
         return reason
     if isinstance(call, Call) and call.hierarchy.rank > MOST_RANK:
         return f"it serves query and key of at most {MOST_RANK} dimensions, got {call.hierarchy.rank}"
-    if call.value.shape[3] > MOST_VALUE_WIDTH:
-        return f"it serves values of at most {MOST_VALUE_WIDTH} dimensions, got {call.value.shape[3]}"
+    width = call.value_dim
+    if width > MOST_VALUE_WIDTH:
+        return f"it serves values of at most {MOST_VALUE_WIDTH} dimensions, got {width}"
+    if call.hierarchy.by_window or call.hierarchy.value_ranks is not None:
+        return "it serves levels by block, in keys alone"
     return None
 
 

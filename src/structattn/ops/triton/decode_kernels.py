@@ -130,11 +130,11 @@ def join_kernel(shares, tops, totals, out, rows, splits, WIDTH: tl.constexpr, SP
 def decode(call: DecodeCall) -> Tensor:
     """Return the output `(B, Hq, Tq, dv)` of `mlr_decode`."""
     hierarchy, key_length = call.hierarchy, call.key_length
-    (batch, heads, queries, _), (_, key_heads, _, width) = call.query.shape, call.value.shape
+    (batch, heads, queries, _), (_, key_heads, _, width) = call.query.shape, call.value_levels[0].shape
     out = call.query.new_empty(batch, heads, queries, width)
     if not out.numel():
         return out
-    query, value = launch.unit_stride(call.query), launch.unit_stride(call.value)
+    query, value = launch.unit_stride(call.query), launch.unit_stride(call.value_levels[0])
     pieces = pieces_of(hierarchy.ranks, PIECE[query.dtype.itemsize])
     levels = [launch.unit_stride(call.key_levels[level][..., low:high, :]) for level, low, high in pieces]
     block, warps, stages = BLOCKS[launch.width_class(hierarchy.rank, width, query.dtype)]
