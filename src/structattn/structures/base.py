@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from structattn.structures.mlbtc import MLBTC
 
 Operation = Literal["forward", "adjoint", "left", "right"]
+Side = Literal["left", "right"]
 Fans = tuple[int, int]
 
 
@@ -52,15 +53,9 @@ class Structure(nn.Module, abc.ABC):
     are applied to an input (LowRank, MLR), the entries of `left(x)` and `right(y)` are of order 1, like the
     queries and keys of standard attention.
 
-    Attributes:
+    Args:
         dim_out: Rows of each matrix, the width of `x`.
         dim_in: Columns of each matrix, the width of `y`.
-        heads: Number of matrices in the stack; None means a single matrix without a head axis.
-        normalize: True if factors are used normalised.
-
-    Args:
-        dim_out: Rows of each matrix.
-        dim_in: Columns of each matrix.
         factors: Shape (without heads) and fans of each factor, by parameter name.
         heads: Number of matrices in the stack; None for one matrix without a head axis.
         normalize: Use the factors normalised.
@@ -140,11 +135,11 @@ class Structure(nn.Module, abc.ABC):
         """Return the matrix itself, `([H,] dim_out, dim_in)`: for tests and inspection, not to compute with."""
 
     @abc.abstractmethod
-    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+    def _features(self, side: Side, rows: Tensor) -> Tensor:
         """Return `Φ_L` or `Φ_R` applied to rows `(N, dim)`: `(N, H, F)`."""
 
     @abc.abstractmethod
-    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+    def _lift(self, side: Side, features: Tensor) -> Tensor:
         """Return `Φ_Lᵀ` or `Φ_Rᵀ` applied to features `(N, H, F)`: `(N, H, dim)`."""
 
     def forward(self, y: Tensor) -> Tensor:
@@ -228,14 +223,14 @@ class Structure(nn.Module, abc.ABC):
         return (self.feature_dim,)
 
     @property
-    @abc.abstractmethod
     def num_parameters(self) -> int:
         """Number of parameters of all heads."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
-    @abc.abstractmethod
     def rank_bound(self) -> int:
         """Largest rank of one matrix of the family, which almost every member has."""
+        return min(self.dim_out, self.dim_in, self.feature_dim)
 
     @property
     def flops(self) -> int:
@@ -255,7 +250,7 @@ class Structure(nn.Module, abc.ABC):
         return self._feature_flops("left") + self._feature_flops("right")
 
     @abc.abstractmethod
-    def _feature_flops(self, side: Literal["left", "right"]) -> int:
+    def _feature_flops(self, side: Side) -> int:
         """Return FLOPs of the features of one side, for one vector and all heads."""
 
     # ---- helpers

@@ -61,14 +61,8 @@ def summary(*structures: Structure) -> Summary:
     for position, structure in enumerate(structures, start=1):
         if not isinstance(structure, Structure):
             raise TypeError(f"structures must be Structure objects, got {type(structure).__name__} at place {position}")
-    return Summary(tuple(_cost(each) for each in structures))
-
-
-def _cost(structure: Structure) -> StructureCost:
-    return StructureCost(
-        structure.describe(),
-        structure.num_parameters,
-        structure.rank_bound,
-        structure.feature_dim,
-        structure.flops,
+    costs = (
+        StructureCost(each.describe(), each.num_parameters, each.rank_bound, each.feature_dim, each.flops)
+        for each in structures
     )
+    return Summary(tuple(costs))
