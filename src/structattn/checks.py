@@ -72,6 +72,15 @@ def boolean(name: str, value: object) -> bool:
     return value
 
 
+def text(name: str, value: object) -> str:
+    """Return `value` if it is a string that is not empty; TypeError or ValueError naming `name` otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    return value
+
+
 def one_of(name: str, value: str, options: Iterable[str]) -> str:
     """Return `value` if it is among `options`.
 

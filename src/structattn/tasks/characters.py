@@ -48,14 +48,7 @@ _SPELLINGS = {
 
 
 def encode(text: str) -> NDArray[np.uint8]:
-    """Return the tokens of `text`, other characters mapped or dropped as above.
-
-    Args:
-        text: any string.
-
-    Returns:
-        A new array of uint8, one token per remaining character.
-    """
+    """Return the tokens of `text` in a new array, other characters mapped or dropped as above."""
     plain = _OUTSIDE.sub(lambda match: _spell(match[0]), text.replace("\r\n", "\n"))
     # bytes.translate is the table lookup. torch wants writable memory, hence the bytearray.
     return np.frombuffer(bytearray(plain.encode("ascii").translate(_TO_TOKEN)), dtype=np.uint8)

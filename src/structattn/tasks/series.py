@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,6 @@ from structattn.tasks.ett import ETT, ett_path
 
 Fill = Literal["forward", "linear", "drop"]
 """How to fill missing values and rows: repeat the last value, interpolate, or leave such rows out."""
-
-FILLS = ("forward", "linear", "drop")
 
 _DAY = 86_400 * 10**9
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
@@ -108,10 +106,9 @@ def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), f
         ValueError: there is no such file or column, a cell is no number or no time, times repeat, go back or are
             irregular, or values are missing and `fill` is None; names row and column.
     """
-    if not isinstance(data, str):
-        raise TypeError(f"data must be a string, got {data!r} ({type(data).__name__})")
+    checks.text("data", data)
     if fill is not None:
-        checks.one_of("fill", fill, FILLS)
+        checks.one_of("fill", fill, get_args(Fill))
     path = ett_path(data) if data in ETT else Path(data).expanduser()
     try:
         status = path.stat()

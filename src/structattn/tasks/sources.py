@@ -52,19 +52,14 @@ def open_source(data: str) -> Source:
     - a file; a folder, meaning the `.txt` files directly in it, sorted by name; a pattern such as
       `notes/**/*.md`, sorted by path. All must be UTF-8. A file called `stdlib` is reached as `./stdlib`.
 
-    Args:
-        data: one of the above.
-
-    Returns:
-        The source. Only names and sizes of files have been read.
+    Only names and sizes of files are read.
 
     Raises:
         TypeError: `data` is not a string.
-        ValueError: nothing has that name, the folder or pattern holds no file, the file is empty, or the number of
-            documents is not a positive integer.
+        ValueError: `data` is empty, nothing has that name, the folder or pattern holds no file, the file is empty, or
+            the number of documents is not a positive integer.
     """
-    if not isinstance(data, str):
-        raise TypeError(f"data must be a string, got {data!r} ({type(data).__name__})")
+    checks.text("data", data)
     if data == "stdlib":
         return Files(data, _standard_library())
     word, colon, count = data.partition(":")
