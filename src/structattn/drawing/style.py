@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structattn import checks
@@ -99,6 +100,13 @@ def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, in inches, made without pyplot."""
     figure: Figure = checks.require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
     return figure
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write `name.png` and `name.svg` in this style into an existing folder."""
+    with styled():
+        for kind in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{kind}", dpi=160)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], gap: float = 0.062) -> None:

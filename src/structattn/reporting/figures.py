@@ -6,7 +6,7 @@ They are loss curves, the task's own figures, costs, and maps of pairs.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,71 +52,55 @@ def draw_all(results: Results, folder: Path) -> list[Picture]:
         RunFolderError: a file cannot be written.
     """
     with styled():
-        return [_write(figure, folder) for figure in _figures(results)]
+        return [_write(folder, *drawn) for drawn in _figures(results)]
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-
-def _figures(results: Results) -> list[_Drawn]:
-    drawn = []
+def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
+    """Yield name, title, caption and figure of each picture."""
     loss = (results.profile.quantity if results.curve is None else "validation error").capitalize()
     if any(run.rows for run in results.runs):
-        seeds = (
-            "The thick line is the mean over seeds, thin lines are single seeds. " if _several_seeds(results) else ""
-        )
+        several = len({run.seed for run in results.runs}) > 1
+        seeds = "The thick line is the mean over seeds, thin lines are single seeds. " if several else ""
         how = f"{seeds}Lower is better."
-        drawn += [
-            _Drawn(
-                "loss-flops",
-                f"{loss} against training compute",
-                f"Every structure at the same compute stands on one vertical line. {how}",
-                loss_curves(results, "flops"),
-            ),
-            _Drawn(
-                "loss-steps",
-                f"{loss} against steps",
-                f"At the same step every structure has seen the same data in the same order. {how}",
-                loss_curves(results, "step"),
-            ),
-        ]
-    if results.ranking:
-        drawn += [_Drawn(each.name, each.title, each.caption, each.draw(results)) for each in results.profile.figures]
-    drawn.append(
-        _Drawn(
-            "costs",
-            "What each structure costs",
-            f"Score FLOPs{' and key numbers' * results.is_causal} are exact counts for a model of this size at the "
-            "trained length; tokens/s is what this machine trained at, with this version of the code.",
-            cost_bars(results),
+        yield (
+            "loss-flops",
+            f"{loss} against training compute",
+            f"Every structure at the same compute stands on one vertical line. {how}",
+            loss_curves(results, "flops"),
         )
+        yield (
+            "loss-steps",
+            f"{loss} against steps",
+            f"At the same step every structure has seen the same data in the same order. {how}",
+            loss_curves(results, "step"),
+        )
+    if results.ranking:
+        for each in results.profile.figures:
+            yield each.name, each.title, each.caption, each.draw(results)
+    yield (
+        "costs",
+        "What each structure costs",
+        f"Score FLOPs{' and key numbers' * results.is_causal} are exact counts for a model of this size at the "
+        "trained length; tokens/s is what this machine trained at, with this version of the code.",
+        cost_bars(results),
     )
     if maps := pair_maps(results):
-        drawn.append(
-            _Drawn(
-                "depth-maps",
-                "What each pair of tokens gets",
-                "Dimensions of the dot product between the query in a row and the key in a column, per head. "
-                "Where the map is empty the pair is not scored at all.",
-                maps,
-            )
+        yield (
+            "depth-maps",
+            "What each pair of tokens gets",
+            "Dimensions of the dot product between the query in a row and the key in a column, per head. "
+            "Where the map is empty the pair is not scored at all.",
+            maps,
         )
-    return drawn
 
 
-def _write(drawn: _Drawn, folder: Path) -> Picture:
+def _write(folder: Path, name: str, title: str, caption: str, figure: Figure) -> Picture:
     """Save as PNG and SVG, without a date: equal results give equal files."""
-    drawn.figure.canvas.draw()  # The final layout places labels beside lines.
-    files.write_bytes(folder / f"{drawn.name}.png", _render(drawn.figure, "png", dpi=200))
-    svg = _render(drawn.figure, "svg", metadata={"Date": None, "Title": drawn.title})
-    files.write_bytes(folder / f"{drawn.name}.svg", svg)
-    transparent = _render(drawn.figure, "svg", metadata={"Date": None}, transparent=True).decode()
-    return Picture(drawn.name, drawn.title, drawn.caption, transparent)
+    figure.canvas.draw()  # The final layout places labels beside lines.
+    files.write_bytes(folder / f"{name}.png", _render(figure, "png", dpi=200))
+    files.write_bytes(folder / f"{name}.svg", _render(figure, "svg", metadata={"Date": None, "Title": title}))
+    transparent = _render(figure, "svg", metadata={"Date": None}, transparent=True).decode()
+    return Picture(name, title, caption, transparent)
 
 
 def _render(figure: Figure, form: str, **options: Any) -> bytes:
@@ -204,14 +188,10 @@ def _near_baselines(results: Results) -> dict[str, float]:
 def cost_bars(results: Results) -> Figure:
     """Draw score FLOPs, key numbers and speed, a bar for each structure."""
     names = list(results.structures)
-    keys = [("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped)]
-    if not results.is_causal:
-        keys = []
-    panels = [
-        ("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude),
-        *keys,
-        ("tokens/s in training", [results.tokens_per_second(name) for name in names], grouped),
-    ]
+    panels = [("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude)]
+    if results.is_causal:
+        panels.append(("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped))
+    panels.append(("tokens/s in training", [results.tokens_per_second(name) for name in names], grouped))
     figure = new_figure(7.4, 0.75 + 0.34 * len(names))
     colours = [pen.colour for pen in pens(names).values()]
     for axes, (title, values, form) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
@@ -268,7 +248,3 @@ def _format(axes: Axes, axis: str, form: Callable[[float], str]) -> None:
         # In a narrow range LogLocator would crowd the axis.
         which.set_major_locator(ticker.MaxNLocator(4) if high / low < 5 else ticker.LogLocator(subs=subs))
         which.set_minor_formatter(ticker.NullFormatter())
-
-
-def _several_seeds(results: Results) -> bool:
-    return len({run.seed for run in results.runs}) > 1

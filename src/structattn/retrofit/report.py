@@ -10,35 +10,30 @@ from rich.table import Table
 
 from structattn.comparison import files
 from structattn.comparison.numbers import grouped
-from structattn.drawing.style import INK, QUIET, new_figure, styled
+from structattn.drawing.style import INK, QUIET, new_figure, save_figure, styled
 from structattn.reporting.table import markdown_row
 from structattn.reporting.terminal import terminal_table
 from structattn.retrofit.measure import Measurement, RetrofitResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MEASURED, _TRAINED = "#0072B2", "#D55E00"
 
 
-def draw_retrofit(studies: Sequence[RetrofitResults], folder: Path, name: str = "retrofit") -> Figure:
-    """Draw loss against key numbers, a panel for each study.
-
-    The files are `name.png` and `name.svg` in `folder`.
+def draw_retrofit(studies: Sequence[RetrofitResults], folder: Path) -> None:
+    """Draw loss against key numbers, a panel for each study: `retrofit.png` and `retrofit.svg` in `folder`.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
-        RunFolderError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     with styled():
         figure = new_figure(4.4 * len(studies), 3.6)
         for place, results in enumerate(studies):
             _panel(figure.add_subplot(1, len(studies), place + 1), results)
-        files.make_folder(folder)
-        for kind in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{kind}", dpi=160)
-    return figure
+    files.make_folder(folder)
+    save_figure(figure, folder, "retrofit")
 
 
 def _panel(axes: Axes, results: RetrofitResults) -> None:
