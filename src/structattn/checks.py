@@ -73,7 +73,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def text(name: str, value: object) -> str:
-    """Return `value` if it is a string that is not empty; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` if it is a nonempty string; TypeError or ValueError otherwise."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
     if not value:
@@ -94,7 +94,7 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` with the name in `known` nearest to `value`, or `""` if none is near."""
+    """Return `"; did you mean 'x'?"` with the nearest known name, or `""`."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

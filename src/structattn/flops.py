@@ -46,13 +46,13 @@ class Flops:
 
 
 def linear(dim_in: int, dim_out: int, tokens: int = 1) -> Flops:
-    """Return the cost of a dense matrix on N = `tokens` vectors: `2·N·D_in·D_out`, and twice that backward."""
+    """Return the cost of a dense matrix: `2·tokens·dim_in·dim_out`, and twice that backward."""
     forward = 2 * tokens * dim_in * dim_out
     return Flops(forward, 2 * forward)
 
 
 def structure(matrix: Structure, operation: Operation = "forward", tokens: int = 1) -> Flops:
-    """Return the cost of a structured matrix on `tokens` vectors, all heads; backward is twice forward.
+    """Return the cost of a structured matrix of all heads; backward doubles it.
 
     Args:
         matrix: any structure.
@@ -101,7 +101,7 @@ def attention(
 def sliding_window(
     window: int, rank: int, value_dim: int, length: int, *, heads: int = 1, batch: int = 1, is_causal: bool = True
 ) -> Flops:
-    """Return the cost of one call of `window_attention` without padding: the blocks that it multiplies.
+    """Return the cost of one unpadded call of `window_attention`.
 
     The first `window` queries count their visible pairs; each later block of `window` queries counts all of its
     `2·window` keys (`3·window` where not causal), about twice the pairs inside the window.

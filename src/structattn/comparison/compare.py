@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[RunConfig]:
-        """Every run: all structures with seed 0, then all with seed 1, and so on."""
+        """Every run: all structures with seed 0, then with seed 1, …"""
         return [
             of_seed(RunConfig(name, self.task, self.sizes, self.train), seed)
             for seed in range(self.seeds)

@@ -75,7 +75,7 @@ def _memory() -> int:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return the output of git, or nothing if it fails or is missing."""
+    """Return the output of git; nothing if it fails."""
     try:
         run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     except OSError:

@@ -19,7 +19,7 @@ from structattn.training.errors import RunFolderError
 
 
 def safe_name(name: str) -> str:
-    """Return `name` with a dash in place of whatever a file system might refuse."""
+    """Return `name` with dashes for characters that file systems refuse."""
     return re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name)
 
 
@@ -32,7 +32,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove(folder: Path, *names: str) -> None:
-    """Delete files and subfolders of `folder`; those that are missing are no error."""
+    """Delete files and subfolders of `folder`; ignore missing ones."""
     for path in (folder / name for name in names):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

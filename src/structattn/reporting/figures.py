@@ -95,7 +95,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
 
 
 def _write(folder: Path, name: str, title: str, caption: str, figure: Figure) -> Picture:
-    """Save as PNG and SVG, without a date: equal results give equal files."""
+    """Save as PNG and SVG, undated: equal results give equal files."""
     figure.canvas.draw()  # The final layout places labels beside lines.
     files.write_bytes(folder / f"{name}.png", _render(figure, "png", dpi=200))
     files.write_bytes(folder / f"{name}.svg", _render(figure, "svg", metadata={"Date": None, "Title": title}))
@@ -113,7 +113,7 @@ def _render(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def loss_curves(results: Results, x: str) -> Figure:
-    """Draw the metric against `step` or `flops`: a line for each structure, baselines dashed."""
+    """Draw the metric of each structure against `step` or `flops`."""
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
     ends = []
@@ -146,7 +146,7 @@ def loss_curves(results: Results, x: str) -> Figure:
 
 
 def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tuple[float, float]:
-    """Draw the runs of one structure and their mean; return the end of the mean."""
+    """Draw a structure's runs and their mean; return where the mean ends."""
     style: dict[str, Any] = {"color": pen.colour, "linestyle": pen.dash}
     curves = [([row[x] for row in run.rows], [row[y] for row in run.rows]) for run in runs]
     aligned = len(runs) > 1 and all(places == curves[0][0] for places, _ in curves)
@@ -162,7 +162,7 @@ def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tup
 
 
 def _loss_limits(results: Results) -> tuple[float, float]:
-    """Return axis limits: skip the first tenth of each curve, and include near baselines."""
+    """Return axis limits of the late curves and the baselines near them."""
     late = _late_values(results) + list(_near_baselines(results).values())
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
@@ -170,7 +170,7 @@ def _loss_limits(results: Results) -> tuple[float, float]:
 
 
 def _late_values(results: Results) -> list[float]:
-    """Return the values of the curves after the first tenth of each run."""
+    """Return the curves' values after the first tenth of each run."""
     runs = [run for run in results.runs if run.rows]
     return [row[results.followed] for run in runs for row in run.rows if row["step"] >= _SHOWN_FROM * run.final["step"]]
 
@@ -211,7 +211,7 @@ def cost_bars(results: Results) -> Figure:
 
 
 def pair_maps(results: Results) -> Figure | None:
-    """Draw the dimensions of each pair of tokens; None if all are equal."""
+    """Draw each pair of tokens' dimensions; None if all are equal."""
     widths = {name: pair_widths(name, results.sizes) for name in results.structures}
     shown = {name: width for name, width in widths.items() if width is not None}
     scored = {name: np.tri(len(width), dtype=bool) | (not results.is_causal) for name, width in shown.items()}

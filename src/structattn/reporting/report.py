@@ -23,7 +23,7 @@ _EQUAL = {
 
 
 def write_report(results: Results, folder: Path) -> list[Picture]:
-    """Write figures and `report.html`, which loads nothing else, into the folder of a comparison.
+    """Write figures and a self-contained `report.html` into a comparison's folder.
 
     Returns:
         The figures of the report.
@@ -75,7 +75,7 @@ def inline(svg: str, name: str) -> str:
 
 
 def _unmeasured(results: Results) -> list[str]:
-    """Return what the results do not show, for the last section of the report."""
+    """Return the limits of the results, for the report's last section."""
     notes = [
         "Larger models, longer contexts and longer training: a ranking at this size and budget need not hold there.",
         "Other learning rates: all structures were trained with the same one.",
@@ -86,7 +86,7 @@ def _unmeasured(results: Results) -> list[str]:
 
 
 def _flat(config: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return settings with nested names joined by dots; unset ones are left out."""
+    """Return the settings that are set, nested names joined by dots."""
     if isinstance(config, Mapping):
         return [pair for key, value in config.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     if config is None or config == []:

@@ -59,7 +59,7 @@ def markdown(results: Results) -> str:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """Return a row in Markdown. Bars, which end a cell, become commas; both separate ranks."""
+    """Return a row in Markdown; bars, which end a cell, become commas."""
     return f"| {' | '.join(cell.replace('|', ',') for cell in cells)} |"
 
 

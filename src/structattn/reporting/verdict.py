@@ -31,7 +31,7 @@ class Verdict:
 
 
 def verdict(results: Results) -> Verdict:
-    """Return the verdict on the best structure, against standard attention or the runner-up."""
+    """Compare the best structure with standard attention or the runner-up."""
     ranking = results.ranking
     if not ranking:
         return Verdict("No run finished, so there is nothing to compare.", "", "")
@@ -65,7 +65,7 @@ def paired_difference(results: Results, first: str, second: str) -> Estimate:
 
 
 def describe(results: Results, structure: str) -> str:
-    """Return the mean of the metric, with its standard error if there is one."""
+    """Return the mean of the metric with its standard error, as text."""
     estimate = results.estimate(structure)
     return format_estimate(estimate) if estimate else "no result"
 
@@ -90,7 +90,7 @@ def _beside_baselines(results: Results, best: str) -> str:
 
 
 def _trust(results: Results, ranking: list[str]) -> str:
-    """Return whether the best structure stands out from the spread between seeds, in words."""
+    """Say whether the best structure stands out from the seeds' spread."""
     best, others = ranking[0], ranking[1:]
     gaps = {other: paired_difference(results, other, best) for other in others}
     seeds = min(gap.count for gap in gaps.values())
@@ -108,7 +108,7 @@ def _trust(results: Results, ranking: list[str]) -> str:
 
 
 def _savings(results: Results, structure: str, other: str) -> str:
-    """Return the costs of `structure` as shares of those of `other`, in words."""
+    """Say the costs of `structure` as shares of those of `other`."""
     ours, theirs = results.costs[structure], results.costs[other]
     scores = ours.score_flops_per_token / theirs.score_flops_per_token
     keys = ours.key_numbers_per_token / theirs.key_numbers_per_token

@@ -22,7 +22,7 @@ _MEASURED, _TRAINED = "#0072B2", "#D55E00"
 
 
 def draw_retrofit(studies: Sequence[RetrofitResults], folder: Path) -> None:
-    """Draw loss against key numbers, a panel for each study: `retrofit.png` and `retrofit.svg` in `folder`.
+    """Draw `retrofit.png` and `.svg`: loss against key numbers, a panel per study.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.

@@ -65,7 +65,7 @@ class Butterfly(Structure):
         return self._product(range(1, self.depth + 1)).reshape(self._dense_shape())
 
     def _product(self, stages: Sequence[int]) -> Tensor:
-        """Return the product of some of the factors as matrices, first stage rightmost: `(H, dim, dim)`."""
+        """Return the dense product of some factors, first stage rightmost: `(H, dim, dim)`."""
         like = self._stacked_factor("factor_1")
         product = torch.eye(self.dim_in, dtype=like.dtype, device=like.device)[None]
         for stage in stages:
@@ -84,19 +84,19 @@ class Butterfly(Structure):
         return self._pass_through(features.permute(1, 2, 0), self._stages(side), side == "right").permute(2, 0, 1)
 
     def _pass_through(self, state: Tensor, stages: range, transposed: bool) -> Tensor:
-        """Apply the product of some of the factors, or its transpose, to `state (H or 1, D, N)`."""
+        """Apply some of the factors, or their transpose, to `state (H or 1, D, N)`."""
         for stage in reversed(stages) if transposed else stages:
             state = self._descend(state, stage) if transposed else self._ascend(state, stage)
         return state
 
     def _ascend(self, state: Tensor, stage: int) -> Tensor:
-        """Apply factor `stage` to `state (H or 1, D, N)`: mix the lowest index bit, then move it to the top."""
+        """Mix the lowest index bit by a factor, then move it up."""
         pairs = state.unflatten(1, (-1, 2)).transpose(2, 3)  # (.., D/2, N, 2)
         mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}").mT)
         return mixed.movedim(3, 1).flatten(1, 2)
 
     def _descend(self, state: Tensor, stage: int) -> Tensor:
-        """Apply the transpose of :meth:`_ascend`: move the top index bit down, then mix it by the transposed factor."""
+        """Transpose :meth:`_ascend`: move the top index bit down, then mix it."""
         pairs = state.unflatten(1, (2, -1)).movedim(1, 3)
         mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}"))
         return mixed.transpose(2, 3).flatten(1, 2)
@@ -114,7 +114,7 @@ class Butterfly(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return an `MLBTC` of the same matrix, with `normalize=False`: a BTT of rank one.
+        """Return the same matrix as a BTT of rank one, with `normalize=False`.
 
         The first half of the factors mixes only low index bits, so it is block diagonal. The second half mixes only
         high ones, so it is block diagonal once low and high bits are exchanged.

@@ -121,7 +121,7 @@ class Kronecker(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return an `MLBTC` of the same matrix, with `normalize=False`: a BTT of rank one whose blocks are copies.
+        """Return the same matrix as a BTT of rank one, with `normalize=False`.
 
         `A ⊗ B` has left blocks `A`, one for each row of `B`, and right blocks `Bᵀ`, one for each column of `A`.
         The factors are split in two where that takes the fewest numbers.

@@ -68,7 +68,7 @@ class MLBTC(Structure):
             raise ValueError(f"levels must all have the same dim_out x dim_in, got {shapes}")
 
     def _factors(self, side: Side) -> list[Tensor]:
-        """Return the factors of one side with a head axis, level by level; right ones are times the levels' weights."""
+        """Return one side's factors with a head axis; right ones include weights."""
         factors = [self._stacked_factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)]
         if side == "left":
             return factors
@@ -107,7 +107,7 @@ class MLBTC(Structure):
     def from_factors(
         levels: Sequence[Level], lefts: Sequence[Tensor], rights: Sequence[Tensor], *, heads: int | None = None
     ) -> MLBTC:
-        """Return the member with copies of the given factors, used as they are (`normalize=False`).
+        """Return the member with copies of the given factors and `normalize=False`.
 
         Args:
             levels: The shape of each level.
@@ -134,7 +134,7 @@ class MLBTC(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return a plain `MLBTC` of the same matrix, with `normalize=False` and its own factors."""
+        """Return the same matrix as a plain `MLBTC` with `normalize=False` and own factors."""
         lefts, rights = (
             [self.factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)] for side in ("left", "right")
         )

@@ -53,7 +53,7 @@ class Summary:
 
 
 def summary(*structures: Structure) -> Summary:
-    """Return a table with one row for each structure, in the order given.
+    """Return a table with one row for each structure, in order.
 
     Raises:
         TypeError: an argument is not a `Structure`.

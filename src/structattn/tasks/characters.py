@@ -48,14 +48,14 @@ _SPELLINGS = {
 
 
 def encode(text: str) -> NDArray[np.uint8]:
-    """Return the tokens of `text` in a new array, other characters mapped or dropped as above."""
+    """Return the tokens of `text` in a new array, spelt as above."""
     plain = _OUTSIDE.sub(lambda match: _spell(match[0]), text.replace("\r\n", "\n"))
     # bytes.translate is the table lookup. torch wants writable memory, hence the bytearray.
     return np.frombuffer(bytearray(plain.encode("ascii").translate(_TO_TOKEN)), dtype=np.uint8)
 
 
 def decode(tokens: ArrayLike) -> str:
-    """Return the text of `tokens`: the inverse of `encode` on text of the vocabulary.
+    """Return the text of `tokens`; inverts `encode` on the vocabulary.
 
     Args:
         tokens: integers in [0, 96), in an array, a list or a CPU tensor of one dimension.

@@ -57,7 +57,7 @@ class Corpus:
 
 
 def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpus:
-    """Return the tokens of a text, from the cache if it holds them.
+    """Return the tokens of a text, from the cache if possible.
 
     Several processes may call this at once; each builds what the cache lacks. Where that is expensive (OpenWebText),
     let one of them call first.
@@ -84,7 +84,7 @@ def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpu
 
 
 def split(tokens: NDArray[Any], index: int, source: Source) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the training and the validation part of document number `index`; one of them may be empty."""
+    """Return training and validation part of document `index`; either may be empty."""
     if source.holds_out_documents:
         end = 0 if index % _HELD_OUT == _HELD_OUT - 1 else len(tokens)
     else:

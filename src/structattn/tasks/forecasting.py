@@ -77,7 +77,7 @@ class ForecastConfig:
 
 
 class ForecastTask(Task):
-    """Windows of a series, and the squared error of the forecast of each.
+    """Windows of a series, and the squared error of their forecasts.
 
     A batch has `inputs (B, T, C)` and `targets (B, H, C)`, float32, standardised by the mean and deviation of each
     channel's training part (a channel that is constant there is only shifted). A model returns `(B, H, C)`.
@@ -200,7 +200,7 @@ class ForecastTask(Task):
         )
 
     def examples(self) -> list[dict[str, Any]]:
-        """Return three windows spread over the held-out set, the target in its own unit.
+        """Return three held-out windows, the target in its own unit.
 
         Each has the time at which the horizon `begins`, the `history` before it, and the `truth`. The history is as
         long as the horizon, or the context where that is shorter. None is a value that was not observed.
@@ -266,7 +266,7 @@ class ForecastTask(Task):
 
 
 def _moments(series: Series, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and deviation of each channel's observed values in the first `rows`.
+    """Return moments of each channel's observed values in the first `rows`.
 
     A channel that is constant up to rounding has deviation 1.
     """

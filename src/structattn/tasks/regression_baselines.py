@@ -53,7 +53,7 @@ def _recursive_error(task: RegressionTask, penalty: float) -> Tensor:
 
 
 def _recursive_squared_error(x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    """Return the squared error of each point, from a fit to those before it.
+    """Return each point's squared error from a fit to those before.
 
     With `P = penalty · (X Xᵀ + penalty · I)⁻¹` of the points so far, a new point `(x, y)` changes the weights by
     `P x (y - wᵀ x) / (penalty + xᵀ P x)` (Sherman–Morrison). As the penalty goes to 0, `P` becomes the projector

@@ -31,7 +31,7 @@ _HOW_TO_FILL = "fill must choose what to do: forward (repeat the last value), li
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Values of `C` channels at `N` times, split into training, validation and test parts."""
+    """Values of `C` channels at `N` times, in three parts."""
 
     name: str
     """The series that the user asked for."""
@@ -199,7 +199,7 @@ Samples = tuple[NDArray[np.datetime64], NDArray[np.float64]]
 
 
 def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: Fill | None, path: Path) -> Samples:
-    """Return the series at regular times, with NaN in gaps unless they are dropped."""
+    """Return the series at regular times, NaN in gaps unless dropped."""
     distances = np.diff(times).astype(np.int64)
     if (distances <= 0).any():
         row = int((distances <= 0).argmax())
@@ -263,7 +263,7 @@ def _whole(
 
 
 def _on_calendar(times: NDArray[np.datetime64]) -> bool:
-    """True if days are regular on the calendar, such as the first of every month."""
+    """Return True for days regular on the calendar, such as month starts."""
     pandas = checks.require("pandas", "forecast")
     return pandas.infer_freq(pandas.DatetimeIndex(times)) is not None
 

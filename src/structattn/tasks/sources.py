@@ -34,7 +34,7 @@ class Source(Protocol):
 
     @property
     def holds_out_documents(self) -> bool:
-        """True if validation is whole documents, False if it is the end of each."""
+        """True if validation is whole documents, not ends of documents."""
 
     def digest(self) -> str:
         """Return a hexadecimal number that differs if the documents differ."""
@@ -90,13 +90,13 @@ class Files:
         return whole.hexdigest()
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """Yield the text of each file; ValueError if one is not UTF-8 text."""
+        """Yield the text of each file; ValueError unless it is UTF-8."""
         return map(_read_text, self.paths)
 
 
 @dataclass(frozen=True)
 class OpenWebText:
-    """The first `limit` documents of OpenWebText, streamed; all, some 8 million, for None.
+    """The first `limit` documents of OpenWebText, streamed; None for all.
 
     The digest is of the name and the limit alone, so a cached corpus needs no network.
     """

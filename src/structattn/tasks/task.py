@@ -129,11 +129,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return what `batch` adds to the evaluation: sums over its rows, without gradient."""
+        """Return sums over the rows of `batch`, without gradient."""
 
     @abc.abstractmethod
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Return the metrics named in `units`, from totals summed over the held-out set."""
+        """Return the metrics in `units` from totals of the held-out set."""
 
     @property
     def data_summary(self) -> str:

@@ -98,7 +98,7 @@ def _steps_within(name: str, budget: float, batch_size: int, make_task: MakeTask
 
 
 def total_cost(task: Task, cost: Callable[[int], int], first: int, last: int) -> int:
-    """Return the cost of one sequence of each step from `first` to `last`; lengths must never shrink."""
+    """Sum the cost of one sequence per step; lengths never shrink."""
     length = task.sequence_length(first)
     if length == task.sequence_length(last):
         return (last - first + 1) * cost(length)

@@ -37,7 +37,7 @@ class DamagedCheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Restored:
-    """The newest readable checkpoint of a folder, and the damaged ones after it."""
+    """The newest intact checkpoint of a folder, and damaged later ones."""
 
     state: State | None
     """The saved state; None if the folder holds no readable checkpoint."""

@@ -27,7 +27,7 @@ class NonFiniteLossError(TrainingError):
 
 
 class RunFolderError(TrainingError):
-    """A file of the run cannot be written or read, or is not what the run wrote."""
+    """A file of the run cannot be read, written or understood."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -35,7 +35,7 @@ class MetricsFile:
 
     @property
     def size(self) -> int:
-        """Return the size of the file in bytes."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, row: Mapping[str, Any]) -> None:
