@@ -1,7 +1,4 @@
-"""Write the files of a run, each completely or not at all.
-
-Files are text, JSON or CSV.
-"""
+"""Write text, JSON and CSV files completely or not at all."""
 
 from __future__ import annotations
 

@@ -20,10 +20,7 @@ from structattn.training.errors import RunFolderError
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a structure per token, known before training.
-
-    They hold at the trained length.
-    """
+    """Costs of a structure at the trained length, known before training."""
 
     parameters: int
     """Trainable numbers."""

@@ -1,7 +1,4 @@
-"""Style every figure.
-
-Each structure has a colour, axes are quiet, and labels stand beside lines instead of in a legend.
-"""
+"""Style every figure: a colour per structure, quiet axes, labels beside lines."""
 
 from __future__ import annotations
 
@@ -76,10 +73,7 @@ class Pen:
 
 
 def pens(structures: Sequence[str]) -> dict[str, Pen]:
-    """Return a pen per structure.
-
-    Standard attention gets ink; others get colours, then dashes.
-    """
+    """Return a pen per structure: ink for standard, colour for others."""
     others = [name for name in structures if name != REFERENCE]
     drawn = {
         name: Pen(_COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])

@@ -1,7 +1,4 @@
-"""Draw the figures of a comparison.
-
-They are loss curves, the task's own figures, costs, and maps of pairs.
-"""
+"""Draw a comparison's loss curves, task figures, costs and maps of pairs."""
 
 from __future__ import annotations
 

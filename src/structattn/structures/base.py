@@ -36,7 +36,7 @@ class StructureOptions(TypedDict, total=False):
 
 
 class Structure(nn.Module, abc.ABC):
-    r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of `heads` of them.
+    r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of them.
 
     Every family is a product `M = Φ_Lᵀ Φ_R` of two linear maps onto a common feature space of width
     `feature_dim`: `left(x) = Φ_L x` and `right(y) = Φ_R y`, so that `⟨left(x), right(y)⟩ = xᵀ M y`.

@@ -1,7 +1,4 @@
-"""Define butterfly matrices, products of log2(D) sparse factors.
-
-The pattern is that of the fast Fourier transform.
-"""
+"""Define butterfly matrices, with the pattern of the fast Fourier transform."""
 
 from __future__ import annotations
 

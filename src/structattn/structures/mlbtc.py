@@ -1,7 +1,4 @@
-"""Define MLBTC, which contains all the other families.
-
-It is a sum of levels, each a block diagonal of Block Tensor Trains.
-"""
+"""Define MLBTC, a sum of levels that contains all the other families."""
 
 from __future__ import annotations
 
@@ -134,7 +131,7 @@ class MLBTC(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return the same matrix as a plain `MLBTC` with `normalize=False` and own factors."""
+        """Return the same matrix as a plain `MLBTC` with `normalize=False`, copied."""
         lefts, rights = (
             [self.factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)] for side in ("left", "right")
         )

@@ -1,6 +1,4 @@
-"""Recover the levels of a Multi-Level Low Rank matrix.
-
-Levels are found one after another, by linear algebra alone.
+"""Recover the levels of an MLR matrix by linear algebra alone.
 
 Alternating over levels often stalls far from a matrix that is exactly MLR: at first the coarse level also fits what
 belongs to the fine ones. But outside the diagonal blocks of the next level, the coarse level stands alone and can be
@@ -18,7 +16,7 @@ from structattn.structures.contraction import Level, block_diagonal, diagonal_bl
 
 
 def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return `U, V`, where `U Vᵀ` of rank `rank` is nearest to each of `matrices (..., m, n)`.
+    """Return `U, V`: `U Vᵀ` of rank `rank` is nearest to `matrices (..., m, n)`.
 
     It is the truncated SVD (Eckart and Young), its singular values split evenly. Columns past `min(m, n)` are zero.
     """

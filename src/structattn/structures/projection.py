@@ -1,6 +1,4 @@
-"""Find the sum of levels nearest to a dense matrix.
-
-Nearest is meant in Frobenius norm.
+"""Find the sum of levels nearest to a matrix in Frobenius norm.
 
 One level has a closed form. Several are fitted by block-coordinate descent: each step sets one level to its optimum for
 the residual of the others, so the error cannot rise.

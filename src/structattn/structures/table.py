@@ -1,7 +1,4 @@
-"""Tabulate size and cost of structured matrices.
-
-The columns are those of Table 1 of arXiv 2509.07963.
-"""
+"""Tabulate size and cost of structures as Table 1 of arXiv 2509.07963."""
 
 from __future__ import annotations
 

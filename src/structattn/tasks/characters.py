@@ -1,6 +1,4 @@
-"""Encode text as characters of a vocabulary of 96.
-
-The vocabulary is newline and the 95 printable characters of ASCII.
+"""Encode text as newlines and the 95 printable characters of ASCII.
 
 Every other character is mapped or dropped:
 

@@ -1,6 +1,4 @@
-"""Tokenise a text into a training and a validation part.
-
-Both are memory-mapped from a cache.
+"""Tokenise a text into cached, memory-mapped training and validation parts.
 
 *Split.* The last 5% of the characters of every file are validation (rounded down), so both parts hold every book
 or module. OpenWebText has short documents: there every twentieth document is validation. Newlines at either end of a

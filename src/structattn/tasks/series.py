@@ -1,8 +1,6 @@
 """Read multivariate time series from CSV files.
 
-A file has one column of times; the others are numbers.
-
-Errors number rows from 1, below the heading.
+A file has one column of times; the others are numbers. Errors number rows from 1, below the heading.
 """
 
 from __future__ import annotations

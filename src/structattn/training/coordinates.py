@@ -1,7 +1,5 @@
 """Check that activations keep their size as the width grows.
 
-This is what muP promises.
-
 Models of several widths take a few steps on one batch. Under muP the size of a matrix's output `W x` after these steps
 does not depend on the width, nor does the size of its change `(W - W_initial) x`. If a learning rate or an initial
 deviation is wrong, one of the two is a power of the width. The check fits these powers (Yang et al., *Tensor Programs

@@ -1,7 +1,4 @@
-"""Define errors that stop a run.
-
-Each message is one line, for a command to print.
-"""
+"""Define errors that stop a run, with messages of one line."""
 
 from __future__ import annotations
 

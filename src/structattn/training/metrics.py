@@ -1,7 +1,4 @@
-"""Write metrics.jsonl, one line per evaluation.
-
-It is cut back to the checkpoint when a run resumes.
-"""
+"""Write metrics.jsonl, one line per evaluation."""
 
 from __future__ import annotations
 

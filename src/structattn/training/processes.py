@@ -1,7 +1,4 @@
-"""Share a run among the processes that `torchrun` started.
-
-Without it there is one.
-"""
+"""Share a run among the processes that `torchrun` started, if any."""
 
 from __future__ import annotations
 

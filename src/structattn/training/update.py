@@ -1,7 +1,4 @@
-"""Do an optimiser step over micro-batches and processes.
-
-It computes gradients, clips them and applies AdamW.
-"""
+"""Do a step of AdamW over micro-batches and processes."""
 
 from __future__ import annotations
 
