@@ -93,7 +93,7 @@ def test_evaluation_windows_are_apart_and_span_the_validation_part(validation, e
         assert gaps.max() - gaps.min() <= 1
 
 
-def test_knowing_nothing_costs_log_96():
+def test_uniform_predictions_cost_log_96():
     task = make()
     batch = next(task.evaluation_batches(100))
     totals = task.totals(torch.zeros(*batch["inputs"].shape, 96), batch)
