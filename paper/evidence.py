@@ -34,13 +34,6 @@ def with_label(outcomes: Iterable[Outcome], **labels: Label) -> list[Outcome]:
     return [each for each in outcomes if all(each.labels[name] == value for name, value in labels.items())]
 
 
-def above_zero(estimate: Estimate) -> bool | None:
-    """True if a mean is above 0; None if its 95% interval contains 0."""
-    if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
-        return None
-    return estimate.mean > 0
-
-
 def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
     """Return half the 95% interval of a difference, from a pooled deviation.
 

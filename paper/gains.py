@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paper.drawing import set_log2_ticks
-from paper.evidence import above_zero, all_true
+from paper.evidence import all_true
 from paper.study import Outcome
-from structattn.comparison.estimate import Estimate
+from structattn.comparison.estimate import Estimate, above_zero
 from structattn.drawing.style import QUIET, REFERENCE, pens
 
 if TYPE_CHECKING:

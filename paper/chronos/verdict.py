@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from paper.evidence import above_zero
-from structattn.comparison.estimate import Estimate
+from structattn.comparison.estimate import Estimate, above_zero
 from structattn.comparison.numbers import format_estimate
 from structattn.drawing.style import REFERENCE
 

@@ -37,6 +37,13 @@ class Estimate:
         return None if self.standard_error is None else t_quantile(self.count - 1) * self.standard_error
 
 
+def above_zero(estimate: Estimate) -> bool | None:
+    """True if a mean is above 0; None if its 95% interval contains 0."""
+    if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
+        return None
+    return estimate.mean > 0
+
+
 def t_quantile(degrees: int) -> float:
     """Return the 97.5% point of Student's t distribution.
 
