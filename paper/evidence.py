@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from paper.study import Label, Outcome
-from structattn.comparison.estimate import Estimate, pooled_margin
+from structattn.comparison.estimate import Estimate, t_quantile
 
 
 def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...], Estimate]:
@@ -32,6 +32,20 @@ def estimates_by(outcomes: Iterable[Outcome], name: str, **labels: Label) -> lis
 def with_label(outcomes: Iterable[Outcome], **labels: Label) -> list[Outcome]:
     """Return the outcomes whose labels have the given values."""
     return [each for each in outcomes if all(each.labels[name] == value for name, value in labels.items())]
+
+
+def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
+    """Return half the 95% interval of a difference, from a pooled deviation.
+
+    The difference is `first.mean - second.mean`. All groups share one deviation,
+    `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`. Infinite if no group has two numbers.
+    """
+    known = [each for each in groups if each.standard_error is not None]
+    degrees = sum(each.count - 1 for each in known)
+    if degrees == 0:
+        return math.inf
+    variance = sum((each.count - 1) * each.count * (each.standard_error or 0.0) ** 2 for each in known) / degrees
+    return t_quantile(degrees) * math.sqrt(variance * (1 / first.count + 1 / second.count))
 
 
 def is_lower(first: Estimate, second: Estimate, groups: Iterable[Estimate]) -> bool | None:

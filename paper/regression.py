@@ -16,10 +16,11 @@ from paper.evidence import (
     format_estimate,
     is_lower,
     label_values,
+    pooled_margin,
     ranked,
 )
 from paper.study import Finding, Label, Outcome, Scale, Study, Trial, metric, with_seeds
-from structattn.comparison.estimate import Estimate, pooled_margin
+from structattn.comparison.estimate import Estimate
 from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
 from structattn.training import TrainConfig

@@ -13,12 +13,11 @@ from typing import Any
 from paper.catalogue import STUDIES
 from paper.planning import duration
 from paper.study import Finding, Outcome, Scale, Study
-from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.comparison.numbers import grouped, magnitude
-from structattn.drawing.style import styled
-from structattn.reporting.report import TEMPLATES, inline
+from structattn.drawing.style import save_figure
+from structattn.reporting.report import inline, page_template
 
 
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
@@ -30,10 +29,7 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
         RunFolderError: a file cannot be written.
     """
     finding = study.finding(outcomes)
-    figure = study.draw(outcomes)
-    with styled():
-        for kind in ("png", "svg"):
-            figure.savefig(folder / f"{study.name}.{kind}", dpi=160)
+    save_figure(study.draw(outcomes), folder, study.name)
     files.write_csv(folder / "results.csv", [outcome.table_row() for outcome in outcomes])
     files.write_csv(folder / "curves.csv", [point for outcome in outcomes for point in outcome.curve_rows()])
     failed = [f"{each.name}: {each.error}" for each in outcomes if each.error]
@@ -52,11 +48,9 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
 
 def collect(folder: Path) -> Path:
     """Write `report.html` over every study in the subfolders of `folder`; return its path."""
-    jinja2 = checks.require("jinja2", "train")
-    loader = jinja2.FileSystemLoader([Path(__file__).parent / "templates", TEMPLATES])
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     names = [name for name in STUDIES if (folder / name / "finding.json").exists()]
-    page = environment.get_template("studies.html").render(studies=[_section(folder / name, name) for name in names])
+    template = page_template("studies.html", Path(__file__).parent / "templates")
+    page = template.render(studies=[_section(folder / name, name) for name in names])
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
 

@@ -32,7 +32,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path, error):
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_partial_file_of_ones_own(tmp_path):
+def test_the_partial_file_can_be_chosen(tmp_path):
     path, partial = tmp_path / "a", tmp_path / "b.partial"
     with replacing(path, partial) as file:
         file.write(b"new")

@@ -82,7 +82,7 @@ def test_pytorch_s_attention_counts_visible_pairs(query_length: int, key_length:
 
 
 def test_every_kernel_of_pytorch_s_attention_is_known() -> None:
-    """Those that torch's own counter knows, and the CPU one: a kernel it learns of later must be added here."""
+    """The kernels that torch's counter knows, and the CPU one; add those that a later torch counts."""
     from torch.utils.flop_counter import flop_registry
 
     mapped = flops.counter().flop_registry
@@ -188,7 +188,7 @@ def test_causal_attention_is_half_of_dense() -> None:
 
 
 def test_torch_s_own_counter_does_not_see_the_cpu_kernel() -> None:
-    """Why there is a counter here; when torch learns it, this fails and the mapping can shrink."""
+    """The reason for our counter: once torch counts this kernel, the test fails and the mapping can shrink."""
     query = torch.randn(1, 1, 8, 8)
     with FlopCounterMode(display=False) as count:
         F.scaled_dot_product_attention(query, query, query, is_causal=True)

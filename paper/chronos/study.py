@@ -7,7 +7,6 @@ of sampled forecasts: of held-out synthetic series, and zero-shot of the test pa
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,9 +162,8 @@ def measure_chronos(
     data = _data_sets(study)
     baselines = {name: _baselines(each) for name, each in data.items()}
     if overwrite:
-        shutil.rmtree(folder / "runs", ignore_errors=True)
-        for name in ("config.json", "environment.json", "results.json", "table.md", "loss-flops.png", "loss-flops.svg"):
-            (folder / name).unlink(missing_ok=True)
+        made = ("config.json", "environment.json", "results.json", "table.md", "loss-flops.png", "loss-flops.svg")
+        files.remove(folder, "runs", *made)
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     judged = {name: [len(each.past), each.left_out] for name, each in data.items()}

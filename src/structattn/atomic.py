@@ -1,7 +1,4 @@
-"""Write files completely or not at all.
-
-A file is written under another name, flushed, then renamed.
-"""
+"""Write files whole or not at all: under another name, then renamed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Check arguments.
 
-Each check raises an error that names the argument, what was expected and what came.
+A check raises TypeError or ValueError that names the argument, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from structattn import versions
 
 
 def positive_int(name: str, value: object) -> int:
-    """Return `value` as an int of at least 1.
-
-    Raises:
-        TypeError, ValueError: naming `name`, what was expected and what came.
-    """
+    """Return `value` as an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be a positive integer, got {value!r} ({type(value).__name__})")
     if value < 1:
@@ -29,13 +25,7 @@ def positive_int(name: str, value: object) -> int:
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
-    """Return `values` as a tuple of ints of at least 1.
-
-    An empty sequence is refused.
-
-    Raises:
-        TypeError, ValueError: naming `name`, what was expected and what came.
-    """
+    """Return `values` as a nonempty tuple of ints of at least 1."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of positive integers, got {values!r} ({type(values).__name__})")
     if not values:
@@ -44,7 +34,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
 
 
 def finite(name: str, value: object) -> float:
-    """Return `value` as a finite float; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as a finite float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     number = float(value)
@@ -54,11 +44,7 @@ def finite(name: str, value: object) -> float:
 
 
 def probability(name: str, value: object) -> float:
-    """Return `value` as a float in [0, 1).
-
-    Raises:
-        TypeError, ValueError: naming `name`, what was expected and what came.
-    """
+    """Return `value` as a float in [0, 1)."""
     number = finite(name, value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {number}")
@@ -66,18 +52,23 @@ def probability(name: str, value: object) -> float:
 
 
 def boolean(name: str, value: object) -> bool:
-    """Return `value` if it is True or False; TypeError naming `name` otherwise."""
+    """Return `value` if it is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
     return value
 
 
-def one_of(name: str, value: str, options: Iterable[str]) -> str:
-    """Return `value` if it is among `options`.
+def text(name: str, value: object) -> str:
+    """Return `value` if it is a nonempty string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    return value
 
-    Raises:
-        ValueError: it is not; the message has all options and the nearest one.
-    """
+
+def one_of(name: str, value: str, options: Iterable[str]) -> str:
+    """Return `value` if it is among `options`; the error names the nearest."""
     known = list(options)
     if value in known:
         return value
@@ -85,7 +76,7 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` with the name in `known` nearest to `value`, or `""` if none is near."""
+    """Return `"; did you mean 'x'?"` with the nearest known name, or `""`."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

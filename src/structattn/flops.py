@@ -1,6 +1,4 @@
-"""Count FLOPs of structures, op calls and layers.
-
-There are formulas, and a counter of real calls that agrees with them.
+"""Count FLOPs of structures, op calls and layers, by formula or call.
 
 A multiply-add is 2 FLOPs. Only matrix products count, not norms, softmax, rotations and scalings, here as in torch's
 counter. Attention counts visible pairs, so that a causal call costs half a dense one.
@@ -21,10 +19,7 @@ from structattn.structures.base import Operation, Structure
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a forward pass and of its backward pass.
-
-    The backward pass gives gradients of all inputs and parameters.
-    """
+    """FLOPs of a pass forward, and backward to all inputs and parameters."""
 
     forward: int
     backward: int
@@ -46,19 +41,13 @@ class Flops:
 
 
 def linear(dim_in: int, dim_out: int, tokens: int = 1) -> Flops:
-    """Return the cost of a dense matrix on N = `tokens` vectors: `2·N·D_in·D_out`, and twice that backward."""
+    """Return the cost of a dense matrix: `2·tokens·dim_in·dim_out`, and twice that backward."""
     forward = 2 * tokens * dim_in * dim_out
     return Flops(forward, 2 * forward)
 
 
 def structure(matrix: Structure, operation: Operation = "forward", tokens: int = 1) -> Flops:
-    """Return the cost of a structured matrix on `tokens` vectors, all heads; backward is twice forward.
-
-    Args:
-        matrix: any structure.
-        operation: `"forward"` (`M y`), `"adjoint"` (`Mᵀ x`), `"left"` or `"right"`.
-        tokens: number of vectors.
-    """
+    """Return the cost of an operation on `tokens` vectors, all heads."""
     forward = tokens * matrix.flops_of(operation)
     return Flops(forward, 2 * forward)
 
@@ -76,18 +65,16 @@ def attention(
 ) -> Flops:
     """Return the cost of one call of `mlr_attention`.
 
-    `Hierarchy.flat(r)` gives that of standard attention.
-
     With `P_l` the visible pairs that level `l` reaches, `S = Σ_l r_l·P_l` and `V = Σ_l u_l·P_l`: forward `2(S + V)`,
     backward `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
 
     Args:
-        hierarchy: the levels.
+        hierarchy: the levels; `Hierarchy.flat(r)` for standard attention.
         value_dim: `dv`.
         query_length: `Tq`.
         key_length: `Tk`; `Tq` by default.
         heads: query heads.
-        batch: rows.
+        batch: batch size.
         is_causal: count only pairs `j <= query_offset + i`.
         query_offset: index of the first query among the keys.
     """
@@ -100,7 +87,7 @@ def attention(
 def sliding_window(
     window: int, rank: int, value_dim: int, length: int, *, heads: int = 1, batch: int = 1, is_causal: bool = True
 ) -> Flops:
-    """Return the cost of one call of `window_attention` without padding: the blocks that it multiplies.
+    """Return the cost of one unpadded call of `window_attention`.
 
     The first `window` queries count their visible pairs; each later block of `window` queries counts all of its
     `2·window` keys (`3·window` where not causal), about twice the pairs inside the window.
@@ -123,9 +110,7 @@ def sliding_window(
 
 
 def counter() -> FlopCounterMode:
-    """Return a context that counts FLOPs by this module's formulas.
-
-    It counts real calls, forward and backward.
+    """Return a context that counts real calls by this module's formulas.
 
     torch's own counter takes a causal `scaled_dot_product_attention` for a dense one and does not know the CPU kernel.
     This one counts visible pairs for all of PyTorch's kernels::

@@ -15,7 +15,7 @@ from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, RunConfig, load_run
 from structattn.drawing.style import new_figure
 from structattn.models import LanguageModel
-from structattn.reporting.outputs import write_outputs
+from structattn.reporting.report import write_report
 from structattn.reporting.table import table
 from structattn.reporting.verdict import verdict
 from structattn.tasks import TASKS, Task, TaskFigure, TaskProfile, build_task, profile_of
@@ -123,7 +123,7 @@ def test_a_new_task_is_compared_and_reported(tmp_path):
     sizes = ModelSizes(layers=1, dim=16, heads=2)
     comparison = Comparison(("standard", "mlr:4,4"), CopyConfig(), sizes, TrainConfig(steps=3, batch_size=4))
     results = compare(comparison, tmp_path)
-    write_outputs(results, tmp_path)
+    write_report(results, tmp_path)
     assert results == Results.load(tmp_path)
     made = table(results)
     assert made.headings[4:6] == ("wrong", "nats/token")

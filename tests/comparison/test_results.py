@@ -7,7 +7,7 @@ import os
 import pytest
 
 from structattn.comparison import files
-from structattn.comparison.estimate import Estimate, pooled_margin, t_quantile
+from structattn.comparison.estimate import Estimate, t_quantile
 from structattn.comparison.numbers import magnitude, number
 from structattn.comparison.results import Results
 from structattn.training import RunFolderError
@@ -22,18 +22,6 @@ def test_estimate():
     alone = Estimate.of([5.0])
     assert alone.standard_error is None
     assert alone.margin is None
-
-
-def test_pooled_margin():
-    """For two groups it is the interval of Student's t test with equal deviations."""
-    first, second = [1.0, 2.0, 4.0], [2.0, 5.0]
-    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
-    result = stats.ttest_ind(first, second)
-    interval = result.confidence_interval(0.95)
-    groups = [Estimate.of(first), Estimate.of(second)]
-    assert pooled_margin(groups, *groups) == pytest.approx((interval.high - interval.low) / 2, rel=1e-3)
-    alone = Estimate.of([1.0])
-    assert pooled_margin([alone, alone], alone, alone) == math.inf
 
 
 @pytest.mark.parametrize(("degrees", "value"), [(1, 12.706), (10, 2.228), (11, 2.201), (30, 2.042), (1000, 1.962)])

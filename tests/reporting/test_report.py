@@ -8,9 +8,10 @@ import xml.etree.ElementTree
 import pytest
 from rich.console import Console
 
+from structattn.comparison import files
 from structattn.comparison.environment import environment
-from structattn.reporting import report
 from structattn.reporting.figures import draw_all
+from structattn.reporting.report import write_report
 from structattn.reporting.terminal import print_results
 from tests.comparison.fabricated import forecast_results, language_results, regression_results
 
@@ -52,12 +53,11 @@ class _Page(html.parser.HTMLParser):
 def written(request, tmp_path_factory):
     results = CASES[request.param]
     folder = tmp_path_factory.mktemp("report")
-    (folder / "figures").mkdir()
-    pictures = draw_all(results, folder / "figures")
-    config = {"attentions": list(results.structures), "train": {"steps": 5, "tokens": None}}
-    machine = environment(["structattn", "compare", "it's"])
-    report.write_report(results, pictures, machine, config, folder / "report.html")
-    return results, pictures, folder
+    files.write_json(
+        folder / "config.json", {"attentions": [*results.structures], "train": {"steps": 5, "tokens": None}}
+    )
+    files.write_json(folder / "environment.json", environment(["structattn", "compare", "it's"]))
+    return results, write_report(results, folder), folder
 
 
 def test_page_is_whole_and_loads_nothing(written):

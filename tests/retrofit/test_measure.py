@@ -51,7 +51,7 @@ def test_rows(measured):
         "2|6, trained order",
     ]
     standard = results.standard
-    for row in results.rows[1:3]:  # one level is the model itself, up to the price of the basis
+    for row in results.rows[1:3]:  # one level is the model itself, up to rounding in its new basis
         assert row.loss == pytest.approx(standard.loss, abs=1e-5)
         assert row.key_numbers_per_token == standard.key_numbers_per_token
     for row in results.rows[3:]:

@@ -1,4 +1,4 @@
-"""The members every test of the structures runs over: add a line here and a family gets the whole battery."""
+"""Cases of the battery of structures: add a line to run all its tests on a family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def make(case: Case, heads: int | None = None, normalize: bool = False, seed: int = 0, **kw) -> Structure:
-    """The member in float64, with factors large enough that normalisation bites where it is on."""
+    """The member in float64, with factors so large that normalisation changes them where it is on."""
     structure = case.make(heads=heads, normalize=normalize, generator=seeded(seed), dtype=torch.float64, **kw)
     with torch.no_grad():
         for parameter in structure.parameters():

@@ -193,7 +193,7 @@ def test_compiles_forward_and_backward(name):
 
 @each_case
 @each_heads
-def test_the_description_makes_it_again(case: Case, heads):
+def test_the_description_makes_an_equal_structure(case: Case, heads):
     m = make(case, heads, normalize=True)
     again = eval(m.describe(), vars(structures))
     assert repr(again) == repr(m)

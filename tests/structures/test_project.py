@@ -41,7 +41,7 @@ def test_projection_leaves_at_most_the_noise_and_stays_put(case: Case):
     m = make(case).project_(target)
     assert relative_error(m.dense(), target) < 0.5
     again = make(case, seed=2).project_(m.dense())
-    # A sum of levels that do not nest has no algebraic start, and a member this far from random may be hard to find.
+    # Levels that do not nest have no algebraic start, and descent need not recover this member exactly.
     exact = case is not CASES["mlbtc-12x20"]
     assert relative_error(again.dense(), m.dense()) < (1e-5 if exact else 0.01)
 
@@ -115,7 +115,7 @@ def test_butterfly_recovers_a_hadamard_matrix_and_degrades_with_noise():
     assert relative_error(m.project_(rough).dense(), rough) < 0.012
 
 
-# Ranks fine enough that each level can be told from the next; from zero, descent stalls on most of these.
+# The ranks determine each level, so that peeling recovers them; from zero, descent stalls on most of these.
 MLR_SHAPES = [
     ((16, 16), (2, 1, 1), None),
     ((16, 16), (4, 2, 1), None),
@@ -151,7 +151,7 @@ def test_mlr_error_falls_and_beats_low_rank_of_the_same_size(dims, ranks, blocks
     low_rank = LowRank(*dims, sum(ranks), **PLAIN).project_(target)
     assert low_rank.num_parameters == clean.num_parameters
     assert fit.errors[-1] < relative_error(low_rank.dense(), target)
-    if ranks != (4, 4, 4, 4):  # no slack in its blocks, so noise is slow to work out
+    if ranks != (4, 4, 4, 4):  # ranks fill its blocks, so descent converges slowly under noise
         assert fit.errors[-1] < noise
 
 

@@ -89,6 +89,6 @@ def test_decode_takes_lists_arrays_and_tensors():
         ([[1, 2]], r"tokens must have one dimension, got shape \(1, 2\)"),
     ],
 )
-def test_decode_refuses_what_is_no_token(tokens, message):
+def test_decode_refuses_other_values(tokens, message):
     with pytest.raises(ValueError, match=message):
         decode(tokens)

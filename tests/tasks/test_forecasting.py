@@ -67,7 +67,7 @@ def test_an_epoch_reads_every_training_window_once_and_none_reaches_beyond(path)
     assert_same({name: rows[name][:count] for name in rows}, task.windows(starts[:count]))
 
 
-def test_parts_hold_the_targets_of_the_literature_s_windows(path):
+def test_parts_hold_the_same_targets_as_in_the_literature(path):
     task = ForecastTask(config(path, evaluation_windows=1000))
     assert task.series.borders == (210, 240, 300)
     # Targets fill rows 210 to 239; the first context is the end of the training part.
@@ -125,7 +125,7 @@ def missing(made, rows, column="OT"):
     return made
 
 
-def test_what_is_filled_is_not_counted(tmp_path):
+def test_filled_values_are_not_counted(tmp_path):
     """Metrics, loss and moments count observed values alone."""
     rows = np.arange(300)[np.random.default_rng(0).random(300) < 0.3][1:]
     rows = rows[(rows > 0) & (rows < 299)]
@@ -149,7 +149,7 @@ def test_what_is_filled_is_not_counted(tmp_path):
     assert all(np.isfinite(value) for value in forecaster_metrics(task.test(), linear(task)).values())
 
 
-def test_filling_shows_no_future(tmp_path):
+def test_filling_does_not_look_ahead(tmp_path):
     """White noise cannot be forecast; an interpolated context that ends with a gap would leak it."""
     made, noise = frame(), np.random.default_rng(1).standard_normal((300, 3))
     made[["north", "south", "OT"]] = noise
@@ -231,7 +231,7 @@ def test_the_real_file_gives_the_numbers_of_the_literature():
         ({"columns": ("north",), "target": "OT"}, r"target .* must be one of north, got 'OT'"),
     ],
 )
-def test_what_does_not_fit_the_series_is_refused(path, fields, message):
+def test_settings_that_do_not_fit_the_series_are_refused(path, fields, message):
     with pytest.raises(ValueError, match=message):
         ForecastTask(config(path, **fields))
 

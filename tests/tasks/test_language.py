@@ -93,7 +93,7 @@ def test_evaluation_windows_are_apart_and_span_the_validation_part(validation, e
         assert gaps.max() - gaps.min() <= 1
 
 
-def test_knowing_nothing_costs_log_96():
+def test_uniform_predictions_cost_log_96():
     task = make()
     batch = next(task.evaluation_batches(100))
     totals = task.totals(torch.zeros(*batch["inputs"].shape, 96), batch)
@@ -133,7 +133,7 @@ def test_too_short_a_corpus(train, validation, message):
         ({"context_length": 8.0}, TypeError, "context_length must be a positive integer, got 8.0"),
         ({"evaluation_tokens": 0}, ValueError, "evaluation_tokens must be a positive integer, got 0"),
         ({"evaluation_tokens": 255}, ValueError, "evaluation_tokens must be at least context_length 256, got 255"),
-        ({"data": ""}, ValueError, "data must name a text"),
+        ({"data": ""}, ValueError, "data must not be empty"),
         ({"data": 3}, TypeError, "data must be a string, got 3"),
     ],
 )

@@ -142,11 +142,11 @@ def test_ridge_solves_the_normal_equations(penalty):
     torch.testing.assert_close(ridge_error(task, penalty), expected, rtol=1e-8, atol=1e-10)
 
 
-def test_least_squares_errs_as_theory_says():
+def test_least_squares_error_matches_theory():
     dim, prompts = 8, 3000
     error = least_squares_error(make(dim=dim, prompts=prompts))
     expected = torch.tensor([1 - i / dim for i in range(dim)]).double()
-    # The residual is normal with variance |w|² seen through what is left: its square deviates by at most ~2 around 1.
+    # A residual is normal; its variance is |w|² over the unseen dimensions. Its square deviates by at most ~2.
     torch.testing.assert_close(error[:dim], expected, rtol=0, atol=5 * 2 / math.sqrt(prompts))
     assert error[dim:].max() < 1e-7
     assert len(error) == 2 * dim

@@ -26,7 +26,7 @@ def test_values_times_and_borders(tmp_path):
     assert series.borders == (140, 160, 200)
 
 
-def test_channels_can_be_chosen_and_the_time_be_called_otherwise(tmp_path):
+def test_channels_and_the_time_column_can_be_named(tmp_path):
     made = frame(50).rename(columns={"date": "when"})
     made["note"] = "x"
     series = load_series(write(tmp_path, made), time="when", columns=("OT", "north"))
@@ -175,7 +175,7 @@ def test_gaps_are_filled(fill, tmp_path):
 
 
 @pytest.mark.parametrize("fill", ["forward", "linear"])
-def test_windows_neither_look_ahead_nor_take_what_is_made_up_for_the_truth(fill, tmp_path):
+def test_windows_do_not_look_ahead_and_mask_filled_futures(fill, tmp_path):
     series, made = load_series(write(tmp_path, holes()), fill=fill), frame(20)
     whole = made[list(NAMES)].to_numpy()
     assert np.argwhere(~series.observed).tolist() == [[4, 0], [5, 0]]
@@ -198,7 +198,7 @@ def test_nothing_to_fill_from(tmp_path):
         load_series(write(tmp_path, nothing), fill="drop")
 
 
-def test_a_year_of_gap_is_not_made_up(tmp_path):
+def test_gaps_longer_than_the_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="longer than the data"):
         load_series(write(tmp_path, cell(19, "date", "2021-01-01 00:00:00")(frame(20))), fill="linear")
 
@@ -252,7 +252,7 @@ def test_without_network_the_message_says_where_to_put_the_file(home, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "known"), [("ETTh1", "f18de3ad"), ("ETTm1", "6ce1759b")])
-def test_what_is_downloaded_is_checked(home, tmp_path, name, known):
+def test_a_downloaded_file_is_checked(home, tmp_path, name, known):
     home[0][f"https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/{name}.csv"] = b"<html>"
     found = hashlib.sha256(b"<html>").hexdigest()
     with pytest.raises(ValueError, match=f"is not {name}: expected SHA-256 {known}.*, got {found}; get ETT-small"):

@@ -118,7 +118,7 @@ def test_pieces_join_to_the_text_wherever_they_are_cut(tmp_path, text, piece, bo
     rest=st.sampled_from([b"", b"abc" * 5]),
     piece=st.integers(1, 9),
 )
-def test_what_is_no_text_is_named_with_its_offset(tmp_path, text, bad, rest, piece):
+def test_bytes_that_are_not_text_are_named_by_offset(tmp_path, text, bad, rest, piece):
     path = tmp_path / "binary"
     path.write_bytes(text.encode() + bad + rest)
     with pytest.MonkeyPatch.context() as patch:
@@ -168,7 +168,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
-def test_unreadable_file_and_folder_for_real(tmp_path):
+def test_unreadable_file_and_folder_on_disk(tmp_path):
     write(tmp_path, a_txt="one")
     (tmp_path / "a.txt").chmod(0)
     assert message_of(str(tmp_path / "a.txt")) == f"data: cannot read {tmp_path / 'a.txt'}: Permission denied"

@@ -28,20 +28,20 @@ def test_steps_are_steps():
 
 
 @pytest.mark.parametrize("tokens", [96, 1000, 5000, 123_456])
-def test_tokens_are_spent_but_for_less_than_a_step(tokens):
+def test_token_budgets_are_spent_to_within_a_step(tokens):
     steps = plan(tokens=tokens)
     assert total(steps, lambda length: length) <= tokens
     assert total(steps + 1, lambda length: length) > tokens
 
 
 @pytest.mark.parametrize("flops", [4e3, 1e5, 1e6, 3.3e7])
-def test_flops_are_spent_but_for_less_than_a_step(flops):
+def test_flop_budgets_are_spent_to_within_a_step(flops):
     steps = plan(flops=flops)
     assert total(steps, cost) <= flops
     assert total(steps, cost) > flops - 4 * cost(24)
 
 
-def test_without_a_curriculum_it_is_a_division():
+def test_without_a_curriculum_steps_are_budget_over_step_cost():
     def flat(steps):
         return make_task(steps, RegressionConfig(input_dim=6, curriculum=0.0))
 
@@ -66,5 +66,5 @@ def test_evaluation_interval():
     assert evaluation_interval(make_config(evaluation_interval=7), 1000, 1e6) == 7
     automatic = make_config(evaluation_interval=None)
     assert evaluation_interval(automatic, 1000, 0.5) == 50  # cheap: twenty of them
-    assert evaluation_interval(automatic, 1000, 8.0) == 200  # 4% of the run is five
-    assert evaluation_interval(automatic, 1000, 1e6) == 1000  # one at the end in any case
+    assert evaluation_interval(automatic, 1000, 8.0) == 200  # 4% of the run pays for five
+    assert evaluation_interval(automatic, 1000, 1e6) == 1000  # always one, at the end

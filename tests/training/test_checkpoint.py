@@ -24,7 +24,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_saved_state_is_read_back(tmp_path):
     path = save_checkpoint(tmp_path / "new", 7, state(7))
     assert path.name == "step-00000007.ckpt"
     loaded = load_checkpoint(path)
@@ -72,7 +72,7 @@ def damage_all(content):
 
 
 @pytest.mark.parametrize("damage", [damage_cut, damage_bit, damage_header, damage_all])
-def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog, damage):
     good, bad = (save_checkpoint(tmp_path, step, state(step)) for step in (1, 2))
     bad.write_bytes(damage(bad.read_bytes()))
     with caplog.at_level(logging.WARNING):
@@ -95,7 +95,7 @@ def test_all_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch, call):
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, call):
     save_checkpoint(tmp_path, 1, state(1))
 
     def full(*args, **kwargs):
@@ -121,7 +121,7 @@ def test_a_really_full_device(tmp_path, monkeypatch):
     assert names(tmp_path) == ["step-00000001.ckpt"]
 
 
-def test_the_remains_of_a_killed_write_do_not_matter(tmp_path):
+def test_partial_files_of_a_killed_write_are_ignored(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     (tmp_path / "step-00000002.partial").write_bytes(b"half")
     assert restore_checkpoint(tmp_path).state["step"] == 1

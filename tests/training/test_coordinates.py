@@ -70,7 +70,7 @@ def test_embeddings_that_are_scaled_fail(monkeypatch):
     assert "change of embedding" in check().failures
 
 
-def test_a_start_of_fixed_deviation_fails(monkeypatch):
+def test_initial_values_of_fixed_deviation_fail(monkeypatch):
     right = parameters.initialise_
 
     def fixed(tensor, what):

@@ -103,7 +103,7 @@ def test_the_last_step_is_evaluated_wherever_it_falls(tmp_path):
     assert [row["step"] for row in run(tmp_path, steps=5).metrics] == [3, 5]
 
 
-def test_progress_hears_everything(tmp_path):
+def test_progress_is_called_at_every_event(tmp_path):
     recorder = Recorder()
     run(tmp_path, steps=6, progress=recorder)
     events = [event for event in recorder.events if isinstance(event, tuple)]
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         run(tmp_path / "file" / "run")
 
 
-def test_metrics_that_vanished(tmp_path):
+def test_missing_metrics_are_refused(tmp_path):
     run(tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(

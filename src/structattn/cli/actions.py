@@ -18,7 +18,7 @@ from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, load_run
 from structattn.models import LanguageModel
 from structattn.ops.hierarchy_text import parse_ranks
-from structattn.reporting.outputs import write_outputs
+from structattn.reporting.report import write_report
 from structattn.reporting.terminal import print_results, print_table
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig, profile_of
 from structattn.tasks.ett import default_season
@@ -90,7 +90,7 @@ def _compare(options: _Options, line: Sequence[str]) -> int:
         results = compare(
             comparison, options.out, overwrite=options.overwrite, make_progress=bars.add_run, command=line
         )
-    write_outputs(results, options.out)
+    write_report(results, options.out)
     print_results(results, console)
     console.print(f"report: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
     for run in results.failed:

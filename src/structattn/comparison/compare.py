@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[RunConfig]:
-        """Every run: all structures with seed 0, then all with seed 1, and so on."""
+        """Every run: all structures with seed 0, then with seed 1, …"""
         return [
             of_seed(RunConfig(name, self.task, self.sizes, self.train), seed)
             for seed in range(self.seeds)
@@ -98,7 +97,9 @@ def compare(
     costs = {config.attention: _cost(config) for config in configs[: len(comparison.attentions)]}
     task = build_task(comparison.task, seed=0, total_steps=1)
     if overwrite:
-        _clear(folder)
+        files.remove(
+            folder, "config.json", "environment.json", "results.json", "metrics.jsonl", "report.html", "runs", "figures"
+        )
     claim(folder, "config.json", comparison.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     runs = [Run(config.attention, config.seed, f"runs/{run_name(config)}") for config in configs]
@@ -160,11 +161,3 @@ def _budget_text(train: TrainConfig) -> str:
     budget_unit = {"flops": "training FLOPs", "minutes": "minutes of training"}.get(budget_kind, budget_kind)
     number = magnitude(budget_value) if budget_kind in ("tokens", "flops") else grouped(budget_value)
     return f"{number} {budget_unit}"
-
-
-def _clear(folder: Path) -> None:
-    """Delete the files that a comparison writes, and no others."""
-    for name in ("config.json", "environment.json", "results.json", "metrics.jsonl", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("runs", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)

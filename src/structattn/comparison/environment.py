@@ -1,7 +1,4 @@
-"""Describe where a comparison ran.
-
-The record has versions, machine, threads and the commit of the code.
-"""
+"""Record versions, machine, threads and the commit of the code."""
 
 from __future__ import annotations
 
@@ -20,11 +17,7 @@ _PACKAGES = (*versions.tested(), "triton")
 
 
 def environment(command: Sequence[str] = ()) -> dict[str, Any]:
-    """Return everything that results may depend on besides the config.
-
-    Args:
-        command: the command line, if there was one.
-    """
+    """Return everything that results may depend on besides the config."""
     return {
         "structattn": __version__,
         "commit": commit(Path(__file__).parent),
@@ -75,7 +68,7 @@ def _memory() -> int:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return the output of git, or nothing if it fails or is missing."""
+    """Return the output of git; nothing if it fails."""
     try:
         run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Student's t: the value that 2.5% of draws exceed, for 1 to 10 degrees of freedom.
@@ -33,29 +33,15 @@ class Estimate:
 
     @property
     def margin(self) -> float | None:
-        """Half the width of the 95% interval of the mean (Student's t); None for a single number."""
+        """Half of the mean's 95% interval (Student's t); None for one number."""
         return None if self.standard_error is None else t_quantile(self.count - 1) * self.standard_error
 
 
 def above_zero(estimate: Estimate) -> bool | None:
-    """Return whether a mean is above 0; None if its 95% interval contains 0."""
+    """True if a mean is above 0; None if its 95% interval contains 0."""
     if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
         return None
     return estimate.mean > 0
-
-
-def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate) -> float:
-    """Return half the 95% interval of a difference, from a pooled deviation.
-
-    The difference is `first.mean - second.mean`. All groups share one deviation,
-    `s² = Σ (n_i - 1) s_i² / Σ (n_i - 1)`. Infinite if no group has two numbers.
-    """
-    known = [each for each in groups if each.standard_error is not None]
-    degrees = sum(each.count - 1 for each in known)
-    if degrees == 0:
-        return math.inf
-    variance = sum((each.count - 1) * each.count * (each.standard_error or 0.0) ** 2 for each in known) / degrees
-    return t_quantile(degrees) * math.sqrt(variance * (1 / first.count + 1 / second.count))
 
 
 def t_quantile(degrees: int) -> float:

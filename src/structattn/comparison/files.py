@@ -1,7 +1,4 @@
-"""Write the files of a run, each completely or not at all.
-
-Files are text, JSON or CSV.
-"""
+"""Write text, JSON and CSV files completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from structattn.training.errors import RunFolderError
 
 
 def safe_name(name: str) -> str:
-    """Return `name` with a dash in place of whatever a file system might refuse."""
+    """Return `name` with dashes for characters that file systems refuse."""
     return re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name)
 
 
@@ -28,6 +26,15 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(path, f"the folder cannot be made: {error.strerror}") from error
+
+
+def remove(folder: Path, *names: str) -> None:
+    """Delete files and subfolders of `folder`; ignore missing ones."""
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,10 +20,7 @@ from structattn.training.errors import RunFolderError
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a structure per token, known before training.
-
-    They hold at the trained length.
-    """
+    """Costs of a structure at the trained length, known before training."""
 
     parameters: int
     """Trainable numbers."""
@@ -152,15 +149,14 @@ class Results:
         """True if every run spent its budget."""
         return all(run.done for run in self.runs)
 
-    def estimate(self, structure: str, column: str | None = None) -> Estimate | None:
-        """Return a final metric's mean over seeds; None without finished runs."""
-        runs = self.finished(structure)
-        return Estimate.of([run.final[column or self.metric] for run in runs]) if runs else None
+    def estimate(self, structure: str, column: str | None = None) -> Estimate:
+        """Return a final metric's mean over seeds, for a structure in `ranking`."""
+        return Estimate.of([run.final[column or self.metric] for run in self.finished(structure)])
 
     @property
     def ranking(self) -> list[str]:
         """Structures with a result, the lowest mean of the metric first."""
-        means = {name: estimate.mean for name in self.structures if (estimate := self.estimate(name))}
+        means = {name: self.estimate(name).mean for name in self.structures if self.finished(name)}
         return sorted(means, key=means.__getitem__)
 
     @property
@@ -215,5 +211,5 @@ class Results:
 
     def _summary(self) -> dict[str, Any]:
         """Return mean, standard error and number of runs by structure."""
-        estimates = {name: self.estimate(name) for name in self.structures}
-        return {name: estimate and dataclasses.asdict(estimate) for name, estimate in estimates.items()}
+        finished = self.ranking
+        return {name: dataclasses.asdict(self.estimate(name)) if name in finished else None for name in self.structures}

@@ -1,7 +1,4 @@
-"""One run: a model with one attention structure, trained on a task.
-
-Its folder holds its settings in `run.json`.
-"""
+"""Train a model with one attention structure, in a folder."""
 
 from __future__ import annotations
 

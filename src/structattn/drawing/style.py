@@ -1,13 +1,11 @@
-"""Style every figure.
-
-Each structure has a colour, axes are quiet, and labels stand beside lines instead of in a legend.
-"""
+"""Style every figure: a colour per structure, quiet axes, labels beside lines."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structattn import checks
@@ -75,10 +73,7 @@ class Pen:
 
 
 def pens(structures: Sequence[str]) -> dict[str, Pen]:
-    """Return a pen per structure.
-
-    Standard attention gets ink; others get colours, then dashes.
-    """
+    """Return a pen per structure: ink for standard, colour for others."""
     others = [name for name in structures if name != REFERENCE]
     drawn = {
         name: Pen(_COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])
@@ -89,7 +84,7 @@ def pens(structures: Sequence[str]) -> dict[str, Pen]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Draw and save figures in this style inside the block; restore matplotlib's settings afterwards."""
+    """Draw in this style inside the block; restore matplotlib's settings afterwards."""
     matplotlib = checks.require("matplotlib", "plot")
     with matplotlib.rc_context(_SETTINGS):
         yield
@@ -99,6 +94,13 @@ def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, in inches, made without pyplot."""
     figure: Figure = checks.require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
     return figure
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write `name.png` and `name.svg` in this style into an existing folder."""
+    with styled():
+        for kind in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{kind}", dpi=160)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], gap: float = 0.062) -> None:

@@ -1,12 +1,9 @@
-"""Draw the figures of a comparison.
-
-They are loss curves, the task's own figures, costs, and maps of pairs.
-"""
+"""Draw a comparison's loss curves, task figures, costs and maps of pairs."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,71 +49,55 @@ def draw_all(results: Results, folder: Path) -> list[Picture]:
         RunFolderError: a file cannot be written.
     """
     with styled():
-        return [_write(figure, folder) for figure in _figures(results)]
+        return [_write(folder, *drawn) for drawn in _figures(results)]
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-
-def _figures(results: Results) -> list[_Drawn]:
-    drawn = []
+def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
+    """Yield name, title, caption and figure of each picture."""
     loss = (results.profile.quantity if results.curve is None else "validation error").capitalize()
     if any(run.rows for run in results.runs):
-        seeds = (
-            "The thick line is the mean over seeds, thin lines are single seeds. " if _several_seeds(results) else ""
-        )
+        several = len({run.seed for run in results.runs}) > 1
+        seeds = "The thick line is the mean over seeds, thin lines are single seeds. " if several else ""
         how = f"{seeds}Lower is better."
-        drawn += [
-            _Drawn(
-                "loss-flops",
-                f"{loss} against training compute",
-                f"Every structure at the same compute stands on one vertical line. {how}",
-                loss_curves(results, "flops"),
-            ),
-            _Drawn(
-                "loss-steps",
-                f"{loss} against steps",
-                f"At the same step every structure has seen the same data in the same order. {how}",
-                loss_curves(results, "step"),
-            ),
-        ]
-    if results.ranking:
-        drawn += [_Drawn(each.name, each.title, each.caption, each.draw(results)) for each in results.profile.figures]
-    drawn.append(
-        _Drawn(
-            "costs",
-            "What each structure costs",
-            f"Score FLOPs{' and key numbers' * results.is_causal} are exact counts for a model of this size at the "
-            "trained length; tokens/s is what this machine trained at, with this version of the code.",
-            cost_bars(results),
+        yield (
+            "loss-flops",
+            f"{loss} against training compute",
+            f"Every structure at the same compute stands on one vertical line. {how}",
+            loss_curves(results, "flops"),
         )
+        yield (
+            "loss-steps",
+            f"{loss} against steps",
+            f"At the same step every structure has seen the same data in the same order. {how}",
+            loss_curves(results, "step"),
+        )
+    if results.ranking:
+        for each in results.profile.figures:
+            yield each.name, each.title, each.caption, each.draw(results)
+    yield (
+        "costs",
+        "What each structure costs",
+        f"Score FLOPs{' and key numbers' * results.is_causal} are exact counts for a model of this size at the "
+        "trained length; tokens/s is what this machine trained at, with this version of the code.",
+        cost_bars(results),
     )
     if maps := pair_maps(results):
-        drawn.append(
-            _Drawn(
-                "depth-maps",
-                "What each pair of tokens gets",
-                "Dimensions of the dot product between the query in a row and the key in a column, per head. "
-                "Where the map is empty the pair is not scored at all.",
-                maps,
-            )
+        yield (
+            "depth-maps",
+            "What each pair of tokens gets",
+            "Dimensions of the dot product between the query in a row and the key in a column, per head. "
+            "Where the map is empty the pair is not scored at all.",
+            maps,
         )
-    return drawn
 
 
-def _write(drawn: _Drawn, folder: Path) -> Picture:
-    """Save as PNG and SVG, without a date: equal results give equal files."""
-    drawn.figure.canvas.draw()  # The final layout places labels beside lines.
-    files.write_bytes(folder / f"{drawn.name}.png", _render(drawn.figure, "png", dpi=200))
-    svg = _render(drawn.figure, "svg", metadata={"Date": None, "Title": drawn.title})
-    files.write_bytes(folder / f"{drawn.name}.svg", svg)
-    transparent = _render(drawn.figure, "svg", metadata={"Date": None}, transparent=True).decode()
-    return Picture(drawn.name, drawn.title, drawn.caption, transparent)
+def _write(folder: Path, name: str, title: str, caption: str, figure: Figure) -> Picture:
+    """Save as PNG and SVG, undated: equal results give equal files."""
+    figure.canvas.draw()  # The final layout places labels beside lines.
+    files.write_bytes(folder / f"{name}.png", _render(figure, "png", dpi=200))
+    files.write_bytes(folder / f"{name}.svg", _render(figure, "svg", metadata={"Date": None, "Title": title}))
+    transparent = _render(figure, "svg", metadata={"Date": None}, transparent=True).decode()
+    return Picture(name, title, caption, transparent)
 
 
 def _render(figure: Figure, form: str, **options: Any) -> bytes:
@@ -129,7 +110,7 @@ def _render(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def loss_curves(results: Results, x: str) -> Figure:
-    """Draw the metric against `step` or `flops`: a line for each structure, baselines dashed."""
+    """Draw the metric of each structure against `step` or `flops`."""
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
     ends = []
@@ -162,7 +143,7 @@ def loss_curves(results: Results, x: str) -> Figure:
 
 
 def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tuple[float, float]:
-    """Draw the runs of one structure and their mean; return the end of the mean."""
+    """Draw a structure's runs and their mean; return where the mean ends."""
     style: dict[str, Any] = {"color": pen.colour, "linestyle": pen.dash}
     curves = [([row[x] for row in run.rows], [row[y] for row in run.rows]) for run in runs]
     aligned = len(runs) > 1 and all(places == curves[0][0] for places, _ in curves)
@@ -178,7 +159,7 @@ def _draw_runs(axes: Axes, runs: Sequence[Run], x: str, y: str, pen: Pen) -> tup
 
 
 def _loss_limits(results: Results) -> tuple[float, float]:
-    """Return axis limits: skip the first tenth of each curve, and include near baselines."""
+    """Return axis limits of the late curves and the baselines near them."""
     late = _late_values(results) + list(_near_baselines(results).values())
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
@@ -186,7 +167,7 @@ def _loss_limits(results: Results) -> tuple[float, float]:
 
 
 def _late_values(results: Results) -> list[float]:
-    """Return the values of the curves after the first tenth of each run."""
+    """Return the curves' values after the first tenth of each run."""
     runs = [run for run in results.runs if run.rows]
     return [row[results.followed] for run in runs for row in run.rows if row["step"] >= _SHOWN_FROM * run.final["step"]]
 
@@ -204,14 +185,10 @@ def _near_baselines(results: Results) -> dict[str, float]:
 def cost_bars(results: Results) -> Figure:
     """Draw score FLOPs, key numbers and speed, a bar for each structure."""
     names = list(results.structures)
-    keys = [("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped)]
-    if not results.is_causal:
-        keys = []
-    panels = [
-        ("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude),
-        *keys,
-        ("tokens/s in training", [results.tokens_per_second(name) for name in names], grouped),
-    ]
+    panels = [("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude)]
+    if results.is_causal:
+        panels.append(("key numbers per token", [results.costs[name].key_numbers_per_token for name in names], grouped))
+    panels.append(("tokens/s in training", [results.tokens_per_second(name) for name in names], grouped))
     figure = new_figure(7.4, 0.75 + 0.34 * len(names))
     colours = [pen.colour for pen in pens(names).values()]
     for axes, (title, values, form) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
@@ -231,7 +208,7 @@ def cost_bars(results: Results) -> Figure:
 
 
 def pair_maps(results: Results) -> Figure | None:
-    """Draw the dimensions of each pair of tokens; None if all are equal."""
+    """Draw each pair of tokens' dimensions; None if all are equal."""
     widths = {name: pair_widths(name, results.sizes) for name in results.structures}
     shown = {name: width for name, width in widths.items() if width is not None}
     scored = {name: np.tri(len(width), dtype=bool) | (not results.is_causal) for name, width in shown.items()}
@@ -268,7 +245,3 @@ def _format(axes: Axes, axis: str, form: Callable[[float], str]) -> None:
         # In a narrow range LogLocator would crowd the axis.
         which.set_major_locator(ticker.MaxNLocator(4) if high / low < 5 else ticker.LogLocator(subs=subs))
         which.set_minor_formatter(ticker.NullFormatter())
-
-
-def _several_seeds(results: Results) -> bool:
-    return len({run.seed for run in results.runs}) > 1

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.results import Results
-from structattn.reporting.figures import Picture
+from structattn.reporting.figures import Picture, draw_all
 from structattn.reporting.table import table
 from structattn.reporting.verdict import verdict
-
-TEMPLATES = Path(__file__).parent / "templates"
-"""Folder of the templates and their style sheet."""
 
 _EQUAL = {
     "flops": "Every model was given the same training compute; a cheaper structure takes more steps with it.",
@@ -25,32 +22,20 @@ _EQUAL = {
 }
 
 
-def write_report(
-    results: Results,
-    pictures: Sequence[Picture],
-    environment: Mapping[str, Any],
-    config: Mapping[str, Any],
-    path: Path,
-) -> None:
-    """Write the report: one HTML file that loads nothing else.
+def write_report(results: Results, folder: Path) -> list[Picture]:
+    """Write figures and a self-contained `report.html` into a comparison's folder.
 
-    Args:
-        results: results of the comparison.
-        pictures: its figures.
-        environment: content of `environment.json`.
-        config: content of `config.json`.
-        path: file to write.
+    Returns:
+        The figures of the report.
 
     Raises:
-        ImportError: without jinja2, naming the extra that brings it.
-        RunFolderError: the file cannot be written.
+        ImportError: without matplotlib or jinja2, naming the extra that brings them.
+        RunFolderError: a file cannot be read or written.
     """
-    jinja2 = checks.require("jinja2", "train")
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "report.html"
-    )
-    page = template.render(
+    files.make_folder(folder / "figures")
+    pictures = draw_all(results, folder / "figures")
+    environment = files.read_json(folder / "environment.json")
+    page = page_template("report.html").render(
         question=results.profile.question,
         setting=results.profile.setting,
         equal=_EQUAL[results.equal],
@@ -61,10 +46,18 @@ def write_report(
         seeds=len({run.seed for run in results.runs}),
         command=shlex.join(environment["command"]),
         environment=environment,
-        settings=_flat(config),
+        settings=_flat(files.read_json(folder / "config.json")),
         unmeasured=_unmeasured(results),
     )
-    files.write_text(path, page)
+    files.write_text(folder / "report.html", page)
+    return pictures
+
+
+def page_template(name: str, *folders: Path) -> Any:
+    """Return the jinja2 template `name` from `folders`, or else from this package."""
+    jinja2 = checks.require("jinja2", "train")
+    loader = jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"])
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(name)
 
 
 def inline(svg: str, name: str) -> str:
@@ -82,7 +75,7 @@ def inline(svg: str, name: str) -> str:
 
 
 def _unmeasured(results: Results) -> list[str]:
-    """Return what the results do not show, for the last section of the report."""
+    """Return the limits of the results, for the report's last section."""
     notes = [
         "Larger models, longer contexts and longer training: a ranking at this size and budget need not hold there.",
         "Other learning rates: all structures were trained with the same one.",
@@ -93,7 +86,7 @@ def _unmeasured(results: Results) -> list[str]:
 
 
 def _flat(config: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return settings with nested names joined by dots; unset ones are left out."""
+    """Return the settings that are set, nested names joined by dots."""
     if isinstance(config, Mapping):
         return [pair for key, value in config.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     if config is None or config == []:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from structattn.comparison.estimate import Estimate
 from structattn.comparison.numbers import format_estimate, grouped, magnitude, number
 from structattn.comparison.results import Results
 
@@ -59,7 +58,7 @@ def markdown(results: Results) -> str:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """Return a row in Markdown. Bars, which end a cell, become commas; both separate ranks."""
+    """Return a row in Markdown; bars, which end a cell, become commas."""
     return f"| {' | '.join(cell.replace('|', ',') for cell in cells)} |"
 
 
@@ -92,11 +91,8 @@ def _structure_row(
 
 def _metric_cells(results: Results, structure: str, metrics: tuple[str, ...], spread: tuple[str, ...]) -> list[str]:
     """Return the means of metrics, those in `spread` with their standard errors."""
-    cells = []
-    for column in metrics:
-        estimate = results.estimate(structure, column)
-        cells.append(MISSING if estimate is None else (format_estimate if column in spread else _mean)(estimate))
-    return cells
+    estimates = {column: results.estimate(structure, column) for column in metrics}
+    return [format_estimate(each) if column in spread else number(each.mean) for column, each in estimates.items()]
 
 
 def _failed_row(results: Results, structure: str, metrics: tuple[str, ...]) -> TableRow:
@@ -114,7 +110,3 @@ def _baseline_row(results: Results, name: str, metrics: tuple[str, ...]) -> Tabl
     numbers = [number(results.baselines[name][column]) for column in metrics]
     cells = (name, *[MISSING] * 3, *numbers, MISSING, *[MISSING] * len(_cost_headings(results)))
     return TableRow(cells, "baseline")
-
-
-def _mean(estimate: Estimate) -> str:
-    return number(estimate.mean)

@@ -25,7 +25,7 @@ def terminal_table(
     styles: Sequence[str] | None = None,
     **options: Any,
 ) -> Table:
-    """Return a table whose headings may wrap between words and whose cells never wrap.
+    """Return a table whose headings may wrap and whose cells never do.
 
     Args:
         headings: headings of the columns.

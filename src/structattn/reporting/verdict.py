@@ -31,20 +31,20 @@ class Verdict:
 
 
 def verdict(results: Results) -> Verdict:
-    """Return the verdict on the best structure, against standard attention or the runner-up."""
+    """Compare the best structure with standard attention or the runner-up."""
     ranking = results.ranking
     if not ranking:
         return Verdict("No run finished, so there is nothing to compare.", "", "")
     best = ranking[0]
-    reached = f"{describe(results, best)} {results.unit}"
+    reached = f"{format_estimate(results.estimate(best))} {results.unit}"
     baselines = _beside_baselines(results, best)
     if len(ranking) == 1:
         trust = ONE_SEED if len(results.finished(best)) < 2 else "± is the standard error over seeds."
         only = "only" if baselines else "Only"
         return Verdict(f"{baselines}{only} {best} has a result: {reached}.", trust, "")
     other = REFERENCE if REFERENCE in ranking[1:] else ranking[1]
-    gap = _mean(results, other) - _mean(results, best)
-    share = gap / max(_mean(results, other), 1e-12)
+    gap = results.estimate(other).mean - results.estimate(best).mean
+    share = gap / max(results.estimate(other).mean, 1e-12)
     lowest = results.profile.quantity_with_unit
     answer = f"{baselines}{best} has the lowest {lowest}: {reached}, {number(gap)} ({share:.1%}) below {other}."
     cheaper, dearer = (other, best) if best == REFERENCE else (best, other)
@@ -60,26 +60,15 @@ def paired_difference(results: Results, first: str, second: str) -> Estimate:
     theirs = {run.seed: run.final[results.metric] for run in results.finished(second)}
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
-        return Estimate(_mean(results, first) - _mean(results, second), None, 0)
+        return Estimate(results.estimate(first).mean - results.estimate(second).mean, None, 0)
     return Estimate.of([ours[seed] - theirs[seed] for seed in shared])
-
-
-def describe(results: Results, structure: str) -> str:
-    """Return the mean of the metric, with its standard error if there is one."""
-    estimate = results.estimate(structure)
-    return format_estimate(estimate) if estimate else "no result"
-
-
-def _mean(results: Results, structure: str) -> float:
-    estimate = results.estimate(structure)
-    return float("nan") if estimate is None else estimate.mean
 
 
 def _beside_baselines(results: Results, best: str) -> str:
     """Return the words that name baselines better than every structure, if any."""
     if not results.profile.baselines_compete:
         return ""
-    mean, errors = _mean(results, best), {name: row[results.metric] for name, row in results.baselines.items()}
+    mean, errors = results.estimate(best).mean, {name: row[results.metric] for name, row in results.baselines.items()}
     ahead = sorted((name for name, error in errors.items() if error < mean), key=errors.__getitem__)
     if not ahead:
         return ""
@@ -90,7 +79,7 @@ def _beside_baselines(results: Results, best: str) -> str:
 
 
 def _trust(results: Results, ranking: list[str]) -> str:
-    """Return whether the best structure stands out from the spread between seeds, in words."""
+    """Say whether the best structure stands out from the seeds' spread."""
     best, others = ranking[0], ranking[1:]
     gaps = {other: paired_difference(results, other, best) for other in others}
     seeds = min(gap.count for gap in gaps.values())
@@ -108,7 +97,7 @@ def _trust(results: Results, ranking: list[str]) -> str:
 
 
 def _savings(results: Results, structure: str, other: str) -> str:
-    """Return the costs of `structure` as shares of those of `other`, in words."""
+    """Say the costs of `structure` as shares of those of `other`."""
     ours, theirs = results.costs[structure], results.costs[other]
     scores = ours.score_flops_per_token / theirs.score_flops_per_token
     keys = ours.key_numbers_per_token / theirs.key_numbers_per_token

@@ -182,32 +182,24 @@ def measure_retrofit(
     for split in study.ranks:  # Ranks that do not fit are refused before anything is written.
         trained.variant(split, "trained").flops(trained.task.context_length)
     if overwrite:
-        _clear(folder)
+        files.remove(folder, "config.json", "environment.json", "results.json", "tuned")
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     results = _load_or_new_results(study, trained, folder)
     orders: tuple[DimensionOrder, ...] = ("measured", "trained")
-    splits: list[_Split] = [(None, None), *itertools.product(study.ranks, orders)]
+    splits: list[tuple[tuple[int, ...] | None, DimensionOrder | None]]
+    splits = [(None, None), *itertools.product(study.ranks, orders)]  # Standard attention first.
     for index in range(len(results.rows), len(splits)):
-
-        def start_tuning(name: str, index: int = index) -> Progress | None:
-            return make_progress(name, index, len(splits)) if make_progress else None
-
-        row = _measure_one(study, trained, *splits[index], folder / "tuned" / str(index), start_tuning)
+        ranks, order = splits[index]
+        model = trained.variant(ranks, order)
+        row = _measure(study, trained, model, ranks or (trained.head_width,), order)
+        if study.tune_steps:
+            progress = make_progress(row.name, index, len(splits)) if make_progress else None
+            _tune(study, trained, model, row.name, folder / "tuned" / str(index), progress)
+            row = dataclasses.replace(row, tuned_loss=_loss(study, trained, model))
         results = dataclasses.replace(results, rows=(*results.rows, row))
         results.save(folder)
     return results
-
-
-_Split = tuple[tuple[int, ...] | None, DimensionOrder | None]
-"""Level ranks and order of one model; both None for standard attention."""
-
-
-def _clear(folder: Path) -> None:
-    """Delete the files that a study writes and would resume from."""
-    for name in ("config.json", "environment.json", "results.json"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tuned", ignore_errors=True)
 
 
 def _load_or_new_results(study: Retrofit, trained: TrainedModel, folder: Path) -> RetrofitResults:
@@ -219,33 +211,16 @@ def _load_or_new_results(study: Retrofit, trained: TrainedModel, folder: Path) -
     return RetrofitResults(trained.positions, task.context_length, task.corpus.name, study.tune_steps, unit=unit)
 
 
-def _measure_one(
-    study: Retrofit,
-    trained: TrainedModel,
-    ranks: tuple[int, ...] | None,
-    order: DimensionOrder | None,
-    tuning_folder: Path,
-    start_tuning: Callable[[str], Progress | None],
+def _measure(
+    study: Retrofit, trained: TrainedModel, model: Any, ranks: tuple[int, ...], order: DimensionOrder | None
 ) -> Measurement:
-    """Return the losses and costs of one model; tune it if the study asks for that."""
-    model = trained.variant(ranks, order)
-    loss = _loss(study, trained, model)
-    row = _measurement(trained, model, ranks or (trained.head_width,), order, loss)
-    if not study.tune_steps:
-        return row
-    _tune(study, trained, model, row.name, tuning_folder, start_tuning(row.name))
-    return dataclasses.replace(row, tuned_loss=_loss(study, trained, model))
-
-
-def _measurement(
-    trained: TrainedModel, model: Any, ranks: tuple[int, ...], order: DimensionOrder | None, loss: float
-) -> Measurement:
+    """Return the loss of one model before tuning, and its costs."""
     length = trained.task.context_length
     cost = model.flops(length)
     return Measurement(
         ranks=ranks,
         order=order,
-        loss=loss,
+        loss=_loss(study, trained, model),
         tuned_loss=None,
         key_numbers_per_token=model.key_numbers(length) / length,
         score_flops_per_token=cost.scores / length,

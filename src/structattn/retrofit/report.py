@@ -10,35 +10,30 @@ from rich.table import Table
 
 from structattn.comparison import files
 from structattn.comparison.numbers import grouped
-from structattn.drawing.style import INK, QUIET, new_figure, styled
+from structattn.drawing.style import INK, QUIET, new_figure, save_figure, styled
 from structattn.reporting.table import markdown_row
 from structattn.reporting.terminal import terminal_table
 from structattn.retrofit.measure import Measurement, RetrofitResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MEASURED, _TRAINED = "#0072B2", "#D55E00"
 
 
-def draw_retrofit(studies: Sequence[RetrofitResults], folder: Path, name: str = "retrofit") -> Figure:
-    """Draw loss against key numbers, a panel for each study.
-
-    The files are `name.png` and `name.svg` in `folder`.
+def draw_retrofit(studies: Sequence[RetrofitResults], folder: Path) -> None:
+    """Draw `retrofit.png` and `.svg`: loss against key numbers, a panel per study.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
-        RunFolderError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     with styled():
         figure = new_figure(4.4 * len(studies), 3.6)
         for place, results in enumerate(studies):
             _panel(figure.add_subplot(1, len(studies), place + 1), results)
-        files.make_folder(folder)
-        for kind in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{kind}", dpi=160)
-    return figure
+    files.make_folder(folder)
+    save_figure(figure, folder, "retrofit")
 
 
 def _panel(axes: Axes, results: RetrofitResults) -> None:
@@ -50,7 +45,7 @@ def _panel(axes: Axes, results: RetrofitResults) -> None:
         if tuned:
             label = f"{order} order, {results.tune_steps} steps of tuning"
             axes.plot(shares, [_loss(row, tuned) for row in rows], "o-", color=colour, markersize=3.5, label=label)
-    best = standard.tuned_loss if tuned and standard.tuned_loss is not None else standard.loss
+    best = _loss(standard, tuned)
     axes.axhline(best, color=INK, linewidth=1.0, label="standard attention" + (", tuned alike" if tuned else ""))
     axes.axhline(1.01 * best, color=QUIET, linewidth=0.8, linestyle=":", label="1% above it")
     axes.set(
@@ -77,22 +72,23 @@ _COLUMNS: dict[str, Callable[[Measurement, Measurement], str]] = {
 def retrofit_table(results: RetrofitResults) -> Table:
     """Return the losses and costs of every model, for the terminal."""
     caption = f"losses in {results.unit}, costs at {results.context_length} tokens"
-    rows = [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
-    return terminal_table(list(_COLUMNS), rows, left=2, caption=caption)
+    return terminal_table(list(_COLUMNS), _cells(results), left=2, caption=caption)
 
 
 def retrofit_markdown(results: RetrofitResults) -> str:
     """Return the same table in Markdown."""
     headings = [f"loss, {results.unit}" if name == "loss" else name for name in _COLUMNS]
-    lines = [headings, ["---"] * len(headings)]
-    lines += [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
-    return "\n".join(map(markdown_row, lines))
+    return "\n".join(map(markdown_row, [headings, ["---"] * len(headings), *_cells(results)]))
+
+
+def _cells(results: RetrofitResults) -> list[list[str]]:
+    return [[cell(row, results.standard) for cell in _COLUMNS.values()] for row in results.rows]
 
 
 def retrofit_verdict(results: RetrofitResults, tolerance: float = 0.01) -> str:
     """Say how far the key cache shrinks within a loss tolerance."""
     standard, tuned = results.standard, results.tune_steps > 0
-    before = standard.tuned_loss if tuned and standard.tuned_loss is not None else standard.loss
+    before = _loss(standard, tuned)
     kept = [row for row in results.rows[1:] if _loss(row, tuned) <= (1 + tolerance) * before]
     how = f"after {results.tune_steps} steps of tuning" if tuned else "without tuning"
     if not kept:

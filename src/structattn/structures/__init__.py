@@ -1,7 +1,4 @@
-"""Provide structured matrices and a table of their costs.
-
-There are `Structure` and its seven families.
-"""
+"""Structured matrices: `Structure`, its seven families, and a table of costs."""
 
 from structattn.structures.base import Structure
 from structattn.structures.butterfly import Butterfly

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from structattn.structures.mlbtc import MLBTC
 
 Operation = Literal["forward", "adjoint", "left", "right"]
+Side = Literal["left", "right"]
 Fans = tuple[int, int]
 
 
@@ -35,7 +36,7 @@ class StructureOptions(TypedDict, total=False):
 
 
 class Structure(nn.Module, abc.ABC):
-    r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of `heads` of them.
+    r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of them.
 
     Every family is a product `M = Φ_Lᵀ Φ_R` of two linear maps onto a common feature space of width
     `feature_dim`: `left(x) = Φ_L x` and `right(y) = Φ_R y`, so that `⟨left(x), right(y)⟩ = xᵀ M y`.
@@ -52,15 +53,9 @@ class Structure(nn.Module, abc.ABC):
     are applied to an input (LowRank, MLR), the entries of `left(x)` and `right(y)` are of order 1, like the
     queries and keys of standard attention.
 
-    Attributes:
+    Args:
         dim_out: Rows of each matrix, the width of `x`.
         dim_in: Columns of each matrix, the width of `y`.
-        heads: Number of matrices in the stack; None means a single matrix without a head axis.
-        normalize: True if factors are used normalised.
-
-    Args:
-        dim_out: Rows of each matrix.
-        dim_in: Columns of each matrix.
         factors: Shape (without heads) and fans of each factor, by parameter name.
         heads: Number of matrices in the stack; None for one matrix without a head axis.
         normalize: Use the factors normalised.
@@ -113,7 +108,7 @@ class Structure(nn.Module, abc.ABC):
         return dict(self._fans)
 
     def factor(self, name: str) -> Tensor:
-        """Return the factor `name` as it is used: `W / max(1, rms(W) / rms₀)`, or `W` with `normalize=False`.
+        """Return a factor as used: `W / max(1, rms(W) / rms₀)`, or `W` with `normalize=False`.
 
         `rms` is taken per head, over all blocks of the factor.
         """
@@ -129,7 +124,7 @@ class Structure(nn.Module, abc.ABC):
         return weight / (rms / (math.sqrt(size) * bound)).clamp(min=1.0)
 
     def _stacked_factor(self, name: str) -> Tensor:
-        """Return :meth:`factor` with a head axis in front, of size 1 where `heads` is None."""
+        """Return :meth:`factor` with a head axis, of size 1 without heads."""
         weight = self.factor(name)
         return weight.unsqueeze(0) if self.heads is None else weight
 
@@ -137,14 +132,14 @@ class Structure(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def dense(self) -> Tensor:
-        """Return the matrix itself, `([H,] dim_out, dim_in)`: for tests and inspection, not to compute with."""
+        """Return the matrix `([H,] dim_out, dim_in)`, for tests and inspection."""
 
     @abc.abstractmethod
-    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+    def _features(self, side: Side, rows: Tensor) -> Tensor:
         """Return `Φ_L` or `Φ_R` applied to rows `(N, dim)`: `(N, H, F)`."""
 
     @abc.abstractmethod
-    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+    def _lift(self, side: Side, features: Tensor) -> Tensor:
         """Return `Φ_Lᵀ` or `Φ_Rᵀ` applied to features `(N, H, F)`: `(N, H, dim)`."""
 
     def forward(self, y: Tensor) -> Tensor:
@@ -175,7 +170,7 @@ class Structure(nn.Module, abc.ABC):
         return (self.left(x) * self.right(y)).sum(-1)
 
     def project_(self, target: Tensor) -> Self:
-        """Become the member nearest to `target` in Frobenius norm, in place, and return `self`.
+        """Become the member nearest to `target` in Frobenius norm; return `self`.
 
         Where there is a closed form the result is the global optimum, otherwise a fit whose error only falls;
         each family says which. A target that is a member of the family is recovered. Computed in float64.
@@ -213,37 +208,37 @@ class Structure(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def as_mlbtc(self) -> MLBTC:
-        """Return an `MLBTC` of the same matrix (equal :meth:`dense`), with `normalize=False` and its own factors."""
+        """Return the same matrix as an `MLBTC` with `normalize=False` and own factors."""
 
     # ---- what it costs
 
     @property
     @abc.abstractmethod
     def feature_dim(self) -> int:
-        """Width of `left(x)` and `right(y)`, and so of the dot product in attention."""
+        """Width of `left(x)` and `right(y)`, the dot product of attention."""
 
     @property
     def level_features(self) -> tuple[int, ...]:
-        """Width of each level's slice of the features, in order; they sum to `feature_dim`."""
+        """Widths of the levels' slices of the features; they sum to `feature_dim`."""
         return (self.feature_dim,)
 
     @property
-    @abc.abstractmethod
     def num_parameters(self) -> int:
         """Number of parameters of all heads."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
-    @abc.abstractmethod
     def rank_bound(self) -> int:
-        """Largest rank of one matrix of the family, which almost every member has."""
+        """Largest rank in the family, which almost every member has."""
+        return min(self.dim_out, self.dim_in, self.feature_dim)
 
     @property
     def flops(self) -> int:
-        """FLOPs of `M y` for one vector and all heads; a multiply-add is 2."""
+        """FLOPs of `M y` for one vector, all heads; a multiply-add is 2."""
         return self.flops_of("forward")
 
     def flops_of(self, operation: Operation) -> int:
-        """Return FLOPs of one call for one vector and all heads; a multiply-add is 2.
+        """Return FLOPs of one call for one vector, all heads.
 
         Args:
             operation: `"left"`, `"right"`, `"forward"` or `"adjoint"`. The last two both pass through both
@@ -255,8 +250,8 @@ class Structure(nn.Module, abc.ABC):
         return self._feature_flops("left") + self._feature_flops("right")
 
     @abc.abstractmethod
-    def _feature_flops(self, side: Literal["left", "right"]) -> int:
-        """Return FLOPs of the features of one side, for one vector and all heads."""
+    def _feature_flops(self, side: Side) -> int:
+        """Return FLOPs of one side's features for one vector, all heads."""
 
     # ---- helpers
 
@@ -277,7 +272,7 @@ class Structure(nn.Module, abc.ABC):
         return value.reshape(-1, dim)
 
     def _unflatten(self, like: Tensor, result: Tensor) -> Tensor:
-        """Return `(N, H, width)` with the batch axes of `like` for `N`, and no head axis where `heads` is None."""
+        """Return `(N, H, width)` with the batch axes of `like`; drop unused heads."""
         heads = () if self.heads is None else (self.heads,)
         return result.reshape(*like.shape[:-1], *heads, result.shape[-1])
 

@@ -1,18 +1,15 @@
-"""Define butterfly matrices, products of log2(D) sparse factors.
-
-The pattern is that of the fast Fourier transform.
-"""
+"""Define butterfly matrices, with the pattern of the fast Fourier transform."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from structattn.checks import positive_int
-from structattn.structures.base import Structure
+from structattn.structures.base import Side, Structure
 from structattn.structures.contraction import Level, diagonal_blocks, multiply_per_head, multiply_shared
 from structattn.structures.mlbtc import MLBTC
 from structattn.structures.projection import nearest_level
@@ -57,18 +54,15 @@ class Butterfly(Structure):
         self.depth = depth
         self._right_depth = (depth + 1) // 2
 
-    def _right_stages(self) -> range:
-        return range(1, self._right_depth + 1)
-
-    def _left_stages(self) -> range:
-        return range(self._right_depth + 1, self.depth + 1)
+    def _stages(self, side: Side) -> range:
+        return range(1, self._right_depth + 1) if side == "right" else range(self._right_depth + 1, self.depth + 1)
 
     def dense(self) -> Tensor:
         """Return the matrix itself, `([H,] dim, dim)`."""
         return self._product(range(1, self.depth + 1)).reshape(self._dense_shape())
 
     def _product(self, stages: Sequence[int]) -> Tensor:
-        """Return the product of some of the factors as matrices, first stage rightmost: `(H, dim, dim)`."""
+        """Return the dense product of some factors, first stage rightmost: `(H, dim, dim)`."""
         like = self._stacked_factor("factor_1")
         product = torch.eye(self.dim_in, dtype=like.dtype, device=like.device)[None]
         for stage in stages:
@@ -79,34 +73,27 @@ class Butterfly(Structure):
             product = sparse.reshape(-1, self.dim_out, self.dim_in) @ product
         return product.expand(self.heads or 1, -1, -1)
 
-    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
-        state = rows.mT[None]  # (1, D, N)
-        if side == "right":
-            for stage in self._right_stages():
-                state = self._ascend(state, stage)
-        else:
-            for stage in reversed(self._left_stages()):
-                state = self._descend(state, stage)
+    def _features(self, side: Side, rows: Tensor) -> Tensor:
+        state = self._pass_through(rows.mT[None], self._stages(side), transposed=side == "left")
         return state.expand(self.heads or 1, -1, -1).permute(2, 0, 1)
 
-    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
-        state = features.permute(1, 2, 0)
-        if side == "left":
-            for stage in self._left_stages():
-                state = self._ascend(state, stage)
-        else:
-            for stage in reversed(self._right_stages()):
-                state = self._descend(state, stage)
-        return state.permute(2, 0, 1)
+    def _lift(self, side: Side, features: Tensor) -> Tensor:
+        return self._pass_through(features.permute(1, 2, 0), self._stages(side), side == "right").permute(2, 0, 1)
+
+    def _pass_through(self, state: Tensor, stages: range, transposed: bool) -> Tensor:
+        """Apply some of the factors, or their transpose, to `state (H or 1, D, N)`."""
+        for stage in reversed(stages) if transposed else stages:
+            state = self._descend(state, stage) if transposed else self._ascend(state, stage)
+        return state
 
     def _ascend(self, state: Tensor, stage: int) -> Tensor:
-        """Apply factor `stage` to `state (H or 1, D, N)`: mix the lowest index bit, then move it to the top."""
+        """Mix the lowest index bit by a factor, then move it up."""
         pairs = state.unflatten(1, (-1, 2)).transpose(2, 3)  # (.., D/2, N, 2)
         mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}").mT)
         return mixed.movedim(3, 1).flatten(1, 2)
 
     def _descend(self, state: Tensor, stage: int) -> Tensor:
-        """Apply the transpose of :meth:`_ascend`: move the top index bit down, then mix it by the transposed factor."""
+        """Transpose :meth:`_ascend`: move the top index bit down, then mix it."""
         pairs = state.unflatten(1, (2, -1)).movedim(1, 3)
         mixed = self._mix(pairs, self._stacked_factor(f"factor_{stage}"))
         return mixed.transpose(2, 3).flatten(1, 2)
@@ -124,14 +111,14 @@ class Butterfly(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return an `MLBTC` of the same matrix, with `normalize=False`: a BTT of rank one.
+        """Return the same matrix as a BTT of rank one, with `normalize=False`.
 
         The first half of the factors mixes only low index bits, so it is block diagonal. The second half mixes only
         high ones, so it is block diagonal once low and high bits are exchanged.
         """
         low, high = 2**self._right_depth, 2 ** (self.depth - self._right_depth)
-        right = diagonal_blocks(self._product(self._right_stages()), high).mT  # (H, c, d, b)
-        grid = self._product(self._left_stages()).reshape(-1, high, low, high, low)
+        right = diagonal_blocks(self._product(self._stages("right")), high).mT  # (H, c, d, b)
+        grid = self._product(self._stages("left")).reshape(-1, high, low, high, low)
         left = grid.diagonal(dim1=2, dim2=4).movedim(-1, 1)  # (H, b, a, c)
         return MLBTC.from_factors([Level(high, low, high, low)], [left], [right], heads=self.heads)
 
@@ -140,19 +127,8 @@ class Butterfly(Structure):
         """`D`."""
         return self.dim_in
 
-    @property
-    def num_parameters(self) -> int:
-        """`2 D log2 D`, times the heads."""
-        return (self.heads or 1) * 2 * self.dim_in * self.depth
-
-    @property
-    def rank_bound(self) -> int:
-        """`D`, attained by almost every member."""
-        return self.dim_in
-
-    def _feature_flops(self, side: Literal["left", "right"]) -> int:
-        stages = self._left_stages() if side == "left" else self._right_stages()
-        return (self.heads or 1) * 4 * self.dim_in * len(stages)
+    def _feature_flops(self, side: Side) -> int:
+        return (self.heads or 1) * 4 * self.dim_in * len(self._stages(side))
 
     def _shape_repr(self) -> str:
         return f"{self.dim_in}"

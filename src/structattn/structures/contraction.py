@@ -17,7 +17,7 @@ from structattn.checks import finite, positive_int
 
 @dataclass(frozen=True)
 class Level:
-    r"""The shape of one level of an `MLBTC`: `blocks` diagonal blocks, each a Block Tensor Train.
+    r"""The shape of a level of `MLBTC`: diagonal blocks of Block Tensor Trains.
 
     One block is `P_L (⊕_{k'=1..b} L_{k'}) P_R (⊕_{k=1..c} R_kᵀ)` with `R_k (d, b·s)` and `L_{k'} (a, c·s)`; `P_R`
     regroups `(c, b, s) → (b, c, s)` and `P_L` regroups `(b, a) → (a, b)`. Entry for entry, the level is
@@ -57,7 +57,7 @@ class Level:
 
     @classmethod
     def low_rank(cls, dim_out: int, dim_in: int, rank: int, blocks: int = 1, weight: float = 1.0) -> Level:
-        """Return `blocks` diagonal blocks of rank `rank`: a level of MLR; with one block a low-rank matrix.
+        """Return a level of MLR: `blocks` diagonal blocks of rank `rank`.
 
         Raises:
             TypeError, ValueError: `blocks` does not divide both dims, or a number is not a positive integer.
@@ -79,7 +79,7 @@ class Level:
 
     @property
     def features(self) -> int:
-        """Width of the level's features, `blocks·b·c·s`; also the rank of almost every level, if the dims allow it."""
+        """Width of the level's features, `blocks·b·c·s`; its rank where dims allow."""
         return self.blocks * self.b * self.c * self.s
 
     @property
@@ -159,7 +159,7 @@ def lift_right(features: Tensor, right: Tensor, level: Level) -> Tensor:
 
 
 def dense_level(left: Tensor, right: Tensor, level: Level) -> Tensor:
-    """Return the level as a matrix `(H, dim_out, dim_in)`, entry for entry by its definition, without `weight`."""
+    """Return the level without `weight` as a matrix `(H, dim_out, dim_in)`, by its definition."""
     p, a, b, c, d, s = level.blocks, level.a, level.b, level.c, level.d, level.s
     tiles_left = left.reshape(-1, p, b, a, c, s)
     tiles_right = right.reshape(-1, p, c, d, b, s)

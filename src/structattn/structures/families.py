@@ -40,8 +40,6 @@ class LowRank(MLBTC):
         rank: int,
         **options: Unpack[StructureOptions],
     ) -> None:
-        positive_int("dim_out", dim_out)
-        positive_int("dim_in", dim_in)
         positive_int("rank", rank)
         super().__init__([Level.low_rank(dim_out, dim_in, rank)], **options)
         self.rank = rank

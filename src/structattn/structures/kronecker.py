@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from structattn.checks import positive_ints
-from structattn.structures.base import Structure
+from structattn.structures.base import Side, Structure
 from structattn.structures.contraction import Level, multiply_per_head, multiply_shared
 from structattn.structures.mlbtc import MLBTC
 from structattn.structures.projection import truncated_svd
@@ -51,8 +51,10 @@ class Kronecker(Structure):
         self.factor_shapes = shapes
         # Of two factors applied one after the other, the cheaper to go first is that of smaller 1/n - 1/m.
         order = sorted(range(len(shapes)), key=lambda i: 1 / shapes[i][1] - 1 / shapes[i][0])
-        self._right_order = tuple(i for i in order if shapes[i][0] <= shapes[i][1])
-        self._left_order = tuple(i for i in reversed(order) if shapes[i][0] > shapes[i][1])
+        self._order: dict[Side, list[int]] = {
+            "right": [i for i in order if shapes[i][0] <= shapes[i][1]],
+            "left": [i for i in reversed(order) if shapes[i][0] > shapes[i][1]],
+        }
 
     @staticmethod
     def _check_shapes(factor_shapes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -71,8 +73,7 @@ class Kronecker(Structure):
 
     def dense(self) -> Tensor:
         """Return the matrix itself, `([H,] dim_out, dim_in)`."""
-        stacked = self._product(range(len(self.factor_shapes)))
-        return stacked.reshape(self._dense_shape())
+        return self._product(range(len(self.factor_shapes))).reshape(self._dense_shape())
 
     def _product(self, indices: Sequence[int]) -> Tensor:
         """Return the Kronecker product of some of the factors, `(H, rows, columns)`."""
@@ -81,20 +82,17 @@ class Kronecker(Structure):
             product = torch.einsum("hij,hkl->hikjl", product, self._weight(index)).flatten(3).flatten(1, 2)
         return product
 
-    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+    def _features(self, side: Side, rows: Tensor) -> Tensor:
         axis = 0 if side == "left" else 1
-        order = self._left_order if side == "left" else self._right_order
-        sizes = [shape[axis] for shape in self.factor_shapes]
-        state = rows.reshape(1, -1, *sizes)
-        for index in order:
+        state = rows.reshape(1, -1, *(shape[axis] for shape in self.factor_shapes))
+        for index in self._order[side]:
             state = self._contract(state, index, axis)
         return state.expand(self.heads or 1, *state.shape[1:]).transpose(0, 1).flatten(2)
 
-    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+    def _lift(self, side: Side, features: Tensor) -> Tensor:
         axis = 1 if side == "left" else 0
-        order = self._left_order if side == "left" else self._right_order
         state = features.transpose(0, 1).unflatten(-1, [min(shape) for shape in self.factor_shapes])
-        for index in reversed(order):
+        for index in reversed(self._order[side]):
             state = self._contract(state, index, axis)
         return state.transpose(0, 1).flatten(2)
 
@@ -123,7 +121,7 @@ class Kronecker(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return an `MLBTC` of the same matrix, with `normalize=False`: a BTT of rank one whose blocks are copies.
+        """Return the same matrix as a BTT of rank one, with `normalize=False`.
 
         `A ⊗ B` has left blocks `A`, one for each row of `B`, and right blocks `Bᵀ`, one for each column of `A`.
         The factors are split in two where that takes the fewest numbers.
@@ -148,21 +146,11 @@ class Kronecker(Structure):
         """`Π min(m_i, n_i)`."""
         return math.prod(min(shape) for shape in self.factor_shapes)
 
-    @property
-    def num_parameters(self) -> int:
-        """`Σ m_i n_i`, times the heads."""
-        return (self.heads or 1) * sum(m * n for m, n in self.factor_shapes)
-
-    @property
-    def rank_bound(self) -> int:
-        """`Π min(m_i, n_i)`, attained by almost every member."""
-        return self.feature_dim
-
-    def _feature_flops(self, side: Literal["left", "right"]) -> int:
+    def _feature_flops(self, side: Side) -> int:
         axis = 0 if side == "left" else 1
         sizes = [shape[axis] for shape in self.factor_shapes]
         total = 0
-        for index in self._left_order if side == "left" else self._right_order:
+        for index in self._order[side]:
             kept = self.factor_shapes[index][1 - axis]
             total += 2 * math.prod(sizes) * kept
             sizes[index] = kept

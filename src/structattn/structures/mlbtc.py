@@ -1,19 +1,16 @@
-"""Define MLBTC, which contains all the other families.
-
-It is a sum of levels, each a block diagonal of Block Tensor Trains.
-"""
+"""Define MLBTC, a sum of levels that contains all the other families."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from structattn.structures import contraction
-from structattn.structures.base import Structure
+from structattn.structures.base import Side, Structure
 from structattn.structures.contraction import Level
 from structattn.structures.projection import nearest_levels
 
@@ -67,8 +64,8 @@ class MLBTC(Structure):
         if len(set(shapes)) > 1:
             raise ValueError(f"levels must all have the same dim_out x dim_in, got {shapes}")
 
-    def _factors(self, side: Literal["left", "right"]) -> list[Tensor]:
-        """Return the factors of one side with a head axis, level by level; right ones are times the levels' weights."""
+    def _factors(self, side: Side) -> list[Tensor]:
+        """Return one side's factors with a head axis; right ones include weights."""
         factors = [self._stacked_factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)]
         if side == "left":
             return factors
@@ -80,19 +77,19 @@ class MLBTC(Structure):
     def dense(self) -> Tensor:
         """Return the matrix itself, `([H,] dim_out, dim_in)`."""
         levels = zip(self._factors("left"), self._factors("right"), self.levels, strict=True)
-        stacked = sum_of(contraction.dense_level(left, right, level) for left, right, level in levels)
-        return stacked.reshape(self._dense_shape())
+        parts = [contraction.dense_level(left, right, level) for left, right, level in levels]
+        return functools.reduce(torch.add, parts).reshape(self._dense_shape())
 
-    def _features(self, side: Literal["left", "right"], rows: Tensor) -> Tensor:
+    def _features(self, side: Side, rows: Tensor) -> Tensor:
         features = contraction.left_features if side == "left" else contraction.right_features
         parts = [features(rows, w, level) for w, level in zip(self._factors(side), self.levels, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def _lift(self, side: Literal["left", "right"], features: Tensor) -> Tensor:
+    def _lift(self, side: Side, features: Tensor) -> Tensor:
         lift = contraction.lift_left if side == "left" else contraction.lift_right
         parts = features.split(self.level_features, dim=-1)
         levels = zip(parts, self._factors(side), self.levels, strict=True)
-        return sum_of(lift(part, factor, level) for part, factor, level in levels)
+        return functools.reduce(torch.add, [lift(part, factor, level) for part, factor, level in levels])
 
     def _nearest(self, target: Tensor) -> dict[str, Tensor]:
         fits = [nearest_levels(matrix, self.levels) for matrix in target]
@@ -107,7 +104,7 @@ class MLBTC(Structure):
     def from_factors(
         levels: Sequence[Level], lefts: Sequence[Tensor], rights: Sequence[Tensor], *, heads: int | None = None
     ) -> MLBTC:
-        """Return the member with copies of the given factors, used as they are (`normalize=False`).
+        """Return the member with copies of the given factors and `normalize=False`.
 
         Args:
             levels: The shape of each level.
@@ -134,7 +131,7 @@ class MLBTC(Structure):
 
     @torch.no_grad()
     def as_mlbtc(self) -> MLBTC:
-        """Return a plain `MLBTC` of the same matrix, with `normalize=False` and its own factors."""
+        """Return the same matrix as a plain `MLBTC` with `normalize=False`, copied."""
         lefts, rights = (
             [self.factor(f"{side}_{number}") for number in range(1, len(self.levels) + 1)] for side in ("left", "right")
         )
@@ -150,24 +147,9 @@ class MLBTC(Structure):
         """`p·b·c·s` of each level."""
         return tuple(level.features for level in self.levels)
 
-    @property
-    def num_parameters(self) -> int:
-        """`Σ_l (p·c·d·b·s + p·b·a·c·s)`, times the heads."""
-        return (self.heads or 1) * sum(level.num_parameters for level in self.levels)
-
-    @property
-    def rank_bound(self) -> int:
-        """`min(D_out, D_in, Σ_l p·b·c·s)`, attained by almost every member."""
-        return min(self.dim_out, self.dim_in, self.feature_dim)
-
-    def _feature_flops(self, side: Literal["left", "right"]) -> int:
+    def _feature_flops(self, side: Side) -> int:
         rows = [level.a if side == "left" else level.d for level in self.levels]
         return 2 * (self.heads or 1) * sum(f * n for f, n in zip(self.level_features, rows, strict=True))
 
     def _shape_repr(self) -> str:
         return f"{self.levels}"
-
-
-def sum_of(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of one or more tensors of equal shape."""
-    return functools.reduce(torch.add, terms)

@@ -1,6 +1,4 @@
-"""Recover the levels of a Multi-Level Low Rank matrix.
-
-Levels are found one after another, by linear algebra alone.
+"""Recover the levels of an MLR matrix by linear algebra alone.
 
 Alternating over levels often stalls far from a matrix that is exactly MLR: at first the coarse level also fits what
 belongs to the fine ones. But outside the diagonal blocks of the next level, the coarse level stands alone and can be
@@ -18,9 +16,9 @@ from structattn.structures.contraction import Level, block_diagonal, diagonal_bl
 
 
 def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return `U, V` with `U Vᵀ` the matrix of rank `rank` nearest to each of `matrices (..., m, n)` (Eckart and Young).
+    """Return `U, V`: `U Vᵀ` of rank `rank` is nearest to `matrices (..., m, n)`.
 
-    The singular values are split evenly between the two. Columns past `min(m, n)` are zero.
+    It is the truncated SVD (Eckart and Young), its singular values split evenly. Columns past `min(m, n)` are zero.
     """
     u, sigma, vh = torch.linalg.svd(matrices, full_matrices=False)
     root = sigma[..., None, :rank].sqrt()
@@ -30,7 +28,7 @@ def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def peel(target: Tensor, levels: Sequence[Level]) -> list[Tensor]:
-    """Return nested block-diagonal levels, each as a matrix, whose sum is near `target (dim_out, dim_in)`.
+    """Return nested block-diagonal levels, as matrices, with sum near `target (dim_out, dim_in)`.
 
     The sum is exact for almost every member whose ranks fit its blocks, see :func:`_grid_to_complete_on`. Otherwise, or
     with noise, it is a starting point.
@@ -56,11 +54,11 @@ def peel(target: Tensor, levels: Sequence[Level]) -> list[Tensor]:
 
 
 def _grid_to_complete_on(level: Level, below: Sequence[Level]) -> tuple[int, int]:
-    """Return the tiles per side of a child block on which to separate `level` from those `below`, and their rank.
+    """Return the tiles per side to separate `level` on, and their rank.
 
-    Either the blocks of the level after next, off whose diagonal only the next level lives, or the whole child,
-    where all the levels below add up. The two ranks must fit the rows and columns together; where neither choice
-    has room, the first makes a start.
+    Either they cut a child into the blocks of the level after next, off whose diagonal only the next level lives, or
+    one tile is the whole child, where all the levels below add up. The ranks of `level` and of a tile must fit a
+    tile's rows and columns together; where neither choice has room, the first makes a start.
     """
     children = below[0].blocks
     choices = [(1, sum(fine.blocks // children * fine.s for fine in below))]
@@ -72,7 +70,7 @@ def _grid_to_complete_on(level: Level, below: Sequence[Level]) -> tuple[int, int
 
 
 def _complete(matrix: Tensor, children: int, rank: int, tiles: int, rank_below: int) -> Tensor:
-    """Return the matrix of rank `rank` that agrees with each `matrix (p, m, n)` outside its `children` diagonal blocks.
+    """Return low-rank matrices equal to `matrix (p, m, n)` outside its `children` diagonal blocks.
 
     Inside child `t` it is `U_t X_t V_tᵀ`, where `U_t` and `V_t` span what the child's rows and columns hold outside
     of it, and `X_t` leaves rank `rank_below` on the child's `tiles x tiles` grid off its diagonal, or, with one

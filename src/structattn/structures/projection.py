@@ -1,6 +1,4 @@
-"""Find the sum of levels nearest to a dense matrix.
-
-Nearest is meant in Frobenius norm.
+"""Find the sum of levels nearest to a matrix in Frobenius norm.
 
 One level has a closed form. Several are fitted by block-coordinate descent: each step sets one level to its optimum for
 the residual of the others, so the error cannot rise.
@@ -87,7 +85,7 @@ def _starts(target: Tensor, levels: Sequence[Level]) -> Iterator[list[Tensor]]:
 
 
 def _are_nested_blocks(levels: Sequence[Level]) -> bool:
-    """Return True if the levels are those of an MLR matrix, coarse to fine."""
+    """Return True if the levels are those of MLR, coarse to fine."""
     return all(level.b == level.c == 1 for level in levels) and all(
         fine.blocks > coarse.blocks and fine.blocks % coarse.blocks == 0 for coarse, fine in itertools.pairwise(levels)
     )
@@ -96,7 +94,7 @@ def _are_nested_blocks(levels: Sequence[Level]) -> bool:
 def _descend(
     target: Tensor, parts: list[Tensor], levels: Sequence[Level], max_sweeps: int, tolerance: float
 ) -> LevelsFit:
-    """Sweep from the levels `parts`, with extrapolation as in Nesterov's method with restarts."""
+    """Sweep from the levels `parts`, extrapolating as Nesterov does, with restarts."""
     norm = max(torch.linalg.matrix_norm(target).item(), torch.finfo(target.dtype).tiny)
     before, momentum = parts, 0
     factors: tuple[Factors, ...] = ()
@@ -121,7 +119,7 @@ def _descend(
 def _sweep(
     target: Tensor, parts: Sequence[Tensor], levels: Sequence[Level]
 ) -> tuple[list[Tensor], tuple[Factors, ...], float]:
-    """Set each level in turn to the optimum for the residual of the others: levels, factors, error."""
+    """Set each level to its optimum given the others: levels, factors, error."""
     residual = target - torch.stack(tuple(parts)).sum(0)
     swept, factors = [], []
     for part, level in zip(parts, levels, strict=True):

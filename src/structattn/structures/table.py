@@ -1,7 +1,4 @@
-"""Tabulate size and cost of structured matrices.
-
-The columns are those of Table 1 of arXiv 2509.07963.
-"""
+"""Tabulate size and cost of structures as Table 1 of arXiv 2509.07963."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ class Summary:
 
 
 def summary(*structures: Structure) -> Summary:
-    """Return a table with one row for each structure, in the order given.
+    """Return a table with one row for each structure, in order.
 
     Raises:
         TypeError: an argument is not a `Structure`.
@@ -61,14 +58,8 @@ def summary(*structures: Structure) -> Summary:
     for position, structure in enumerate(structures, start=1):
         if not isinstance(structure, Structure):
             raise TypeError(f"structures must be Structure objects, got {type(structure).__name__} at place {position}")
-    return Summary(tuple(_cost(each) for each in structures))
-
-
-def _cost(structure: Structure) -> StructureCost:
-    return StructureCost(
-        structure.describe(),
-        structure.num_parameters,
-        structure.rank_bound,
-        structure.feature_dim,
-        structure.flops,
+    costs = (
+        StructureCost(each.describe(), each.num_parameters, each.rank_bound, each.feature_dim, each.flops)
+        for each in structures
     )
+    return Summary(tuple(costs))

@@ -1,6 +1,4 @@
-"""Encode text as characters of a vocabulary of 96.
-
-The vocabulary is newline and the 95 printable characters of ASCII.
+"""Encode text as newlines and the 95 printable characters of ASCII.
 
 Every other character is mapped or dropped:
 
@@ -48,21 +46,14 @@ _SPELLINGS = {
 
 
 def encode(text: str) -> NDArray[np.uint8]:
-    """Return the tokens of `text`, other characters mapped or dropped as above.
-
-    Args:
-        text: any string.
-
-    Returns:
-        A new array of uint8, one token per remaining character.
-    """
+    """Return the tokens of `text` in a new array, spelt as above."""
     plain = _OUTSIDE.sub(lambda match: _spell(match[0]), text.replace("\r\n", "\n"))
     # bytes.translate is the table lookup. torch wants writable memory, hence the bytearray.
     return np.frombuffer(bytearray(plain.encode("ascii").translate(_TO_TOKEN)), dtype=np.uint8)
 
 
 def decode(tokens: ArrayLike) -> str:
-    """Return the text of `tokens`: the inverse of `encode` on text of the vocabulary.
+    """Return the text of `tokens`; inverts `encode` on the vocabulary.
 
     Args:
         tokens: integers in [0, 96), in an array, a list or a CPU tensor of one dimension.

@@ -1,6 +1,4 @@
-"""Tokenise a text into a training and a validation part.
-
-Both are memory-mapped from a cache.
+"""Tokenise a text into cached, memory-mapped training and validation parts.
 
 *Split.* The last 5% of the characters of every file are validation (rounded down), so both parts hold every book
 or module. OpenWebText has short documents: there every twentieth document is validation. Newlines at either end of a
@@ -21,7 +19,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +34,7 @@ _logger = logging.getLogger(__name__)
 _FORMAT = 1  # Raise it when the mapping of characters or the split changes, so that old caches are not read.
 _BLANK_LINE = bytes([NEWLINE, NEWLINE])
 _FEW = 0.8
-
-HELD_OUT = 20
-"""One character or document in `HELD_OUT` is validation."""
+_HELD_OUT = 20  # One character or document in so many is validation.
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Corpus:
 
 
 def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpus:
-    """Return the tokens of a text, from the cache if it holds them.
+    """Return the tokens of a text, from the cache if possible.
 
     Several processes may call this at once; each builds what the cache lacks. Where that is expensive (OpenWebText),
     let one of them call first.
@@ -85,6 +81,15 @@ def load_corpus(data: str, cache: str | os.PathLike[str] | None = None) -> Corpu
     return Corpus(data, digest, _memory_map(train), _memory_map(validation))
 
 
+def split(tokens: NDArray[Any], index: int, source: Source) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return training and validation part of document `index`; either may be empty."""
+    if source.holds_out_documents:
+        end = 0 if index % _HELD_OUT == _HELD_OUT - 1 else len(tokens)
+    else:
+        end = len(tokens) - len(tokens) // _HELD_OUT
+    return tokens[:end], tokens[end:]
+
+
 def _build(source: Source, train_path: Path, validation_path: Path) -> None:
     """Write both parts completely, or neither."""
     read = kept = 0
@@ -92,12 +97,8 @@ def _build(source: Source, train_path: Path, validation_path: Path) -> None:
         for index, document in enumerate(source.documents()):
             characters, tokens = _tokens(document)
             read, kept = read + characters, kept + len(tokens)
-            if source.holds_out_documents:
-                _append(validation if index % HELD_OUT == HELD_OUT - 1 else train, tokens)
-            else:
-                end = len(tokens) - len(tokens) // HELD_OUT
-                _append(train, tokens[:end])
-                _append(validation, tokens[end:])
+            for file, part in zip((train, validation), split(tokens, index, source), strict=True):
+                _append(file, part)
         if not kept:
             raise ValueError(f"data: {source.name} holds no character of the vocabulary")
     if kept < _FEW * read:

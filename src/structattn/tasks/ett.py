@@ -30,7 +30,7 @@ class ETTFile:
 
     @property
     def borders(self) -> tuple[int, int, int]:
-        """Rows where the three parts end, as in the literature: 12, 4 and 4 months of 30 days."""
+        """Ends of the parts: 12, 4 and 4 months of 30 days."""
         month = _MONTH * self.rows_per_hour
         return 12 * month, 16 * month, 20 * month
 
@@ -46,13 +46,13 @@ list the same checksums."""
 
 
 def default_season(data: str) -> int:
-    """Return the steps of a day in a file; 24 if it is not ETT's."""
+    """Return the steps of a day: an ETT file's, or 24."""
     stem = Path(data).stem
     return 24 * (ETT[stem].rows_per_hour if stem in ETT else 1)
 
 
 def ett_path(name: str) -> Path:
-    """Return the path of a file in the cache; download it if missing.
+    """Return the path of a cached file; download it if missing.
 
     Raises:
         ValueError: it cannot be downloaded, or its checksum is wrong; the message says where to put it by hand.
@@ -84,6 +84,6 @@ def _download(name: str, path: Path) -> None:
 
 
 def _fault(name: str, content: bytes) -> str | None:
-    """Return why the content is not that of the file `name`, or None."""
+    """Return why the content is not that of `name`, or None."""
     expected, found = ETT[name].sha256, hashlib.sha256(content).hexdigest()
     return None if found == expected else f"expected SHA-256 {expected}, got {found}"

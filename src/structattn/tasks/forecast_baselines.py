@@ -64,19 +64,12 @@ class LinearForecaster:
 
 
 def linear(task: ForecastTask) -> LinearForecaster:
-    """Fit ridge regression to every training window, in closed form.
-
-    The penalty is chosen on the validation part.
+    """Fit ridge regression to every training window; validate its penalty.
 
     DLinear (Zeng et al., *Are Transformers Effective for Time Series Forecasting?*, 2023) maps the trend and the
     remainder of the context by a matrix each. Both are linear in the context, so their sum is one matrix, fitted here
-    directly. Subtracting the last value, as the same authors' NLinear does, lets it follow a drift.
-
-    Args:
-        task: the training part, the lengths, and the validation part.
-
-    Returns:
-        The forecaster with the lowest mean squared error on validation windows.
+    directly. Subtracting the last value, as the same authors' NLinear does, lets it follow a drift. Of several
+    penalties the one with the lowest mean squared error on validation windows is taken.
     """
     gram, cross = _normal_equations(task)
     scale = np.trace(gram) / len(gram)

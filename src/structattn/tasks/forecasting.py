@@ -6,9 +6,10 @@ Source of the setting: Zhou et al., *Informer*, 2021, as later papers read it; a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from structattn import checks
 from structattn.tasks.randomness import Stream, generator, places_in_epochs
-from structattn.tasks.series import FILLS, Fill, Series, load_series
+from structattn.tasks.series import Fill, Series, load_series
 from structattn.tasks.task import Batch, Task, Totals
 
 HeldOut = Literal["validation", "test"]
@@ -66,21 +67,17 @@ class ForecastConfig:
 
     def __post_init__(self) -> None:
         for name in ("data", "target", "time"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
-            if not value:
-                raise ValueError(f"{name} must not be empty")
+            checks.text(name, getattr(self, name))
         for name in ("context_length", "horizon", "season", "evaluation_windows"):
             checks.positive_int(name, getattr(self, name))
         if self.season > self.context_length:
             raise ValueError(f"season must be at most the context of {self.context_length} steps, got {self.season}")
         if self.fill is not None:
-            checks.one_of("fill", self.fill, FILLS)
+            checks.one_of("fill", self.fill, get_args(Fill))
 
 
 class ForecastTask(Task):
-    """Windows of a series, and the squared error of the forecast of each.
+    """Windows of a series, and the squared error of their forecasts.
 
     A batch has `inputs (B, T, C)` and `targets (B, H, C)`, float32, standardised by the mean and deviation of each
     channel's training part (a channel that is constant there is only shifted). A model returns `(B, H, C)`.
@@ -134,7 +131,7 @@ class ForecastTask(Task):
             starts = starts[np.arange(count) * (len(starts) - 1) // max(count - 1, 1)]
         self.evaluation_starts: NDArray[np.int64] = starts
         self._check_truth()
-        self._last_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._order = functools.lru_cache(maxsize=1)(self._draw_order)
 
     def test(self) -> ForecastTask:
         """Return the same task with the test part held out."""
@@ -203,7 +200,7 @@ class ForecastTask(Task):
         )
 
     def examples(self) -> list[dict[str, Any]]:
-        """Return three windows spread over the held-out set, the target in its own unit.
+        """Return three held-out windows, the target in its own unit.
 
         Each has the time at which the horizon `begins`, the `history` before it, and the `truth`. The history is as
         long as the horizon, or the context where that is shorter. None is a value that was not observed.
@@ -263,17 +260,13 @@ class ForecastTask(Task):
     def _evaluation_rows(self, rows: range) -> Batch:
         return self.windows(self.evaluation_starts[rows.start : rows.stop])
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Return where each window of `epoch` starts, in training order."""
-        known, starts = self._last_order
-        if known != epoch:
-            starts = generator(self.seed, Stream.WINDOW_ORDER, epoch).permutation(self.training_windows)
-            self._last_order = (epoch, starts)
-        return starts
+        return generator(self.seed, Stream.WINDOW_ORDER, epoch).permutation(self.training_windows)
 
 
 def _moments(series: Series, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and deviation of each channel's observed values in the first `rows`.
+    """Return moments of each channel's observed values in the first `rows`.
 
     A channel that is constant up to rounding has deviation 1.
     """

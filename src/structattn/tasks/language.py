@@ -6,6 +6,7 @@ Source of the setting: arXiv 2509.07963, section 5.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -43,10 +44,7 @@ class LanguageConfig:
     """Characters to evaluate on, in windows spread evenly over the validation part; all of it if shorter."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, str):
-            raise TypeError(f"data must be a string, got {self.data!r} ({type(self.data).__name__})")
-        if not self.data:
-            raise ValueError("data must name a text, got an empty string")
+        checks.text("data", self.data)
         checks.positive_int("context_length", self.context_length)
         if checks.positive_int("evaluation_tokens", self.evaluation_tokens) < self.context_length:
             raise ValueError(
@@ -110,7 +108,7 @@ class LanguageTask(Task):
                 )
         self.windows_per_epoch = max(1, len(self.corpus.train) // length - 1)
         self._evaluation_starts = _spread(len(self.corpus.validation), length, config.evaluation_tokens // length)
-        self._last_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._order = functools.lru_cache(maxsize=1)(self._draw_order)
 
     @property
     def context_length(self) -> int:
@@ -156,15 +154,12 @@ class LanguageTask(Task):
     def _evaluation_rows(self, rows: range) -> Batch:
         return self._windows(self.corpus.validation, self._evaluation_starts[rows.start : rows.stop])
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Return where each window of `epoch` starts, in training order."""
-        known, starts = self._last_order
-        if known != epoch:
-            draws = generator(self.seed, Stream.WINDOW_ORDER, epoch)
-            used = self.windows_per_epoch * self.context_length + 1
-            phase = draws.integers(min(self.context_length, len(self.corpus.train) - used + 1))
-            starts = phase + self.context_length * draws.permutation(self.windows_per_epoch)
-            self._last_order = (epoch, starts)
+        draws = generator(self.seed, Stream.WINDOW_ORDER, epoch)
+        used = self.windows_per_epoch * self.context_length + 1
+        phase = draws.integers(min(self.context_length, len(self.corpus.train) - used + 1))
+        starts: NDArray[np.int64] = phase + self.context_length * draws.permutation(self.windows_per_epoch)
         return starts
 
     def _windows(self, tokens: NDArray[np.uint8], starts: NDArray[np.int64]) -> Batch:

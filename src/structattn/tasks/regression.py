@@ -108,7 +108,7 @@ class RegressionTask(Task):
         return self.config.evaluation_prompts
 
     def sequence_length(self, step: int) -> int:
-        """Return the tokens of a prompt at `step`: four per dimension of the curriculum."""
+        """Return the tokens of a prompt: four per dimension in use."""
         return 4 * self.dimension(step)
 
     def dimension(self, step: int) -> int:
@@ -129,7 +129,7 @@ class RegressionTask(Task):
         return {"squared_error": errors, "prompts": errors.new_tensor(len(batch["targets"]))}
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Return the error over `d`: at the last point, on average, at each point."""
+        """Return the last, mean and each point's error over `d`."""
         errors = totals["squared_error"] / totals["prompts"] / self.config.input_dim
         return {
             "last_error": errors[-1].item(),

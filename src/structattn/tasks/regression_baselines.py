@@ -1,7 +1,7 @@
 """Solve the held-out prompts by least squares, ridge and zero.
 
-Each returns the squared error over `d` at every point `i = 1..N`, predicted from the `i - 1` points before it: the
-`error_by_position` of `RegressionTask.metrics`.
+Each returns the squared error over `d` at every point `i = 1..N`, `(N,)` float64, predicted from the `i - 1` points
+before it: the `error_by_position` of `RegressionTask.metrics`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,6 @@ def least_squares_error(task: RegressionTask) -> Tensor:
 
     No predictor can do better here. In expectation it is `1 - (i - 1) / d` at point `i <= d`, and it is 0
     from point `d + 1` on, since the targets carry no noise.
-
-    Args:
-        task: the task of the held-out prompts.
-
-    Returns:
-        `(N,)` float64, squared error over `d` at each point.
     """
     return _recursive_error(task, penalty=0.0)
 
@@ -35,13 +29,6 @@ def ridge_error(task: RegressionTask, penalty: float) -> Tensor:
     """Return the error of ridge regression on the points before `i`.
 
     The weights are `w = argmin Σ_j (y_j - wᵀ x_j)² + penalty · |w|²`.
-
-    Args:
-        task: the task of the held-out prompts.
-        penalty: weight of the squared norm, positive.
-
-    Returns:
-        `(N,)` float64, squared error over `d` at each point.
 
     Raises:
         ValueError: `penalty` is not positive.
@@ -52,14 +39,7 @@ def ridge_error(task: RegressionTask, penalty: float) -> Tensor:
 
 
 def zero_error(task: RegressionTask) -> Tensor:
-    """Return the error of always answering 0: `y² / d`, 1 in expectation.
-
-    Args:
-        task: the task of the held-out prompts.
-
-    Returns:
-        `(N,)` float64, squared error over `d` at each point.
-    """
+    """Return the error of always answering 0: `y² / d`, 1 in expectation."""
     total = sum(batch["targets"].double().square().sum(dim=0) for batch in task.evaluation_batches(_BATCH))
     return torch.as_tensor(total) / (task.evaluation_size * task.config.input_dim)
 
@@ -73,9 +53,7 @@ def _recursive_error(task: RegressionTask, penalty: float) -> Tensor:
 
 
 def _recursive_squared_error(x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    """Return the squared error of each point, from a fit before it.
-
-    Each point is one rank-one update.
+    """Return each point's squared error from a fit to those before.
 
     With `P = penalty · (X Xᵀ + penalty · I)⁻¹` of the points so far, a new point `(x, y)` changes the weights by
     `P x (y - wᵀ x) / (penalty + xᵀ P x)` (Sherman–Morrison). As the penalty goes to 0, `P` becomes the projector

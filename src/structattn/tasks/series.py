@@ -1,8 +1,6 @@
 """Read multivariate time series from CSV files.
 
-A file has one column of times; the others are numbers.
-
-Errors number rows from 1, below the heading.
+A file has one column of times; the others are numbers. Errors number rows from 1, below the heading.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +21,6 @@ from structattn.tasks.ett import ETT, ett_path
 Fill = Literal["forward", "linear", "drop"]
 """How to fill missing values and rows: repeat the last value, interpolate, or leave such rows out."""
 
-FILLS = ("forward", "linear", "drop")
-
 _DAY = 86_400 * 10**9
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _TRAIN_SHARE, _TEST_SHARE = 0.7, 0.2
@@ -33,7 +29,7 @@ _HOW_TO_FILL = "fill must choose what to do: forward (repeat the last value), li
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Values of `C` channels at `N` times, split into training, validation and test parts."""
+    """Values of `C` channels at `N` times, in three parts."""
 
     name: str
     """The series that the user asked for."""
@@ -108,10 +104,9 @@ def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), f
         ValueError: there is no such file or column, a cell is no number or no time, times repeat, go back or are
             irregular, or values are missing and `fill` is None; names row and column.
     """
-    if not isinstance(data, str):
-        raise TypeError(f"data must be a string, got {data!r} ({type(data).__name__})")
+    checks.text("data", data)
     if fill is not None:
-        checks.one_of("fill", fill, FILLS)
+        checks.one_of("fill", fill, get_args(Fill))
     path = ett_path(data) if data in ETT else Path(data).expanduser()
     try:
         status = path.stat()
@@ -202,7 +197,7 @@ Samples = tuple[NDArray[np.datetime64], NDArray[np.float64]]
 
 
 def _regular(times: NDArray[np.datetime64], values: NDArray[np.float64], fill: Fill | None, path: Path) -> Samples:
-    """Return the series at regular times, with NaN in gaps unless they are dropped."""
+    """Return the series at regular times, NaN in gaps unless dropped."""
     distances = np.diff(times).astype(np.int64)
     if (distances <= 0).any():
         row = int((distances <= 0).argmax())
@@ -266,7 +261,7 @@ def _whole(
 
 
 def _on_calendar(times: NDArray[np.datetime64]) -> bool:
-    """True if days are regular on the calendar, such as the first of every month."""
+    """Return True for days regular on the calendar, such as month starts."""
     pandas = checks.require("pandas", "forecast")
     return pandas.infer_freq(pandas.DatetimeIndex(times)) is not None
 

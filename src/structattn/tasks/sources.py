@@ -34,7 +34,7 @@ class Source(Protocol):
 
     @property
     def holds_out_documents(self) -> bool:
-        """True if validation is whole documents, False if it is the end of each."""
+        """True if validation is whole documents, not ends of documents."""
 
     def digest(self) -> str:
         """Return a hexadecimal number that differs if the documents differ."""
@@ -52,19 +52,14 @@ def open_source(data: str) -> Source:
     - a file; a folder, meaning the `.txt` files directly in it, sorted by name; a pattern such as
       `notes/**/*.md`, sorted by path. All must be UTF-8. A file called `stdlib` is reached as `./stdlib`.
 
-    Args:
-        data: one of the above.
-
-    Returns:
-        The source. Only names and sizes of files have been read.
+    Only names and sizes of files are read.
 
     Raises:
         TypeError: `data` is not a string.
-        ValueError: nothing has that name, the folder or pattern holds no file, the file is empty, or the number of
-            documents is not a positive integer.
+        ValueError: `data` is empty, nothing has that name, the folder or pattern holds no file, the file is empty, or
+            the number of documents is not a positive integer.
     """
-    if not isinstance(data, str):
-        raise TypeError(f"data must be a string, got {data!r} ({type(data).__name__})")
+    checks.text("data", data)
     if data == "stdlib":
         return Files(data, _standard_library())
     word, colon, count = data.partition(":")
@@ -95,13 +90,13 @@ class Files:
         return whole.hexdigest()
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """Yield the text of each file; ValueError if one is not UTF-8 text."""
+        """Yield the text of each file; ValueError unless it is UTF-8."""
         return map(_read_text, self.paths)
 
 
 @dataclass(frozen=True)
 class OpenWebText:
-    """The first `limit` documents of OpenWebText, streamed; all, some 8 million, for None.
+    """The first `limit` documents of OpenWebText, streamed; None for all.
 
     The digest is of the name and the limit alone, so a cached corpus needs no network.
     """

@@ -109,10 +109,7 @@ class Task(abc.ABC):
         return (self._evaluation_rows(range(start, min(start + batch_size, end))) for start in starts)
 
     def test(self) -> Task | None:
-        """Return the task on its test part; None without one.
-
-        It is for the end of a run.
-        """
+        """Return the task on its test part, for finished runs, or None."""
         return None
 
     @property
@@ -122,18 +119,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the training loss of `outputs`, a float32 scalar.
-
-        A model computed `outputs` from `batch["inputs"]`.
-        """
+        """Return the training loss of `outputs`, a float32 scalar."""
 
     @abc.abstractmethod
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return what `batch` adds to the evaluation: sums over its rows, without gradient."""
+        """Return sums over the rows of `batch`, without gradient."""
 
     @abc.abstractmethod
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Return the metrics named in `units`, from totals summed over the held-out set."""
+        """Return the metrics in `units` from totals of the held-out set."""
 
     @property
     def data_summary(self) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structattn import checks
-from structattn.tasks.corpus import HELD_OUT, Corpus
+from structattn.tasks.corpus import Corpus, split
 from structattn.tasks.language import LanguageConfig, LanguageTask
 from structattn.tasks.sources import open_source
 from structattn.tasks.task import Totals
@@ -61,19 +61,14 @@ class TokenTask(LanguageTask):
 def _encoded(data: str, encode: Encode) -> Corpus:
     """Return the text that `data` names as int32 tokens, split like `structattn.tasks.corpus`."""
     source = open_source(data)
-    train, validation = [_tokens("", encode)], [_tokens("", encode)]
+    documents = []
     for index, document in enumerate(source.documents()):
         tokens = _tokens("".join(document).strip("\n") + "\n\n", encode)
-        if source.holds_out_documents:
-            (validation if index % HELD_OUT == HELD_OUT - 1 else train).append(tokens)
-        else:
-            end = len(tokens) - len(tokens) // HELD_OUT
-            train.append(tokens[:end])
-            validation.append(tokens[end:])
-    parts = [np.concatenate(part) for part in (train, validation)]
+        documents.append(split(tokens, index, source))
+    parts = [np.concatenate(part) for part in zip(*documents, strict=True)]
     digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:32]
     return Corpus(data, digest, *parts)
 
 
 def _tokens(text: str, encode: Encode) -> NDArray[Any]:
-    return np.array(encode(text) if text else [], dtype=np.int32)
+    return np.array(encode(text), dtype=np.int32)

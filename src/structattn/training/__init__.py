@@ -1,7 +1,4 @@
-"""Train a model on a task under a budget.
-
-It brings muP, metrics, checkpoints, and exact resumption after a kill.
-"""
+"""Train a model on a task under a budget; resume it exactly."""
 
 from __future__ import annotations
 

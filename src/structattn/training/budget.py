@@ -1,7 +1,4 @@
-"""Turn a budget into a number of steps.
-
-The learning rate and the curriculum need it in advance.
-"""
+"""Turn a budget into steps, which schedule and curriculum need in advance."""
 
 from __future__ import annotations
 
@@ -28,9 +25,7 @@ def plan_steps(
     training_flops: Callable[[int], int],
     seconds_per_step: Callable[[Task], float],
 ) -> int:
-    """Return the steps that fit in the budget.
-
-    It is an estimate if the budget counts minutes.
+    """Return the steps that fit in the budget; estimated for minutes.
 
     Args:
         config: the budget.
@@ -69,10 +64,7 @@ def evaluation_interval(config: TrainConfig, total_steps: int, evaluation_cost: 
 
 
 def evaluation_cost(task: Task, batch_size: int, model: StructuredModel) -> float:
-    """Return an evaluation's FLOPs over those of a training step.
-
-    The training step has full length.
-    """
+    """Return an evaluation's FLOPs over those of a full-length training step."""
     cost = model.flops(task.context_length)
     return task.evaluation_size * cost.forward / (batch_size * cost.training)
 
@@ -98,7 +90,7 @@ def _steps_within(name: str, budget: float, batch_size: int, make_task: MakeTask
 
 
 def total_cost(task: Task, cost: Callable[[int], int], first: int, last: int) -> int:
-    """Return the cost of one sequence of each step from `first` to `last`; lengths must never shrink."""
+    """Sum the cost of one sequence per step; lengths never shrink."""
     length = task.sequence_length(first)
     if length == task.sequence_length(last):
         return (last - first + 1) * cost(length)

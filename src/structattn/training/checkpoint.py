@@ -1,6 +1,4 @@
-"""Save and find checkpoints that survive a kill.
-
-A run killed at any moment finds the last one that was written completely.
+"""Save and find checkpoints that survive a kill at any moment.
 
 A checkpoint is one file, `step-00001000.ckpt`. Its first line names the format, the second is the SHA-256 of the rest,
 and the rest is the output of `torch.save`. It is written under another name, flushed to the disk and renamed, so
@@ -37,7 +35,7 @@ class DamagedCheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Restored:
-    """The newest readable checkpoint of a folder, and the damaged ones after it."""
+    """The newest intact checkpoint of a folder, and damaged later ones."""
 
     state: State | None
     """The saved state; None if the folder holds no readable checkpoint."""
@@ -104,9 +102,7 @@ def load_checkpoint(path: Path) -> State:
 
 
 def restore_checkpoint(folder: Path) -> Restored:
-    """Read the newest intact checkpoint of `folder`.
-
-    Damaged ones are skipped with a warning.
+    """Read the newest intact checkpoint of `folder`; warn of damaged ones.
 
     Raises:
         RunFolderError: a file cannot be read.

@@ -34,5 +34,5 @@ class Clock:
         self._started = time.perf_counter()
 
     def speed(self, tokens: int) -> float:
-        """Return tokens per second since the clock was made; `tokens` counts the whole run."""
+        """Return tokens per second since resuming; `tokens` counts the whole run."""
         return (tokens - self._first_tokens) / max(self._seconds - self._first_seconds, 1e-9)

@@ -122,5 +122,5 @@ class TrainConfig:
 
     @property
     def budget(self) -> str:
-        """Return the name of the budget that is set."""
+        """Name of the budget that is set."""
         return next(name for name in BUDGETS if getattr(self, name) is not None)

@@ -1,7 +1,5 @@
 """Check that activations keep their size as the width grows.
 
-This is what muP promises.
-
 Models of several widths take a few steps on one batch. Under muP the size of a matrix's output `W x` after these steps
 does not depend on the width, nor does the size of its change `(W - W_initial) x`. If a learning rate or an initial
 deviation is wrong, one of the two is a power of the width. The check fits these powers (Yang et al., *Tensor Programs
@@ -61,7 +59,7 @@ class CoordinateCheck:
 
     @functools.cached_property
     def slopes(self) -> dict[str, float]:
-        """Fit each size and each change as a power of the width; return the exponents."""
+        """Exponents of each size and each change, fitted as powers of width."""
         fitted = {f"size of {name}": self._slope(values) for name, values in self.sizes.items()}
         return fitted | {f"change of {name}": self._slope(values) for name, values in self.changes.items()}
 
@@ -70,7 +68,7 @@ class CoordinateCheck:
 
     @property
     def failures(self) -> list[str]:
-        """Return the sizes and changes that depend on the width, worst first."""
+        """Sizes and changes that depend on the width, worst first."""
         failed = [name for name, slope in self.slopes.items() if not abs(slope) <= self.tolerance]
         return sorted(failed, key=lambda name: -abs(self.slopes[name]))
 
@@ -81,7 +79,7 @@ class CoordinateCheck:
 
     @property
     def verdict(self) -> str:
-        """Return one line: pass or fail, and the largest exponent."""
+        """One line: pass or fail, and the largest exponent."""
         parametrisation = "muP" if self.mup else "standard parametrisation"
         worst = max(self.slopes, key=lambda name: abs(self.slopes[name]))
         outcome = "pass" if self.passed else f"fail ({len(self.failures)} of {len(self.slopes)} beyond)"
@@ -91,7 +89,7 @@ class CoordinateCheck:
         )
 
     def plot(self) -> Figure:
-        """Plot size and change against width, both logarithmic, one line per matrix; dashed if it fails.
+        """Plot size and change against width; failing matrices are dashed.
 
         Raises:
             ImportError: matplotlib is missing; names the extra that installs it.
@@ -123,7 +121,7 @@ def check_coordinates(
     tolerance: float = 0.25,
     seeds: int = 2,
 ) -> CoordinateCheck:
-    """Train a small language model of each width and fit how its activations grow.
+    """Train small language models and fit how activations grow with width.
 
     A wrong scaling rule shows as an exponent of 0.5 or 1; correct ones leave only noise, mostly of small widths.
 
@@ -183,7 +181,7 @@ def _measure(
 
 @torch.no_grad()
 def _compare(model: LanguageModel, initial: LanguageModel, tokens: Tensor) -> dict[str, tuple[float, float]]:
-    """Return the size of every matrix's output, and of its change from `initial`'s output for the same input."""
+    """Return the size of every matrix's output and of its change."""
     measured: dict[str, tuple[float, float]] = {}
     initial_modules = dict(initial.named_modules())
 

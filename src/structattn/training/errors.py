@@ -1,7 +1,4 @@
-"""Define errors that stop a run.
-
-Each message is one line, for a command to print.
-"""
+"""Define errors that stop a run, with messages of one line."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class NonFiniteLossError(TrainingError):
 
 
 class RunFolderError(TrainingError):
-    """A file of the run cannot be written or read, or is not what the run wrote."""
+    """A file of the run cannot be read, written or understood."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -1,7 +1,4 @@
-"""Write metrics.jsonl, one line per evaluation.
-
-It is cut back to the checkpoint when a run resumes.
-"""
+"""Write metrics.jsonl, one line per evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class MetricsFile:
 
     @property
     def size(self) -> int:
-        """Return the size of the file in bytes."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -1,9 +1,7 @@
 """Choose every tensor's learning rate, equal or by muP.
 
-With muP the best rate does not depend on the width.
-
-Source: Yang, Hu et al., *Tensor Programs V*, 2022, table 3 (Adam); for structured factors Qiu et al., *Compute
-Better Spent*, 2024, and arXiv 2509.07963, section 5.
+With muP the best rate does not depend on the width. Source: Yang, Hu et al., *Tensor Programs V*, 2022, table 3
+(Adam); for structured factors Qiu et al., *Compute Better Spent*, 2024, and arXiv 2509.07963, section 5.
 
 | tensor                             | initial values                 | rate                             |
 |------------------------------------|--------------------------------|----------------------------------|

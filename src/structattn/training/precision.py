@@ -7,14 +7,11 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""`float32`; `bfloat16` by autocast, with weights and optimiser state in float32; or `auto`, by the device."""
+"""`float32`; `bfloat16` by autocast, weights and optimiser in float32; `auto`: bfloat16 if the device has it."""
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Return True if `precision` means bfloat16 on `device`.
-
-    `auto` does if the device has instructions for it.
-    """
+    """Return True if `precision` means bfloat16 on `device`."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cpu":

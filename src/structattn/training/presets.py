@@ -10,10 +10,7 @@ from structattn import checks
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a backbone and its training.
-
-    The head rank is `dim / heads`.
-    """
+    """Sizes of a backbone and its training."""
 
     layers: int
     """Number of blocks, each with attention and MLP."""
@@ -22,7 +19,7 @@ class Preset:
     """Model width."""
 
     heads: int
-    """Attention heads."""
+    """Attention heads, each of rank `dim / heads`."""
 
     context_length: int
     """Tokens of a training window, and rows of the learned position table."""

@@ -1,7 +1,4 @@
-"""Share a run among the processes that `torchrun` started.
-
-Without it there is one.
-"""
+"""Share a run among the processes that `torchrun` started, if any."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ def broadcast_number(accelerator: Accelerator, number: float) -> float:
 
 
 def gather_random_states(accelerator: Accelerator) -> list[RandomState]:
-    """Return the random state of every process, in the order of their ranks."""
+    """Return the random state of every process, by rank."""
     from accelerate.utils import gather_object
 
     state = {"cpu": torch.get_rng_state()}
@@ -73,7 +70,7 @@ def set_random_state(accelerator: Accelerator, states: list[RandomState]) -> Non
 
 @functools.cache
 def _destroy_group_at_exit() -> None:
-    """Destroy the process group at exit; its threads may abort the interpreter otherwise."""
+    """Destroy the process group at exit, lest its threads abort the interpreter."""
 
     def destroy() -> None:
         if torch.distributed.is_initialized():

@@ -1,7 +1,4 @@
-"""Report a run to callbacks.
-
-The library prints nothing; the command line draws progress bars with these.
-"""
+"""Report a run to callbacks, with which commands draw progress bars."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ class Progress:
     """Callbacks that `train` calls on the main process; override those you need."""
 
     def on_start(self, step: int, total_steps: int, damaged: tuple[Path, ...]) -> None:
-        """Called before the first step: `step` steps were done before; `damaged` checkpoints were skipped."""
+        """Called before training: `step` steps were done, `damaged` checkpoints skipped."""
 
     def on_step(self, report: StepReport) -> None:
         """Called every ten steps, and before each evaluation."""

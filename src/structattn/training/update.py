@@ -1,7 +1,4 @@
-"""Do an optimiser step over micro-batches and processes.
-
-It computes gradients, clips them and applies AdamW.
-"""
+"""Do a step of AdamW over micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _TIMED_STEPS = 3
 
 
 class Updater:
-    """Model and optimiser of one process, which computes its share of every batch.
+    """Model and optimiser of one process, for its share of batches.
 
     Args:
         accelerator: joins the processes.
@@ -68,7 +65,7 @@ class Updater:
         return loss
 
     def gradient(self, task: Task, step: int) -> Tensor:
-        """Accumulate the gradient of this process's rows; return their mean loss, on the device."""
+        """Accumulate the gradient of this process's rows; return their mean loss."""
         micro_batches = self.config.micro_batches
         total = torch.zeros((), device=self.accelerator.device)
         for micro_batch in range(micro_batches):
@@ -83,7 +80,7 @@ class Updater:
         return total
 
     def seconds_per_step(self, task: Task) -> float:
-        """Time forward and backward of this process's rows of a step; leave the model unchanged."""
+        """Time forward and backward of this process; leave the model unchanged."""
         batch = task.batch(0, self.config.batch_size, world_size=self.micro_batches)
         times = []
         for _ in range(_TIMED_STEPS):
