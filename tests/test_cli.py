@@ -255,16 +255,18 @@ def test_info(capsys):
     assert "tiled: eligible" in printed
     assert "paper-768" in printed
     assert re.search(r"transformers .*5\.17 to 5\.\d+", printed)
-    assert "than tested" not in printed
+    outside = [line for line in printed.splitlines() if "than tested" in line or "too old" in line]
+    assert all("torch " in line for line in outside)  # Which torch is installed is the caller's choice.
 
 
 def test_info_marks_versions_that_were_not_tested(capsys, monkeypatch):
-    known = {"transformers": "5.99.0", "numpy": "1.20.0", "tyro": None}
+    known = {"transformers": "5.99.0", "numpy": "1.20.0", "tyro": None, "torch": "2.12.1"}
     monkeypatch.setattr(versions, "installed", lambda name: known.get(name, "2.0"))
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"transformers .*5\.99\.0 .*newer than tested", printed)
-    assert re.search(r"numpy .*1\.20\.0 .*older than tested", printed)
+    assert re.search(r"numpy .*1\.20\.0 .*too old: update it", printed)
+    assert re.search(r"torch .*2\.12\.1 .*2\.13\.0 .*older than tested", printed)
     assert re.search(r"tyro .*not installed", printed)
 
 

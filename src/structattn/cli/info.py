@@ -11,6 +11,12 @@ from rich.table import Table
 from structattn import versions
 from structattn.comparison.environment import environment
 
+_MARKS = {
+    "too old": "too old: update it",
+    "older": "older than tested",
+    "newer": "newer than tested",
+}
+
 
 def show_info() -> int:
     """Print versions, machine, backends and presets; return the exit status.
@@ -30,13 +36,13 @@ def show_info() -> int:
 
 
 def _versions_table(packages: dict[str, str | None]) -> Table:
-    """Return a table of installed and tested versions; versions outside are marked."""
+    """Return a table of installed and tested versions, with marks."""
     table = Table("package", "installed", "tested", "")
     for name, version in packages.items():
         oldest, newest = versions.tested().get(name, ("", ""))
         standing = versions.standing(name, version) if oldest else ""
-        mark = {"older": "older than tested: update it", "newer": "newer than tested"}.get(standing, "")
-        table.add_row(name, version or "not installed", f"{oldest} to {newest}" if oldest else "", mark)
+        tested = oldest if oldest == newest else f"{oldest} to {newest}"
+        table.add_row(name, version or "not installed", tested, _MARKS.get(standing, ""))
     return table
 
 
