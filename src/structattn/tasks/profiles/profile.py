@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from structattn.tasks.task import Task
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from structattn.models import StructuredModel
+    from structattn.tasks.task import Task
 
 Metrics = dict[str, Any]
 """Metrics by name: numbers, or lists of numbers."""
