@@ -28,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checks.require("tyro", "train")
     except ImportError as error:
         return shell.fail("structattn", error)
-    from structattn.cli.commands import Command, Info
+    from structattn.cli.commands import Info, commands
 
     command = shell.parse(
-        Command,
+        commands(),
         "structattn",
         "Choose the structure of softmax attention: compare, train and use models (arXiv 2509.07963).",
         arguments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from structattn.tasks.profiles import TASKS, TaskFigure, TaskProfile, profile_of
+from structattn.tasks.profiles import TASKS, TaskCommand, TaskFigure, TaskProfile, profile_of
 from structattn.tasks.profiles.forecast import ForecastConfig
 from structattn.tasks.profiles.language import LanguageConfig
 from structattn.tasks.profiles.regression import RegressionConfig
@@ -26,6 +26,7 @@ __all__ = [
     "RegressionConfig",
     "RegressionTask",
     "Task",
+    "TaskCommand",
     "TaskConfig",
     "TaskFigure",
     "TaskProfile",

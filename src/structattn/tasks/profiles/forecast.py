@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from structattn import checks
-from structattn.tasks.profiles.profile import Findings, Metrics, TaskFigure, TaskProfile
+from structattn.tasks.presets import FORECAST_PRESETS
+from structattn.tasks.profiles.profile import Findings, Metrics, TaskCommand, TaskFigure, TaskProfile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,6 +104,13 @@ def _baselines(task: ForecastTask) -> dict[str, Metrics]:
     return rows
 
 
+def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """Add the season of the series."""
+    from structattn.tasks.ett import default_season
+
+    return {"season": default_season(fields["data"]), **fields}
+
+
 def _forecast_panels(results: Findings) -> Figure:
     from structattn.tasks.profiles.forecast_figures import forecast_panels
 
@@ -156,4 +164,14 @@ FORECAST = TaskProfile(
         ),
     ),
     unmeasured=("Other series, horizons and splits: this is one stretch of one series.",),
+    command=TaskCommand(
+        summary="Multivariate forecasting of a time series, with baselines without attention.",
+        compared=("standard", "mlr+levels=2", "mlr+levels=4"),
+        trained="mlr+levels=4",
+        examples="standard, mlr+levels=2, mlr:8,2,2,4, swa:32, btt, …",
+        presets={name: asdict(row) for name, row in FORECAST_PRESETS.items()},
+        hidden=("evaluation_windows",),
+        derived={"season": "a day of ETT files, 24 steps of others"},
+        complete=_complete,
+    ),
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from structattn import checks
-from structattn.tasks.profiles.profile import TaskProfile
+from structattn.tasks.presets import PRESETS
+from structattn.tasks.profiles.profile import TaskCommand, TaskProfile
 
 if TYPE_CHECKING:
     from structattn.models import StructuredModel
@@ -51,6 +52,11 @@ def _model() -> type[StructuredModel]:
     return LanguageModel
 
 
+def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate on one window at least."""
+    return fields | {"evaluation_tokens": max(fields["context_length"], fields["evaluation_tokens"])}
+
+
 LANGUAGE = TaskProfile(
     name="language",
     config=LanguageConfig,
@@ -64,4 +70,13 @@ LANGUAGE = TaskProfile(
     quantity="validation loss",
     columns={"nats_per_character": "nats/char", "bits_per_character": "bits/char"},
     unmeasured=("Memory and speed of generation: key numbers are counted, not timed.",),
+    command=TaskCommand(
+        summary="Character-level language modelling on your text.",
+        compared=("standard", "mlr", "swa:64"),
+        trained="mlr",
+        examples="standard, mlr, mlr:8x8, mlr:16,8,4,4, swa:64, gswa:64,16, btt, bmlr:16,8,4,4, …",
+        presets={name: {**asdict(row), "positions": "rotary"} for name, row in PRESETS.items()},
+        hidden=("evaluation_tokens",),
+        complete=_complete,
+    ),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from structattn import checks
 from structattn.drawing.style import BASELINE, QUIET, label_ends, new_figure, pens
-from structattn.tasks.profiles.profile import Findings, Metrics, TaskFigure, TaskProfile
+from structattn.tasks.profiles.profile import Findings, Metrics, TaskCommand, TaskFigure, TaskProfile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from structattn.tasks.regression import RegressionTask
 
 _RIDGE_PENALTY = 1.0
+
+# Two cores train it in under an hour.
+_SMALL = {
+    "input_dim": 8,
+    "layers": 4,
+    "dim": 32,
+    "heads": 8,
+    "steps": 20_000,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "mup": False,
+    "weight_decay": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -131,5 +145,13 @@ REGRESSION = TaskProfile(
             "the best any predictor can do; it is exact once it has seen as many points as there are dimensions.",
             error_by_position,
         ),
+    ),
+    command=TaskCommand(
+        summary="In-context linear regression: which structures can compare high-dimensional inputs.",
+        compared=("standard", "standard:1", "btt"),
+        trained="btt",
+        examples="standard, standard:1 (one head of full rank), btt, bmlr:2,1,1, …",
+        presets={"small": _SMALL},
+        hidden=("evaluation_prompts",),
     ),
 )
