@@ -40,7 +40,10 @@ FOR_USERS = ("plot", "hf", "forecast", "chronos", "train", "paper")
 
 
 def resolve(torch: str, *options: str) -> list[str]:
-    """Return a line `name==version ; marker` for each package, as uv resolves them beside this torch."""
+    """Return a line `name==version ; marker` for each package.
+
+    uv resolves them beside this torch.
+    """
     triton = next(asked for asked in requirements("dev") if asked.name == "triton")
     with tempfile.TemporaryDirectory() as folder:
         constraint, override = Path(folder) / "constraint.txt", Path(folder) / "override.txt"
@@ -62,7 +65,7 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def tested(lock: list[str]) -> dict[str, dict[str, str]]:
-    """Return the lower bound, oldest tested and newest tested version of each package.
+    """Return lower bound, oldest and newest tested version of each package.
 
     `make test-oldest` tests the lower bounds and `make test` the lock, but for torch.
     """

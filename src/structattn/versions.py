@@ -17,9 +17,9 @@ _BREAKS_BETWEEN_MINORS = ("transformers",)
 
 @functools.cache
 def tested() -> dict[str, tuple[str, str]]:
-    """Return the oldest and newest version of each library that the tests ran with.
+    """Return the oldest and newest tested version of each library.
 
-    Keys are names on the package index.
+    Keys are names on the package index. Tested are versions that the whole suite ran with.
     """
     return {name: (row["oldest"], row["newest"]) for name, row in _record().items()}
 
@@ -55,7 +55,7 @@ def standing(package: str, version: str | None) -> Standing:
 
 @functools.cache
 def check(package: str) -> None:
-    """Refuse a version that is too old; warn of newer ones that may break.
+    """Refuse a version that is too old; warn of risky newer ones.
 
     Packages without a record and missing ones pass: importing them says what is wrong.
 

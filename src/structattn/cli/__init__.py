@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _point_to_paper(arguments: Sequence[str]) -> int:
-    """Name the command that replaces a former subcommand; return the exit status 1."""
+    """Name the command that replaces a former one; return status 1."""
     name, *rest = arguments
     words = rest if name == "study" else arguments
     command = shlex.join(["python", "-m", "paper", *words])

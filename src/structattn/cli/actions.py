@@ -29,7 +29,7 @@ from structattn.training.evaluation import evaluate
 
 
 def _fields(kind: type[Any], options: object, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of a config from the options that are named like them.
+    """Return fields of a config from options of the same names.
 
     Args:
         kind: class of the config.
@@ -109,7 +109,7 @@ def _training(options: TaskOptions, defaults: Mapping[str, Any]) -> TrainConfig:
 
 
 def _run_folder(folder: Path) -> Path:
-    """Return the folder of a run; for a comparison, that of its best run."""
+    """Return the folder of a run, or of a comparison's best run."""
     if not folder.is_dir():
         raise RunFolderError(folder, "there is no such folder")
     if (folder / "results.json").exists():

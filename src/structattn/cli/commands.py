@@ -19,7 +19,7 @@ from structattn.tasks import TASKS, TaskCommand, TaskProfile
 
 @dataclass(frozen=True)
 class Compare:
-    """Train one model per attention structure under one budget; write a table, figures and a report."""
+    """Train one model per attention structure under one budget, and report."""
 
     what: TaskOptions
 
@@ -33,13 +33,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a trained model on held-out data of its task (a forecast: on the test part), or of other data."""
+    """Evaluate a trained model on held-out data, or on other data."""
 
     run: Path
     """Folder of a run, or of a comparison: then its best run."""
 
     data: str | None = None
-    """Another text or series, as for compare."""
+    """Another text or series, as for compare; by default the task's, of a forecast the test part."""
 
     debug: bool = False
     """Show the traceback of an error."""
@@ -68,13 +68,18 @@ class Generate:
     """Show the traceback of an error."""
 
 
+# A docstring of two lines would keep its line break.
+_MODEL = (
+    "Folder of a run, of a comparison (its best run) or of a saved model: a language model with standard attention, or "
+    "a causal one of Hugging Face transformers with its tokenizer."
+)
+
+
 @dataclass(frozen=True)
 class Retrofit:
-    """Compress the key cache of a trained model with standard attention, and measure its loss."""
+    """Compress the key cache of a trained model, and measure its loss."""
 
-    model: Path
-    """Folder of a run, of a comparison (its best run) or of a saved model: a language model with standard attention, or
-    a causal one of Hugging Face transformers with its tokenizer."""
+    model: Annotated[Path, tyro.conf.arg(help=_MODEL)]
 
     out: Path
     """Folder for results and figure; made if missing."""
@@ -109,7 +114,7 @@ class Retrofit:
 
 @dataclass(frozen=True)
 class MupCheck:
-    """Check that activations keep their size as the width grows, as muP promises; exit status 1 if not."""
+    """Check muP: activations keep their size over widths (else exit status 1)."""
 
     attention: str = "mlr"
     """Attention structure to check."""

@@ -1,4 +1,4 @@
-"""Options of `compare` and `train`: shared ones, and those of a task's profile.
+"""Define options of `compare` and `train`: shared and by task.
 
 Imports nothing heavy, so that `--help` is quick.
 
@@ -130,7 +130,7 @@ def train_options(profile: TaskProfile, command: TaskCommand) -> type[TaskOption
 
 
 def structures(options: Any) -> tuple[str, ...]:
-    """Return the structures of a comparison, or the single one of a training."""
+    """Return the structures of a comparison, or the one of a training."""
     return options.attentions if hasattr(options, "attentions") else (options.attention,)
 
 
