@@ -1,4 +1,4 @@
-"""The command line `python -m paper`."""
+"""Run the command line `python -m paper`."""
 
 from __future__ import annotations
 

@@ -34,11 +34,16 @@ TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 HEADER = (
     "# Exact versions for this project's own environments, written by `make lock`. torch is installed before them.\n"
 )
+# Oldest and newest torch that the whole suite ran with: the caller chooses torch, so lock and lower bound cannot tell.
+SUITE_TORCH = ("2.13.0", "2.13.0")
 FOR_USERS = ("plot", "hf", "forecast", "chronos", "train", "paper")
 
 
 def resolve(torch: str, *options: str) -> list[str]:
-    """Return a line `name==version ; marker` for each package, as uv resolves them beside this torch."""
+    """Return a line `name==version ; marker` for each package.
+
+    uv resolves them beside this torch.
+    """
     triton = next(asked for asked in requirements("dev") if asked.name == "triton")
     with tempfile.TemporaryDirectory() as folder:
         constraint, override = Path(folder) / "constraint.txt", Path(folder) / "override.txt"
@@ -59,11 +64,18 @@ def requirements(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def tested(lock: list[str], torch: str) -> dict[str, tuple[str, str]]:
-    """Return oldest and newest tested version of what a user may install: its lower bound, and the newest locked."""
-    newest = {each.name: str(_version(each)) for each in sorted(map(Requirement, [*lock, torch]), key=_version)}
-    oldest = {asked.name: _lower_bound(asked) for asked in requirements(*FOR_USERS)}
-    return {name: (bound, newest[name]) for name, bound in sorted(oldest.items()) if bound and name in newest}
+def tested(lock: list[str]) -> dict[str, dict[str, str]]:
+    """Return lower bound, oldest and newest tested version of each package.
+
+    `make test-oldest` tests the lower bounds and `make test` the lock, but for torch.
+    """
+    bounds = {asked.name: bound for asked in requirements(*FOR_USERS) if (bound := _lower_bound(asked))}
+    newest = {each.name: str(_version(each)) for each in sorted(map(Requirement, lock), key=_version)}
+    suites = {name: (bound, newest[name]) for name, bound in bounds.items() if name in newest} | {"torch": SUITE_TORCH}
+    return {
+        name: {"needed": bounds[name], "oldest": first, "newest": last}
+        for name, (first, last) in sorted(suites.items())
+    }
 
 
 def _version(locked: Requirement) -> Version:
@@ -86,7 +98,7 @@ def main() -> None:
         return
     lines = resolve(options.torch, "--universal", "--python-version", "3.10")
     LOCK.write_text(HEADER + "\n".join(lines) + "\n")
-    TESTED.write_text(json.dumps(tested(lines, options.torch), indent=2) + "\n")
+    TESTED.write_text(json.dumps(tested(lines), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ pytest.importorskip("transformers")
 
 from structattn import versions
 from structattn.cli import commands, main
+from structattn.cli.task_options import TaskOptions, compare_options, train_options
 from structattn.comparison.run import ModelSizes
 from structattn.retrofit.measure import Retrofit
-from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
+from structattn.tasks import TASKS
 from structattn.training import TrainConfig, loop
 from structattn.training.update import Updater
 
@@ -255,16 +256,18 @@ def test_info(capsys):
     assert "tiled: eligible" in printed
     assert "paper-768" in printed
     assert re.search(r"transformers .*5\.17 to 5\.\d+", printed)
-    assert "than tested" not in printed
+    outside = [line for line in printed.splitlines() if "than tested" in line or "too old" in line]
+    assert all("torch " in line for line in outside)  # Which torch is installed is the caller's choice.
 
 
 def test_info_marks_versions_that_were_not_tested(capsys, monkeypatch):
-    known = {"transformers": "5.99.0", "numpy": "1.20.0", "tyro": None}
+    known = {"transformers": "5.99.0", "numpy": "1.20.0", "tyro": None, "torch": "2.12.1"}
     monkeypatch.setattr(versions, "installed", lambda name: known.get(name, "2.0"))
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"transformers .*5\.99\.0 .*newer than tested", printed)
-    assert re.search(r"numpy .*1\.20\.0 .*older than tested", printed)
+    assert re.search(r"numpy .*1\.20\.0 .*too old: update it", printed)
+    assert re.search(r"torch .*2\.12\.1 .*2\.13\.0 .*older than tested", printed)
     assert re.search(r"tyro .*not installed", printed)
 
 
@@ -363,18 +366,16 @@ def test_disk_that_fills_keeps_what_was_written(text, tmp_path, capsys, monkeypa
     assert (out / "results.json").read_text() == kept
 
 
-# Options whose defaults differ from those of the config, on purpose.
-SMALLER = {"input_dim"}
-
-
 @pytest.mark.parametrize(
     ("options", "config"),
     [
-        (commands.Training, TrainConfig),
-        (commands.Training, ModelSizes),
-        (commands.Language, LanguageConfig),
-        (commands.Regression, RegressionConfig),
-        (commands.Forecast, ForecastConfig),
+        (TaskOptions, TrainConfig),
+        (TaskOptions, ModelSizes),
+        *(
+            (make(task, task.command), task.config)
+            for task in TASKS.values()
+            for make in (compare_options, train_options)
+        ),
         (commands.Retrofit, Retrofit),
     ],
 )
@@ -386,7 +387,7 @@ def test_options_agree_with_the_configs_that_they_set(options, config):
     types, field_types = get_type_hints(options), get_type_hints(config)
     for option in shared:
         field = fields[option.name]
-        if option.default not in (None, dataclasses.MISSING) and option.name not in SMALLER | {"ranks", "data"}:
+        if option.default not in (None, dataclasses.MISSING) and option.name not in ("ranks", "data"):
             assert option.default == field.default, option.name
         if choices := _choices(types[option.name]):
             known = _choices(field_types[option.name])
@@ -400,13 +401,17 @@ def _choices(kind):
     return next((set(get_args(each)) for each in get_args(kind) if get_origin(each) is Literal), None)
 
 
-def test_help_is_quick_and_version_is_known():
-    """Help imports neither torch nor transformers."""
-    program = "import sys; from structattn.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    program += "print('torch' in sys.modules, 'transformers' in sys.modules)"
+@pytest.mark.parametrize("words", [[], *([what, task] for what in ("compare", "train") for task in TASKS)])
+def test_help_is_quick(words):
+    """Help imports neither torch nor transformers, nor NumPy."""
+    program = f"import sys; from structattn.cli import main\ntry: main([*{words}, '--help'])\nexcept SystemExit: pass\n"
+    program += "print(*(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == "False False"
-    assert "compare" in run.stdout
+    assert run.stdout.splitlines()[-1] == "False False False"
+    assert (words[-1] if words else "compare") in run.stdout
+
+
+def test_version_is_known():
     run = subprocess.run([sys.executable, "-m", "structattn", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("structattn ")
 

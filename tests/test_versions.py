@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from requirements import lock
 
 import structattn
 from structattn import versions
@@ -31,10 +32,23 @@ def found(monkeypatch, version):
 
 @pytest.mark.parametrize("package", versions.tested())
 def test_the_table_is_that_of_pyproject_and_lock(package):
-    oldest, newest = versions.tested()[package]
-    assert re.search(rf'"{package}>={re.escape(oldest)}[",]', PROJECT), f"run make lock: {package}>={oldest}"
-    torch = (ROOT / "Makefile").read_text(encoding="utf-8") if package == "torch" else LOCK
-    assert f"{package}=={newest}" in torch, f"run make lock: {package}=={newest}"
+    needed, (oldest, newest) = versions.needed()[package], versions.tested()[package]
+    assert re.search(rf'"{package}>={re.escape(needed)}[",]', PROJECT), f"run make lock: {package}>={needed}"
+    assert oldest == (lock.SUITE_TORCH[0] if package == "torch" else needed)
+    pinned = (ROOT / "Makefile").read_text(encoding="utf-8") if package == "torch" else LOCK
+    assert f"{package}=={newest}" in pinned, f"run make lock: {package}=={newest}"
+
+
+def test_the_table_is_what_make_lock_writes():
+    written = json.loads(lock.TESTED.read_text(encoding="utf-8"))
+    assert written == lock.tested([line for line in LOCK.splitlines() if not line.startswith("#")])
+
+
+def test_no_torch_counts_as_tested_that_no_suite_ran_with():
+    """The lower bound of torch is supported, which is not the same."""
+    assert versions.tested()["torch"] == lock.SUITE_TORCH
+    assert versions.standing("torch", versions.needed()["torch"]) == "older"
+    versions.check("torch")
 
 
 def test_the_lock_leaves_torch_out():
@@ -57,6 +71,8 @@ def test_one_version_number():
     ("version", "standing"),
     [
         (None, "missing"),
+        ("5.15.9", "too old"),
+        ("5.16", "older"),
         ("5.16.1", "older"),
         ("5.17", "tested"),
         ("5.17.0", "tested"),
@@ -66,6 +82,7 @@ def test_one_version_number():
     ],
 )
 def test_standing(monkeypatch, version, standing):
+    monkeypatch.setattr(versions, "needed", lambda: {"transformers": "5.16"})
     monkeypatch.setattr(versions, "tested", lambda: {"transformers": ("5.17", "5.24.0")})
     assert versions.standing("transformers", version) == standing
 
@@ -136,7 +153,7 @@ sys.exit(main(sys.argv[1:]))
         for words in (["info"], ["generate", "--run", "runs/none"])
     )
     assert info.returncode == 0
-    assert re.search(r"transformers .*5\.0\.0 .*older than tested", info.stdout)
+    assert re.search(r"transformers .*5\.0\.0 .*too old: update it", info.stdout)
     assert info.stderr == ""
     assert other.returncode == 1
     assert other.stderr.startswith("structattn: structattn needs transformers 5.17 or newer, got 5.0.0")

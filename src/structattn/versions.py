@@ -1,4 +1,4 @@
-"""Compare installed libraries with the versions that were tested."""
+"""Compare installed libraries with the needed and the tested versions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import warnings
 from importlib import resources
 from typing import Literal
 
-Standing = Literal["missing", "older", "tested", "newer"]
+Standing = Literal["missing", "too old", "older", "tested", "newer"]
 
 _BREAKS_BETWEEN_MINORS = ("transformers",)
 
 
 @functools.cache
 def tested() -> dict[str, tuple[str, str]]:
-    """Return the oldest and the newest tested version of each library, by its name on the package index."""
-    read: dict[str, tuple[str, str]] = json.loads(
-        resources.files("structattn").joinpath("tested.json").read_text(encoding="utf-8")
-    )
-    return read
+    """Return the oldest and newest tested version of each library.
+
+    Keys are names on the package index. Tested are versions that the whole suite ran with.
+    """
+    return {name: (row["oldest"], row["newest"]) for name, row in _record().items()}
+
+
+@functools.cache
+def needed() -> dict[str, str]:
+    """Return the oldest supported version of each library, tested or not."""
+    return {name: row["needed"] for name, row in _record().items()}
 
 
 def installed(package: str) -> str | None:
@@ -33,10 +39,15 @@ def installed(package: str) -> str | None:
 
 
 def standing(package: str, version: str | None) -> Standing:
-    """Compare a version with those that were tested; what differs in the last number alone is not newer."""
+    """Compare a version with the needed and tested ones.
+
+    A newer patch release counts as tested.
+    """
     if version is None:
         return "missing"
     oldest, newest = (_numbers(each) for each in tested()[package])
+    if _numbers(version) < _numbers(needed()[package]):
+        return "too old"
     if _numbers(version) < oldest:
         return "older"
     return "newer" if _numbers(version)[:2] > newest[:2] else "tested"
@@ -44,9 +55,9 @@ def standing(package: str, version: str | None) -> Standing:
 
 @functools.cache
 def check(package: str) -> None:
-    """Refuse a version older than any tested one, and warn of a newer one where minor versions break things.
+    """Refuse a version that is too old; warn of risky newer ones.
 
-    Packages that were never tested, or are missing, pass: importing them says what is wrong.
+    Packages without a record and missing ones pass: importing them says what is wrong.
 
     Raises:
         ImportError: the installed version is too old.
@@ -54,14 +65,23 @@ def check(package: str) -> None:
     version = installed(package)
     if package not in tested() or version is None:
         return
-    oldest, newest = tested()[package]
     found = standing(package, version)
-    if found == "older":
-        raise ImportError(f"structattn needs {package} {oldest} or newer, got {version}: pip install -U {package}")
+    if found == "too old":
+        raise ImportError(
+            f"structattn needs {package} {needed()[package]} or newer, got {version}: pip install -U {package}"
+        )
     if found == "newer" and package in _BREAKS_BETWEEN_MINORS:
+        newest = tested()[package][1]
         warnings.warn(
             f"structattn was tested with {package} up to {newest}, got {version}: results may differ", stacklevel=2
         )
+
+
+@functools.cache
+def _record() -> dict[str, dict[str, str]]:
+    text = resources.files("structattn").joinpath("tested.json").read_text(encoding="utf-8")
+    record: dict[str, dict[str, str]] = json.loads(text)
+    return record
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
-"""A new task is one file and one line in the registry; this file holds a tiny one."""
+"""A new task needs nothing but its own file and a line in the registry; this file holds a tiny one."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 
 pytest.importorskip("transformers")
 
+from structattn.cli import main
+from structattn.cli.task_options import train_options
 from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, RunConfig, load_run
@@ -18,7 +22,7 @@ from structattn.models import LanguageModel
 from structattn.reporting.report import write_report
 from structattn.reporting.table import table
 from structattn.reporting.verdict import verdict
-from structattn.tasks import TASKS, Task, TaskFigure, TaskProfile, build_task, profile_of
+from structattn.tasks import TASKS, Task, TaskCommand, TaskFigure, TaskProfile, build_task, profile_of
 from structattn.tasks.randomness import Stream, generator
 from structattn.training import TrainConfig
 from tests.tasks.battery import TaskBattery
@@ -29,7 +33,12 @@ class CopyConfig:
     """Settings of copying over a distance."""
 
     context_length: int = 16
+    """Tokens of a sequence."""
+
     distance: int = 3
+    """Places between a token and its copy, as in `tokens[t - distance]`."""
+
+    alphabet: str = "plain"
 
 
 class CopyTask(Task):
@@ -103,6 +112,17 @@ COPY = TaskProfile(
     baselines_compete=True,
     figures=(TaskFigure("wrong", "Wrong tokens", "How many tokens are wrong.", _draw),),
     unmeasured=("Copying over other distances.",),
+    command=TaskCommand(
+        summary="Copying over a distance.",
+        compared=("standard", "mlr:4,4"),
+        trained="mlr:4,4",
+        examples="standard, mlr",
+        presets={
+            "tiny": {"context_length": 12, "layers": 1, "dim": 16, "heads": 2, "batch_size": 4, "steps": 3},
+            "wide": {"context_length": 12, "layers": 1, "dim": 32, "heads": 4, "batch_size": 4, "steps": 3},
+        },
+        hidden=("alphabet",),
+    ),
 )
 
 
@@ -138,6 +158,58 @@ def test_a_new_task_is_compared_and_reported(tmp_path):
     assert config.task == CopyConfig()
     assert isinstance(model, LanguageModel)
     assert profile_of(config.task) is COPY
+
+
+def _help(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--help"])
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_a_new_task_has_its_subcommands(command, capsys, monkeypatch):
+    pytest.importorskip("tyro")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "copy Copying over a distance." in _help([command], capsys)
+    printed = _help([command, "copy"], capsys)
+    words = "Places between a token and its copy, as in tokens[t - distance]."
+    assert f"--distance INT {words} (default: 3)" in printed
+    assert "Tokens of a sequence. (default: the preset's, 12 for tiny)" in printed
+    assert "training: tiny, wide;" in printed
+    assert "--alphabet" not in printed
+
+
+def test_a_new_task_is_compared_by_the_command(tmp_path, capsys):
+    pytest.importorskip("tyro")
+    command = ["compare", "copy", "--out", str(tmp_path)]
+    assert main([*command, "--distance", "2", "--steps", "2", "--preset", "wide"]) == 0
+    config = RunConfig.from_dict(json.loads((tmp_path / "runs" / "mlr-4-4-seed0" / "run.json").read_text()))
+    assert config.task == CopyConfig(12, 2)
+    assert config.sizes == ModelSizes(layers=1, dim=32, heads=4)
+    assert (config.train.steps, config.train.batch_size, config.train.mup) == (2, 4, True)
+    assert main([*command, "--preset", "tinny"]) == 1
+    assert "preset must be one of tiny, wide, got 'tinny'; did you mean 'tiny'?" in capsys.readouterr().err
+    assert main([*command, "--distance", "3", "--steps", "2", "--preset", "wide"]) == 1
+    assert "task.distance was 2, is 3" in capsys.readouterr().err
+
+
+def test_a_new_task_is_trained_by_the_command(tmp_path, capsys):
+    pytest.importorskip("tyro")
+    assert main(["train", "copy", "--out", str(tmp_path)]) == 0
+    config, _ = load_run(tmp_path / "runs" / "mlr-4-4-seed0")
+    assert config.task == CopyConfig(context_length=12)
+    assert main(["info"]) == 0
+    assert "presets of copy" in capsys.readouterr().out
+
+
+def test_a_field_with_the_name_of_a_shared_option_is_refused():
+    @dataclass(frozen=True)
+    class Config:
+        seeds: int = 1
+
+    with pytest.raises(ValueError, match=r"a field of Config must not be named as a shared option, got 'seeds'"):
+        train_options(dataclasses.replace(COPY, config=Config), COPY.command)
 
 
 def test_a_task_that_is_not_registered_is_named():

@@ -28,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checks.require("tyro", "train")
     except ImportError as error:
         return shell.fail("structattn", error)
-    from structattn.cli.commands import Command, Info
+    from structattn.cli.commands import Info, commands
 
     command = shell.parse(
-        Command,
+        commands(),
         "structattn",
         "Choose the structure of softmax attention: compare, train and use models (arXiv 2509.07963).",
         arguments,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _point_to_paper(arguments: Sequence[str]) -> int:
-    """Name the command that replaces a former subcommand; return the exit status 1."""
+    """Name the command that replaces a former one; return status 1."""
     name, *rest = arguments
     words = rest if name == "study" else arguments
     command = shlex.join(["python", "-m", "paper", *words])

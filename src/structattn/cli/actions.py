@@ -6,12 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from rich.console import Console
 
+from structattn import checks
 from structattn.cli import commands
 from structattn.cli.progress import Bars, hide_bars_of_transformers
+from structattn.cli.task_options import TaskOptions, structures
 from structattn.cli.writing import write_on
 from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
@@ -20,43 +22,23 @@ from structattn.models import LanguageModel
 from structattn.ops.hierarchy_text import parse_ranks
 from structattn.reporting.report import write_report
 from structattn.reporting.terminal import print_results, print_table
-from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig, TaskConfig, profile_of
-from structattn.tasks.ett import default_season
-from structattn.training import FORECAST_PRESETS, RunFolderError, TrainConfig, preset
+from structattn.tasks import profile_of
+from structattn.training import RunFolderError, TrainConfig
+from structattn.training.config import BUDGETS
 from structattn.training.evaluation import evaluate
 
-_Options = commands.Language | commands.Regression | commands.Forecast
-_BUDGETS = ("steps", "tokens", "flops", "minutes")
 
-# In-context regression at a size that two cores train in under an hour.
-_REGRESSION: dict[str, Any] = {
-    "layers": 4,
-    "dim": 32,
-    "heads": 8,
-    "steps": 20_000,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
-    "schedule": "cosine",
-    "mup": False,
-    "weight_decay": 0.0,
-}
-
-Config = TypeVar("Config")
-
-
-def _config(kind: type[Config], options: object, defaults: Mapping[str, Any], **fixed: Any) -> Config:
-    """Return a config from the options that are named like its fields.
+def _fields(kind: type[Any], options: object, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a config from options of the same names.
 
     Args:
         kind: class of the config.
         options: the options; None is an option that was not given.
         defaults: values of fields whose option was not given.
-        fixed: values of fields that have no option of their name and meaning.
     """
-    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    names = [field.name for field in dataclasses.fields(kind)]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    preset_values = {name: defaults[name] for name in names if name in defaults}
-    return kind(**(preset_values | given | fixed))
+    return {name: defaults[name] for name in names if name in defaults} | given
 
 
 def perform(command: commands.Action, line: Sequence[str]) -> int:
@@ -83,7 +65,7 @@ def perform(command: commands.Action, line: Sequence[str]) -> int:
 # --- compare and train ------------------------------------------------------------------------------------------------
 
 
-def _compare(options: _Options, line: Sequence[str]) -> int:
+def _compare(options: TaskOptions, line: Sequence[str]) -> int:
     comparison = _comparison(options)
     console = Console()
     with Bars(console, seeds=comparison.seeds > 1) as bars:
@@ -98,48 +80,36 @@ def _compare(options: _Options, line: Sequence[str]) -> int:
     return 1 if results.failed else 0
 
 
-def _comparison(options: _Options) -> Comparison:
+def _comparison(options: TaskOptions) -> Comparison:
     """Return the comparison of the options, completed by the preset."""
-    task: TaskConfig
-    match options:
-        case commands.Language():
-            row = preset(options.preset)
-            defaults, positions = dataclasses.asdict(row), "rotary"
-            length = row.context_length if options.context_length is None else options.context_length
-            task = LanguageConfig(options.data, length, max(length, row.evaluation_tokens))
-        case commands.Forecast():
-            row = preset(options.preset, FORECAST_PRESETS)
-            defaults, positions = dataclasses.asdict(row), "learned"
-            length = row.context_length if options.context is None else options.context
-            season = default_season(options.data) if options.season is None else options.season
-            task = _config(ForecastConfig, options, {}, context_length=length, season=season)
-        case commands.Regression():
-            defaults, positions = _REGRESSION, "learned"
-            task = _config(RegressionConfig, options, {})
-    sizes = _config(ModelSizes, options, {**defaults, "positions": positions})
-    return Comparison(commands.structures(options), task, sizes, _training(options, defaults), options.seeds)
+    command = options.command
+    defaults = command.presets[checks.one_of("preset", options.preset, command.presets)]
+    config = options.profile.config
+    task = config(**command.complete(_fields(config, options, defaults)))
+    sizes = ModelSizes(**_fields(ModelSizes, options, defaults))
+    return Comparison(structures(options), task, sizes, _training(options, defaults), options.seeds)
 
 
-def _training(options: commands.Training, defaults: Mapping[str, Any]) -> TrainConfig:
+def _training(options: TaskOptions, defaults: Mapping[str, Any]) -> TrainConfig:
     """Return the training of the options; a budget replaces the preset's."""
-    given = [name for name in _BUDGETS if getattr(options, name) is not None]
+    given = [name for name in BUDGETS if getattr(options, name) is not None]
     if len(given) > 1:
         raise ValueError(f"give one budget at most, got {' and '.join(f'--{name}' for name in given)}")
     if given:
-        defaults = {name: value for name, value in defaults.items() if name not in _BUDGETS}
+        defaults = {name: value for name, value in defaults.items() if name not in BUDGETS}
     fixed: dict[str, Any] = {"trackers": tuple(name for name in ("tensorboard", "wandb") if getattr(options, name))}
     if options.tokens is not None:
         fixed["tokens"] = int(options.tokens)
     if options.mup is not None:
         fixed["mup"] = options.mup == "on"
-    return _config(TrainConfig, options, defaults, **fixed)
+    return TrainConfig(**(_fields(TrainConfig, options, defaults) | fixed))
 
 
 # --- trained models ---------------------------------------------------------------------------------------------------
 
 
 def _run_folder(folder: Path) -> Path:
-    """Return the folder of a run; for a comparison, that of its best run."""
+    """Return the folder of a run, or of a comparison's best run."""
     if not folder.is_dir():
         raise RunFolderError(folder, "there is no such folder")
     if (folder / "results.json").exists():
@@ -183,7 +153,7 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
     from structattn.retrofit.report import draw_retrofit, retrofit_table, retrofit_verdict
 
     ranks = tuple(parse_ranks(text) for text in command.ranks)
-    study = _config(Retrofit, command, {}, model=_run_folder(command.model), ranks=ranks)
+    study = Retrofit(**(_fields(Retrofit, command, {}) | {"model": _run_folder(command.model), "ranks": ranks}))
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_retrofit(

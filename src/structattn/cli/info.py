@@ -5,11 +5,21 @@ It works beside any version of other libraries, to say which ones do not fit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
 from structattn import versions
 from structattn.comparison.environment import environment
+from structattn.tasks import TASKS
+
+_MARKS = {
+    "too old": "too old: update it",
+    "older": "older than tested",
+    "newer": "newer than tested",
+}
 
 
 def show_info() -> int:
@@ -25,18 +35,20 @@ def show_info() -> int:
     console.print(f"accelerator: {facts['accelerator'] or 'none'}\n")
     console.print(_versions_table(facts["packages"]))
     _print_backends(console)
-    console.print(_presets_table())
+    for name, task in TASKS.items():
+        if task.command is not None:
+            console.print(f"presets of {name}:", _presets_table(task.command.presets), sep="\n")
     return 0
 
 
 def _versions_table(packages: dict[str, str | None]) -> Table:
-    """Return a table of installed and tested versions; versions outside are marked."""
+    """Return a table of installed and tested versions, with marks."""
     table = Table("package", "installed", "tested", "")
     for name, version in packages.items():
         oldest, newest = versions.tested().get(name, ("", ""))
         standing = versions.standing(name, version) if oldest else ""
-        mark = {"older": "older than tested: update it", "newer": "newer than tested"}.get(standing, "")
-        table.add_row(name, version or "not installed", f"{oldest} to {newest}" if oldest else "", mark)
+        tested = oldest if oldest == newest else f"{oldest} to {newest}"
+        table.add_row(name, version or "not installed", tested, _MARKS.get(standing, ""))
     return table
 
 
@@ -49,11 +61,12 @@ def _print_backends(console: Console) -> None:
     console.print()
 
 
-def _presets_table() -> Table:
-    from structattn.training import FORECAST_PRESETS, PRESETS
+def _presets_table(presets: Mapping[str, Mapping[str, Any]]) -> Table:
+    from structattn.training.config import BUDGETS
 
-    table = Table("preset", "layers", "width", "heads", "context", "batch", "learning rate", "training FLOPs")
-    for name, row in (PRESETS | {f"{name} (forecast)": row for name, row in FORECAST_PRESETS.items()}).items():
-        cells = (row.layers, row.dim, row.heads, row.context_length, row.batch_size)
-        table.add_row(name, *map(str, cells), f"{row.learning_rate:g}", f"{row.flops:.2g}")
+    table = Table("preset", "layers", "width", "heads", "context", "batch", "rate", "budget")
+    fields = ("layers", "dim", "heads", "context_length", "batch_size", "learning_rate")
+    for name, row in presets.items():
+        budget = ", ".join(f"{row[field]:g} {field}" for field in BUDGETS if field in row)
+        table.add_row(name, *(f"{row[field]:g}" if field in row else "" for field in fields), budget)
     return table

@@ -1,4 +1,4 @@
-"""Progress bars of training runs in the terminal."""
+"""Show progress bars of training runs in the terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _COUNTERS = ("step", "tokens", "flops", "seconds", "tokens_per_second", "train_l
 
 
 def hide_bars_of_transformers() -> None:
-    """Hide the bars that transformers shows even for the single file of a small model."""
+    """Hide the progress bars that transformers shows for every file."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
 
 class Bars:
-    """Progress bars, one per run, each made when its run starts. Use it as a context.
+    """Progress bars, one per run, each made when its run starts.
+
+    Use it as a context manager.
 
     Args:
         console: console to draw on.

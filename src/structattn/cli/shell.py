@@ -54,7 +54,10 @@ def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
 
 
 def _subcommands(command: Any) -> dict[str, type]:
-    """Return the dataclasses of a union by their subcommands; nothing for other types."""
+    """Return the dataclasses of a union by their subcommands.
+
+    Other types have none.
+    """
     named = {}
     for option in get_args(command):
         for note in getattr(option, "__metadata__", ()):
@@ -88,7 +91,10 @@ def run(perform: Callable[[], int], program: str, *, debug: bool) -> int:
 
 
 def _is_reported(error: Exception) -> bool:
-    """Return True for errors of the user, the data, the disk and of runs; others are faults of the program."""
+    """Return True for errors of user, data, disk and runs.
+
+    Others are faults of the program.
+    """
     runs = sys.modules.get("structattn.training.errors")  # not imported: there was no run
     return isinstance(error, (ValueError, TypeError, ImportError, OSError)) or (
         runs is not None and isinstance(error, runs.TrainingError)
@@ -96,7 +102,7 @@ def _is_reported(error: Exception) -> bool:
 
 
 def fail(program: str, error: Exception) -> int:
-    """Write an error in one line on standard error; return the exit status 1."""
+    """Write an error in one line on standard error; return status 1."""
     line = " ".join(str(error).split()) or type(error).__name__
     sys.stderr.write(f"{program}: {line}\n")
     return 1

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from structattn.tasks.forecasting import ForecastConfig, ForecastTask
-from structattn.tasks.language import LanguageConfig, LanguageTask
-from structattn.tasks.profiles import TASKS, TaskFigure, TaskProfile, profile_of
-from structattn.tasks.regression import RegressionConfig, RegressionTask
-from structattn.tasks.task import Batch, Task, TaskConfig, Totals
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from structattn.tasks.profiles import TASKS, TaskCommand, TaskFigure, TaskProfile, profile_of
+from structattn.tasks.profiles.forecast import ForecastConfig
+from structattn.tasks.profiles.language import LanguageConfig
+from structattn.tasks.profiles.regression import RegressionConfig
+
+if TYPE_CHECKING:
+    from structattn.tasks.forecasting import ForecastTask
+    from structattn.tasks.language import LanguageTask
+    from structattn.tasks.regression import RegressionTask
+    from structattn.tasks.task import Batch, Task, TaskConfig, Totals
 
 __all__ = [
     "TASKS",
@@ -18,6 +26,7 @@ __all__ = [
     "RegressionConfig",
     "RegressionTask",
     "Task",
+    "TaskCommand",
     "TaskConfig",
     "TaskFigure",
     "TaskProfile",
@@ -25,6 +34,8 @@ __all__ = [
     "build_task",
     "profile_of",
 ]
+
+_MODULES = {"ForecastTask": "forecasting", "LanguageTask": "language", "RegressionTask": "regression"}
 
 
 def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
@@ -35,3 +46,13 @@ def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
         ValueError: the config does not fit its data.
     """
     return profile_of(config).build(config, seed, total_steps)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch with its first use.
+
+    `structattn --help` should not wait for it.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'task')}"), name)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,63 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structattn import checks
+from structattn.tasks.profiles.forecast import ForecastConfig
 from structattn.tasks.randomness import Stream, generator, places_in_epochs
-from structattn.tasks.series import Fill, Series, load_series
+from structattn.tasks.series import Series, load_series
 from structattn.tasks.task import Batch, Task, Totals
 
 HeldOut = Literal["validation", "test"]
 
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class ForecastConfig:
-    """Settings of multivariate forecasting: the series, the context and the horizon.
-
-    Raises:
-        TypeError, ValueError: a field has the wrong type or is out of range.
-    """
-
-    data: str = "ETTh1"
-    """Series: `ETTh1`, `ETTh2`, `ETTm1`, `ETTm2`, or a CSV file; see `load_series`."""
-
-    context_length: int = 512
-    """Steps `T` of the context."""
-
-    horizon: int = 96
-    """Steps `H` to predict."""
-
-    target: str = "OT"
-    """Channel with metrics of its own."""
-
-    time: str = "date"
-    """Column of times."""
-
-    columns: tuple[str, ...] = ()
-    """Channels; if empty, every column but `time`."""
-
-    fill: Fill | None = None
-    """How to fill missing values and rows: `forward`, `linear` or `drop`; None refuses them."""
-
-    season: int = 24
-    """Steps of a season, for the seasonal naive baseline."""
-
-    window_norm: str = "last"
-    """Normalisation of each context, undone in the prediction: `last`, `standard` or `none`; see
-    `ForecastModelConfig`."""
-
-    evaluation_windows: int = 96
-    """Windows of the validation part to evaluate on, spread evenly. The test part is evaluated completely."""
-
-    def __post_init__(self) -> None:
-        for name in ("data", "target", "time"):
-            checks.text(name, getattr(self, name))
-        for name in ("context_length", "horizon", "season", "evaluation_windows"):
-            checks.positive_int(name, getattr(self, name))
-        if self.season > self.context_length:
-            raise ValueError(f"season must be at most the context of {self.context_length} steps, got {self.season}")
-        if self.fill is not None:
-            checks.one_of("fill", self.fill, get_args(Fill))
 
 
 class ForecastTask(Task):

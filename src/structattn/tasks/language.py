@@ -10,7 +10,6 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -19,37 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from structattn import checks
 from structattn.tasks.characters import VOCABULARY
 from structattn.tasks.corpus import Corpus, load_corpus
+from structattn.tasks.profiles.language import LanguageConfig
 from structattn.tasks.randomness import Stream, generator, places_in_epochs
 from structattn.tasks.task import Batch, Task, Totals
-
-
-@dataclass(frozen=True)
-class LanguageConfig:
-    """Settings of character-level language: the text and the length of its windows.
-
-    Raises:
-        TypeError, ValueError: a field has the wrong type or is out of range.
-    """
-
-    data: str = "stdlib"
-    """Text: `stdlib` (Python's own source), a file, a folder (its .txt files), a pattern, or `openwebtext[:N]`."""
-
-    context_length: int = 256
-    """Characters of a window, the most that a prediction can look back."""
-
-    evaluation_tokens: int = 131_072
-    """Characters to evaluate on, in windows spread evenly over the validation part; all of it if shorter."""
-
-    def __post_init__(self) -> None:
-        checks.text("data", self.data)
-        checks.positive_int("context_length", self.context_length)
-        if checks.positive_int("evaluation_tokens", self.evaluation_tokens) < self.context_length:
-            raise ValueError(
-                f"evaluation_tokens must be at least context_length {self.context_length}, got {self.evaluation_tokens}"
-            )
 
 
 class LanguageTask(Task):

@@ -12,7 +12,6 @@ as in arXiv 2509.07963, section 4.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,44 +19,12 @@ import torch
 from torch import Tensor
 
 from structattn import checks
+from structattn.tasks.profiles.regression import RegressionConfig
 from structattn.tasks.randomness import Stream, generator
 from structattn.tasks.task import Batch, Task, Totals
 
 FIRST_DIMENSION = 4
 """Dimensions at the start of the curriculum; it starts with twice as many points."""
-
-
-@dataclass(frozen=True)
-class RegressionConfig:
-    """Settings of in-context linear regression from twice as many points as dimensions.
-
-    Raises:
-        TypeError, ValueError: a field has the wrong type or is out of range.
-    """
-
-    input_dim: int = 16
-    """Dimensions d of the inputs. A prompt has 2d points, so a sequence has 4d tokens."""
-
-    curriculum: float = 0.06
-    """Share of the steps over which prompts grow from 4 dimensions and 8 points to full size; 0 for no growth."""
-
-    evaluation_prompts: int = 2048
-    """Prompts of the held-out set, the same for every seed."""
-
-    def __post_init__(self) -> None:
-        checks.positive_int("input_dim", self.input_dim)
-        checks.probability("curriculum", self.curriculum)
-        checks.positive_int("evaluation_prompts", self.evaluation_prompts)
-
-    @property
-    def num_points(self) -> int:
-        """Points `N = 2d` of a full prompt."""
-        return 2 * self.input_dim
-
-    @property
-    def context_length(self) -> int:
-        """Tokens `2N = 4d` of a full prompt."""
-        return 2 * self.num_points
 
 
 class RegressionTask(Task):

@@ -10,16 +10,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from structattn import checks
 from structattn.tasks.ett import ETT, ett_path
-
-Fill = Literal["forward", "linear", "drop"]
-"""How to fill missing values and rows: repeat the last value, interpolate, or leave such rows out."""
+from structattn.tasks.profiles.forecast import Fill
 
 _DAY = 86_400 * 10**9
 _MISSING = ("", "na", "n/a", "nan", "null", "none")

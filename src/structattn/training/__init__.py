@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from structattn.tasks.presets import FORECAST_PRESETS, PRESETS, Preset, preset
 from structattn.training.budget import MakeTask
 from structattn.training.config import TrainConfig
 from structattn.training.errors import NonFiniteLossError, RunFolderError, TrainingError
 from structattn.training.loop import TrainResult, train
 from structattn.training.metrics import WALL_CLOCK, MetricsFile, MetricsRow
-from structattn.training.presets import FORECAST_PRESETS, PRESETS, Preset, preset
 from structattn.training.progress import Progress, StepReport
 
 __all__ = [

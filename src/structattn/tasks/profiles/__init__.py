@@ -1,6 +1,7 @@
 """Register the profiles of all tasks.
 
-A new task is one file, with a config, a `Task` and a `TaskProfile`, and one line in `TASKS`.
+A new task is a config, a `Task`, a `TaskProfile` and one line in `TASKS`. Profiles import no torch, so that `--help` is
+quick.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 from structattn import checks
 from structattn.tasks.profiles.forecast import FORECAST
 from structattn.tasks.profiles.language import LANGUAGE
-from structattn.tasks.profiles.profile import Findings, Metrics, TaskFigure, TaskProfile
+from structattn.tasks.profiles.profile import Findings, Metrics, TaskCommand, TaskFigure, TaskProfile
 from structattn.tasks.profiles.regression import REGRESSION
 
 TASKS: dict[str, TaskProfile] = {
@@ -20,7 +21,7 @@ TASKS: dict[str, TaskProfile] = {
 }
 """Every task by its name."""
 
-__all__ = ["TASKS", "Findings", "Metrics", "TaskFigure", "TaskProfile", "profile_named", "profile_of"]
+__all__ = ["TASKS", "Findings", "Metrics", "TaskCommand", "TaskFigure", "TaskProfile", "profile_named", "profile_of"]
 
 
 def profile_named(name: str) -> TaskProfile:

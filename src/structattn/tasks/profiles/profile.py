@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
-
-from structattn.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from structattn.models import StructuredModel
+    from structattn.tasks.task import Task
 
 Metrics = dict[str, Any]
 """Metrics by name: numbers, or lists of numbers."""
@@ -73,9 +72,45 @@ def _nothing(_: Any) -> dict[str, Any]:
     return {}
 
 
+def _unchanged(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields
+
+
+@dataclass(frozen=True)
+class TaskCommand:
+    """Options and defaults of a task for the commands `compare` and `train`.
+
+    Fields of the task's config are options, with their names, types, defaults and docstrings.
+    """
+
+    summary: str
+    """The task in one sentence, for `--help`."""
+
+    compared: tuple[str, ...]
+    """Structures that `compare` takes by default."""
+
+    trained: str
+    """Structure that `train` takes by default."""
+
+    examples: str
+    """Spellings of structures, for `--help`."""
+
+    presets: Mapping[str, Mapping[str, Any]]
+    """Defaults of each preset, the default preset first: fields of the config, of `ModelSizes` and of `TrainConfig`."""
+
+    hidden: tuple[str, ...] = ()
+    """Fields of the config without an option."""
+
+    derived: Mapping[str, str] = field(default_factory=dict)
+    """Default, in words, of each field that `complete` adds."""
+
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    """Returns all fields of the config, from those that the options and the preset give."""
+
+
 @dataclass(frozen=True)
 class TaskProfile:
-    """All that comparing and reporting ask about a task."""
+    """All that comparing, reporting and the command line ask about a task."""
 
     name: str
     """Name of the task in configs, results and commands, the same as `Task.name`."""
@@ -128,6 +163,9 @@ class TaskProfile:
 
     unmeasured: tuple[str, ...] = ()
     """Limits of the results, listed in the report."""
+
+    command: TaskCommand | None = None
+    """Its subcommand of `compare` and `train`; None for none."""
 
     @property
     def quantity_with_unit(self) -> str:

@@ -1,22 +1,74 @@
-"""Define the profile of in-context linear regression: its baselines and its figure."""
+"""Define settings and profile of in-context linear regression."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from structattn import checks
 from structattn.drawing.style import BASELINE, QUIET, label_ends, new_figure, pens
-from structattn.tasks.profiles.profile import Findings, Metrics, TaskFigure, TaskProfile
-from structattn.tasks.regression import RegressionConfig, RegressionTask
-from structattn.tasks.regression_baselines import least_squares_error, ridge_error, zero_error
+from structattn.tasks.profiles.profile import Findings, Metrics, TaskCommand, TaskFigure, TaskProfile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from structattn.models import StructuredModel
+    from structattn.tasks.regression import RegressionTask
 
 _RIDGE_PENALTY = 1.0
+
+# Two cores train it in under an hour.
+_SMALL = {
+    "input_dim": 8,
+    "layers": 4,
+    "dim": 32,
+    "heads": 8,
+    "steps": 20_000,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "mup": False,
+    "weight_decay": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """Settings of in-context linear regression from twice as many points as dimensions.
+
+    Raises:
+        TypeError, ValueError: a field has the wrong type or is out of range.
+    """
+
+    input_dim: int = 16
+    """Dimensions d of the inputs. A prompt has 2d points, so a sequence has 4d tokens."""
+
+    curriculum: float = 0.06
+    """Share of the steps over which prompts grow from 4 dimensions and 8 points to full size; 0 for no growth."""
+
+    evaluation_prompts: int = 2048
+    """Prompts of the held-out set, the same for every seed."""
+
+    def __post_init__(self) -> None:
+        checks.positive_int("input_dim", self.input_dim)
+        checks.probability("curriculum", self.curriculum)
+        checks.positive_int("evaluation_prompts", self.evaluation_prompts)
+
+    @property
+    def num_points(self) -> int:
+        """Points `N = 2d` of a full prompt."""
+        return 2 * self.input_dim
+
+    @property
+    def context_length(self) -> int:
+        """Tokens `2N = 4d` of a full prompt."""
+        return 2 * self.num_points
+
+
+def _build(config: RegressionConfig, seed: int, total_steps: int) -> RegressionTask:
+    from structattn.tasks.regression import RegressionTask
+
+    return RegressionTask(config, seed=seed, total_steps=total_steps)
 
 
 def _model() -> type[StructuredModel]:
@@ -26,6 +78,8 @@ def _model() -> type[StructuredModel]:
 
 
 def _baselines(task: RegressionTask) -> dict[str, Metrics]:
+    from structattn.tasks.regression_baselines import least_squares_error, ridge_error, zero_error
+
     errors = {
         "least squares": least_squares_error(task),
         f"ridge ({_RIDGE_PENALTY:g})": ridge_error(task, _RIDGE_PENALTY),
@@ -40,6 +94,8 @@ def _baselines(task: RegressionTask) -> dict[str, Metrics]:
 
 def error_by_position(results: Findings) -> Figure:
     """Draw the final error after each number of points, models against baselines."""
+    import numpy as np
+
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
     ends = []
@@ -65,9 +121,9 @@ def error_by_position(results: Findings) -> Figure:
 
 
 REGRESSION = TaskProfile(
-    name=RegressionTask.name,
+    name="regression",
     config=RegressionConfig,
-    build=lambda config, seed, total_steps: RegressionTask(config, seed=seed, total_steps=total_steps),
+    build=_build,
     model=_model,
     model_fields=lambda config: {"input_dim": config.input_dim},
     question="Which attention structures can compare inputs of so many dimensions, and at which cost?",
@@ -89,5 +145,13 @@ REGRESSION = TaskProfile(
             "the best any predictor can do; it is exact once it has seen as many points as there are dimensions.",
             error_by_position,
         ),
+    ),
+    command=TaskCommand(
+        summary="In-context linear regression: which structures can compare high-dimensional inputs.",
+        compared=("standard", "standard:1", "btt"),
+        trained="btt",
+        examples="standard, standard:1 (one head of full rank), btt, bmlr:2,1,1, …",
+        presets={"small": _SMALL},
+        hidden=("evaluation_prompts",),
     ),
 )
