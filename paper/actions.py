@@ -65,7 +65,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
         )
     finding = conclude(chosen, outcomes, command.preset, folder, line)
     console.print(finding.statement, markup=False)
-    console.print(f"{finding.agreement} The paper: {chosen.reported}", markup=False)
+    console.print(f"{finding.agreement} The paper: {chosen.text.reported}", markup=False)
     console.print(f"report: {collect(command.out)}", soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:

@@ -9,17 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from paper.chronos.attention import COMPARED
-
-QUESTIONS = {
-    "bottleneck": "Figure 2: how large must a head of standard attention be to compare inputs of d dimensions?",
-    "width": "Figure 3a: at which width does each structure solve in-context regression?",
-    "compute": "Figure 3b: which structure has the lowest error of in-context regression at equal compute?",
-    "scaling": "Figure 4: which structure predicts text best at equal compute, over widths?",
-    "mup": "Figure 5: does the best learning rate stay put over widths, with and without muP?",
-    "ranks": "Section 5: how should the ranks of a language model be split over levels?",
-    "forecast": "Figure 15: does the gain of levels grow with the length of a series? Does Chronos need less compute?",
-}
-"""The question of each study."""
+from paper.texts import TEXTS
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,9 @@ class Chronos:
 
 
 def _subcommand(name: str) -> Any:
-    return tyro.conf.subcommand(name, default=Study(name), description=QUESTIONS[name])
+    text = TEXTS[name]
+    description = f"{text.figure.capitalize()}: {text.question}"
+    return tyro.conf.subcommand(name, default=Study(name), description=description)
 
 
 Command = (

@@ -1,4 +1,4 @@
-"""Compare means over seeds, and put the comparison into words."""
+"""Compare means over seeds, and describe the comparison."""
 
 from __future__ import annotations
 
@@ -50,18 +50,13 @@ def all_true(answers: Sequence[bool | None]) -> bool | None:
     return None if None in answers or not answers else True
 
 
-def sentence(words: str) -> str:
-    """Return the words with a capital letter and a full stop."""
-    return f"{words[0].upper()}{words[1:]}."
-
-
 def describe_resolution(groups: Iterable[Estimate]) -> str:
-    """Say how far apart two means of these groups must be to differ."""
+    """Say which difference between two means of these groups is within the spread of seeds."""
     groups = list(groups)
     margin = pooled_margin(groups, groups[0], groups[0])
     if math.isinf(margin):
-        return "With one seed no difference tells anything."
-    return f"(±: standard error over seeds; means less than {margin:.3f} apart tell nothing, at 95%.)"
+        return "One seed shows no spread, so no difference tells anything."
+    return f"± is the standard error over seeds. Differences below {margin:.3f} tell nothing, at 95%."
 
 
 def format_estimate(estimate: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""The gain of levels in forecasting: how much lower the error is than that of standard attention."""
+"""Gain of levels in forecasting: share by which the error is below standard attention's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
     for index, (structure, pen) in enumerate(pens(structures).items()):
         points = [(context, _mean_gain(gains, structure, context)) for context in contexts]
         known = [(context, each) for context, each in points if each is not None]
-        shift = 1 + 0.03 * (index - (len(structures) - 1) / 2)  # so that error bars do not hide one another
+        shift = 1 + 0.03 * (index - (len(structures) - 1) / 2)  # so that error bars do not hide each other
         axes.errorbar(
             [shift * context for context, _ in known],
             [each.mean for _, each in known],
@@ -67,7 +67,7 @@ def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
 
 
 def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
-    """Say how the gain changes with the context; return the sentence and whether it grows for every structure."""
+    """Describe the gain over contexts; return the words, and True if it grows for every structure."""
     parts, grows = [], []
     for structure in dict.fromkeys(gain.structure for gain in gains):
         slopes = _slopes(gains, structure)
@@ -76,14 +76,15 @@ def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
         if slopes and at_longest is not None:
             slope = Estimate.of(slopes)
             parts.append(
-                f"{structure} {_percent(at_longest)} at context {longest}, and {_percent(slope)} more with each "
-                "doubling"
+                f"{structure} {_percent(at_longest)} at context {longest}, {_percent(slope)} per doubling of the "
+                "context"
             )
             grows.append(above_zero(slope))
     if not parts:
         return "Too few forecasts ended to compare contexts.", None
     return (
-        f"Gain over {REFERENCE} in the target's error, mean over horizons with its 95% interval: {'; '.join(parts)}.",
+        f"Gain over {REFERENCE} in the target's error, mean over horizons: {'; '.join(parts)}. ± is half the 95% "
+        "interval.",
         all_true(grows),
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from paper.chronos.run import ChronosRunConfig
+from paper.texts import TEXTS, StudyText
 from structattn.comparison import files
 from structattn.comparison.run import RunConfig, of_seed
 
@@ -106,25 +107,26 @@ class Finding:
     def agreement(self) -> str:
         """Return `agrees` in words."""
         if self.agrees is None:
-            return "The runs cannot tell whether it is as the paper reports."
+            return "These runs cannot tell whether the paper's answer holds."
         return "As the paper reports." if self.agrees else "Not as the paper reports."
 
 
 class Study(abc.ABC):
-    """A figure of the paper: its trials, how to draw it, and what it shows. Class attributes are texts about it."""
+    """A figure of the paper: its trials, their plot and the finding."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
-    question: ClassVar[str]
-    """The question, and why it is asked."""
-    reported: ClassVar[str]
-    """The paper's answer."""
-    figure: ClassVar[str]
-    """Figure or section of the paper."""
+    """Name of the study, of its command and of its text in `paper.texts`."""
+
     scales: ClassVar[Mapping[Scale, str]]
-    """One sentence per scale: what is trained."""
+    """Sizes and training of the models, in words, by scale."""
+
     data: ClassVar[str | None] = None
     """Default text or series; None if the task generates its data."""
+
+    @property
+    def text(self) -> StudyText:
+        """Title, question and the paper's answer."""
+        return TEXTS[self.name]
 
     @abc.abstractmethod
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:

@@ -116,11 +116,11 @@ class ChronosResults:
 
     @property
     def verdict(self) -> str:
-        """Sentence on final losses and FLOPs to standard attention's loss, or `""`."""
+        """Final losses, and FLOPs to standard attention's loss, in words; empty without standard attention."""
         curves = {(run.attention, run.seed): [(flops, loss) for _, flops, loss in run.curve] for run in self.runs}
-        sentence, _ = chronos_verdict(curves)
-        spread = " (±: standard error over seeds)" if len({run.seed for run in self.runs}) > 1 else ""
-        return f"Nats per token at the end: {sentence}{spread}." if sentence else ""
+        words, _ = chronos_verdict(curves)
+        spread = " ± is the standard error over seeds." if len({run.seed for run in self.runs}) > 1 else ""
+        return f"Nats per token at the end: {words}.{spread}" if words else ""
 
     def save(self, folder: Path) -> None:
         """Write `results.json` into `folder`."""
