@@ -1,4 +1,4 @@
-"""The machine of a measurement: processor or card, versions, commit, threads, speed of matrix products."""
+"""Describe the machine of a measurement: processor, card, versions, speed of matrix products."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pin_threads(module: str) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Return machine, versions, commit and pinning."""
+    """Return processor, threads, versions and commit."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu(),
@@ -71,7 +71,7 @@ def card() -> dict[str, Any]:
 
 
 def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
-    """Measure the MB that one call needs beyond those in use."""
+    """Measure the MB that a call allocates beyond those in use."""
     if device == "cpu":
         return 0.0
     torch.cuda.synchronize()
