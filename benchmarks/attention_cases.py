@@ -1,4 +1,4 @@
-"""Options, check and samples that the attention benchmarks on CPU and GPU share."""
+"""Options, checks and samples shared by the CPU and GPU benchmarks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Case = TypeVar("Case", bound=AttentionCase)
 
 
 def parse_options(description: str | None, *, out: Path, seconds: float) -> argparse.Namespace:
-    """Parse the command line: output file, time per case, and which cases to measure."""
+    """Parse the command line of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--seconds", type=float, default=seconds, help="time for each case's rounds")
@@ -85,7 +85,7 @@ def add_samples(rows: Sequence[dict[str, Any]], seconds: Mapping[str, Sequence[f
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the median time of each variant, or the reason why there is none."""
+    """Return the median of each variant, or why there is none."""
     return {
         row["variant"]: f"{machine.median(row['samples_ms']):.3f} ms" if "samples_ms" in row else str(row["reason"])
         for row in rows

@@ -34,7 +34,10 @@ _FINAL_RATE = 0.1
 
 
 def train_ours(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any]:
-    """Train this package's model by its own loop; save it if `--keep` names a folder."""
+    """Train this package's model by its own loop.
+
+    Saves it if `--keep` names a folder.
+    """
     torch.manual_seed(options.seed)
     sizes = {"layers": options.layers, "dim": options.dim, "heads": options.heads, "positions": options.positions}
     model = LanguageModel(LanguageModelConfig(**sizes, context_length=task.context_length))

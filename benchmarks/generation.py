@@ -49,7 +49,10 @@ VARIANTS: dict[str, tuple[str, bool]] = {
 
 
 def build(attention: str, context: int) -> LanguageModel:
-    """Return a model of random weights; matrices that would start at zero are random, too."""
+    """Return a model without zero weights.
+
+    Matrices that would start at zero are random, too.
+    """
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**SIZES, context_length=context, attention=attention)).eval()
     for block in model.backbone.layers:
@@ -104,7 +107,7 @@ def measure_speed(contexts: list[int], rounds: int) -> dict[str, Any]:
 
 
 def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
-    """Write a text with a small model of each attention, and record the bytes of its cache.
+    """Record the bytes of the cache while a small model writes.
 
     Returns:
         By attention, rows of `[tokens written, bytes of level 1 and values, bytes of the cache]`.
@@ -179,7 +182,7 @@ def page(document: dict[str, Any]) -> str:
 
 
 def _speed_row(context: int, row: dict[str, Any]) -> list[str]:
-    """Return the cells of one context: time of every variant, and bytes of the caches."""
+    """Return the cells of one context: times and cache sizes."""
     medians = {name: machine.median(row["seconds"][name]) for name in VARIANTS}
     cells = [f"{1e3 * median:.2f} ({medians[BASELINE] / median:.2f})" for median in medians.values()]
     for kind in ("key bytes", "bytes"):

@@ -81,7 +81,10 @@ CASES = [
 
 
 def hierarchy(case: Case, variant: str) -> Hierarchy:
-    """Return the hierarchy of a variant; the ranks of P32 are doubled at rank 128, eager has those of P32."""
+    """Return the hierarchy of a variant; eager has that of P32.
+
+    The ranks of P32 are doubled at rank 128.
+    """
     ranks = {"8x8": (case.rank // 8,) * 8, "P32": tuple(rank * case.rank // 64 for rank in P32)}
     ranks[EAGER] = ranks["P32"]
     return Hierarchy.dyadic(ranks[variant], case.length) if variant in ranks else Hierarchy.flat(case.rank)
@@ -98,7 +101,10 @@ def tensors(case: Case, device: str) -> tuple[Tensor, ...]:
 
 
 def attention(case: Case, variant: str) -> Callable[..., Tensor]:
-    """Return attention as a function of query, key and value; causal but for decode, which has one query."""
+    """Return attention as a function of query, key and value.
+
+    It is causal, but for decode, which has one query.
+    """
     causal = case.operation != "decode"
     if variant in SDPA:
 
@@ -122,7 +128,10 @@ def attention(case: Case, variant: str) -> Callable[..., Tensor]:
 
 
 def build(case: Case, variant: str, device: str) -> Callable[[], Any]:
-    """Return the call to time; decode gets keys split into levels, as a cache holds them."""
+    """Return the call to time.
+
+    Decode gets keys split into levels, as a cache holds them.
+    """
     query, key, value, upstream = tensors(case, device)
     attend = attention(case, variant)
     if case.operation == "decode" and variant in OURS:
@@ -135,7 +144,10 @@ def build(case: Case, variant: str, device: str) -> Callable[[], Any]:
 
 
 def check_variant(case: Case, result: Any, variant: str, device: str) -> dict[str, Any]:
-    """Check outputs and gradients of one row's last queries against float64; see `check`."""
+    """Check outputs and gradients of last queries against float64.
+
+    One row is checked; see `check`.
+    """
     query, key, value, upstream = (tensor[:1] for tensor in tensors(case, device))
     last = slice(-min(CHECKED_QUERIES, case.queries), None)
     trained = not isinstance(result, Tensor)
@@ -161,7 +173,10 @@ def work(case: Case, variant: str) -> int:
 
 
 def measure(case: Case, seconds: float, device: str = "cuda") -> list[dict[str, Any]]:
-    """Time every variant in turn; a variant that fails or is wrong has the reason in its row."""
+    """Time every variant in turn.
+
+    A variant that fails or is wrong has the reason in its row.
+    """
     rows, calls = [], {}
     for variant in case.variants:
         row = {**asdict(case), "case": str(case), "sweep": case.sweep, "variant": variant, "flops": work(case, variant)}

@@ -84,7 +84,10 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
 
 
 def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]]:
-    """Return causal forward, backward and decode calls at `r = dv` (values of at most 256 dimensions)."""
+    """Return causal forward, backward and decode calls.
+
+    `r = dv`, with values of at most 256 dimensions.
+    """
     query, key = (torch.empty(1, _HEADS, _LENGTH, rank, dtype=dtype) for _ in range(2))
     value = torch.empty(1, _HEADS, _LENGTH, min(rank, 256), dtype=dtype)
     lse = torch.empty(1, _HEADS, _LENGTH)
@@ -100,7 +103,10 @@ def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16
 
 
 class _NoCard:
-    """A driver without a card; each capability is a device, since kernels are cached by device."""
+    """A driver without a card.
+
+    Each capability is a device of its own, since kernels are cached by device.
+    """
 
     def __init__(self, capability: int) -> None:
         self.capability = capability

@@ -1,4 +1,4 @@
-"""Describe the machine of a measurement: processor, card, versions, speed of matrix products."""
+"""Describe the machine of a measurement and the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def pin_threads(module: str) -> None:
-    """Restart the module with one thread pinned to each core; unpinned threads make times jump."""
+    """Restart the module with one thread pinned to each core.
+
+    Unpinned threads make times jump.
+    """
     if "OMP_PLACES" in os.environ:
         return
     places = ",".join(f"{{{core}}}" for core in sorted(os.sched_getaffinity(0)))
@@ -51,7 +54,10 @@ def reason(failure: Exception) -> str:
 
 
 def roof(dtype: torch.dtype, size: int = 1024, rounds: int = 15) -> float:
-    """Return the best FLOP/s of PyTorch's product of two square matrices, with all threads."""
+    """Return the best FLOP/s of PyTorch's square matrix product.
+
+    It uses all threads.
+    """
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(rounds))
 
@@ -83,7 +89,7 @@ def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
 
 
 def roof_on_card(dtype: torch.dtype, size: int = 8192, rounds: int = 20) -> float:
-    """Return the best FLOP/s of PyTorch's product of two square matrices."""
+    """Return the best FLOP/s of PyTorch's square matrix product."""
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     return float(2 * size**3 / min(seconds_on_card(lambda: a @ b) for _ in range(rounds)))
 

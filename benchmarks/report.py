@@ -23,7 +23,7 @@ _Row = dict[str, Any]
 
 
 def render(path: Path) -> None:
-    """Write the table and the plot beside `path`, with the suffixes `.md` and `.svg`."""
+    """Write the page and the plot of a benchmark beside its JSON."""
     result = json.loads(path.read_text())
     if "limits" in result:
         path.with_suffix(".md").write_text(compiled_markdown(result))
@@ -35,7 +35,7 @@ def render(path: Path) -> None:
 
 
 def compiled_markdown(result: dict[str, Any]) -> str:
-    """Return the page on compiled kernels: a table for each kernel and rank."""
+    """Return the page on compiled kernels, a table per kernel and rank."""
     lines = [
         "# The GPU kernels as compiled",
         "",
@@ -77,7 +77,10 @@ def _compiled_cell(row: dict[str, Any], limit: int) -> str:
 
 
 def gpu_markdown(result: dict[str, Any], path: Path) -> str:
-    """Return the page on a CUDA card: a table for each operation and width."""
+    """Return the page on a CUDA card.
+
+    A table for each operation and width.
+    """
     lines = [
         "# MLR attention on a GPU",
         "",
@@ -110,7 +113,10 @@ def _card_cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]
 
 
 def cpu_markdown(result: dict[str, Any], path: Path) -> str:
-    """Return the page on a CPU: a row per case, then time and memory by length."""
+    """Return the page on a CPU.
+
+    A row for each case, then time and memory by length.
+    """
     roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in result["roof"].items())
     rows = [row for row in result["rows"] if not row["sweep"]]
     body = []
@@ -160,7 +166,7 @@ def _sweep(result: dict[str, Any]) -> list[str]:
 
 
 def _table_by_length(rows: list[_Row], text: Callable[[_Row, _Row], str], baseline: str) -> list[str]:
-    """Return a table with a row per length and a column per variant.
+    """Return a table by length (rows) and variant (columns).
 
     Args:
         rows: the measured rows.

@@ -49,12 +49,12 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
 
 
 def _pairs(folder: Path) -> str:
-    """Return the end of a heading if pairs other than the far ones were measured."""
+    """Return the end of a heading: nothing for far pairs."""
     return ", measured over all tokens" if files.read_json(folder / "config.json")["pairs"] == "all" else ""
 
 
 def _without_folder(command: list[str]) -> list[str]:
-    """Return the command with the path of its text cut to the file name."""
+    """Return the command with the path of its text shortened."""
     words = list(command)
     place = words.index("--data") + 1
     words[place] = Path(words[place]).name

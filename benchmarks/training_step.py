@@ -25,7 +25,7 @@ BATCH = 2
 
 
 def step(structure: str, precision: str) -> Callable[[], None]:
-    """Return a function that trains a fresh model of that structure for one step."""
+    """Return a function that trains a fresh model for one step."""
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**SIZES, attention=structure))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -1,4 +1,4 @@
-"""Forecasting: gain of levels over contexts, and Chronos's loss against FLOPs (figure 15)."""
+"""Gain of levels in forecasting, and Chronos's loss against FLOPs (figure 15)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SERIES, _CHRONOS = "series", "Chronos"
 
 
 class Forecast(Study):
-    """Figure 15: forecasts from contexts of several lengths, and Chronos trained from scratch."""
+    """Figure 15: forecasts over contexts, and Chronos trained from scratch."""
 
     name = "forecast"
     scales: ClassVar[Mapping[Scale, str]] = {
@@ -74,7 +74,7 @@ class Forecast(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Say how the gain changes with the context, and how much compute Chronos needs."""
+        """Describe the gain over contexts, and Chronos's FLOPs."""
         series, grows = describe_gains(gains(with_label(outcomes, part=_SERIES)))
         chronos, saves = _describe_chronos(with_label(outcomes, part=_CHRONOS))
         return Finding(f"{series} {chronos}", all_true([grows, saves]))
@@ -126,7 +126,10 @@ def _draw_chronos(figure: SubFigure, outcomes: Sequence[Outcome]) -> None:
 
 
 def _describe_chronos(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
-    """Describe Chronos's losses and FLOPs; return the words, and True if MLR attention always saves compute."""
+    """Describe Chronos's losses and FLOPs.
+
+    Returns the words, and True if MLR attention always saves compute.
+    """
     parts, saves = [], list[bool | None]()
     ended = [outcome for outcome in outcomes if outcome.rows]
     for size in label_values(ended, "size"):

@@ -1,4 +1,4 @@
-"""Gain of levels in forecasting: share by which the error is below standard attention's."""
+"""Gain of levels in forecasting: relative fall of the error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ class Gain:
 
 
 def gains(outcomes: Sequence[Outcome]) -> list[Gain]:
-    """Return the gain of every run whose standard counterpart ended; both saw the same data in the same order."""
+    """Return the gain of every run over standard attention.
+
+    Both runs of a pair have the same seed, so they read the same data in the same order. A run without its standard
+    counterpart has no gain.
+    """
     errors = {
         (each.labels["structure"], each.labels["horizon"], each.labels["context"], each.labels["seed"]): each.loss
         for each in outcomes
@@ -44,7 +48,10 @@ def gains(outcomes: Sequence[Outcome]) -> list[Gain]:
 
 
 def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
-    """Draw gain against context: one line per structure, with 95% intervals over seeds."""
+    """Draw gain against context, one line per structure.
+
+    Bars are 95% intervals over seeds.
+    """
     structures = list(dict.fromkeys(gain.structure for gain in gains))
     contexts = sorted({gain.context for gain in gains})
     axes.axhline(0, color=QUIET, linewidth=1)
@@ -67,7 +74,10 @@ def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
 
 
 def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
-    """Describe the gain over contexts; return the words, and True if it grows for every structure."""
+    """Describe the gain over contexts.
+
+    Returns the words, and True if the gain grows for every structure.
+    """
     parts, grows = [], []
     for structure in dict.fromkeys(gain.structure for gain in gains):
         slopes = _slopes(gains, structure)
@@ -90,7 +100,10 @@ def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
 
 
 def _mean_gain(gains: Sequence[Gain], structure: str, context: int) -> Estimate | None:
-    """Average the gain over horizons, then estimate it over seeds; None if there is no run."""
+    """Return the gain averaged over horizons; None without a run.
+
+    The standard error is over seeds.
+    """
     by_seed: dict[int, list[float]] = {}
     for gain in gains:
         if (gain.structure, gain.context) == (structure, context):
@@ -99,7 +112,10 @@ def _mean_gain(gains: Sequence[Gain], structure: str, context: int) -> Estimate 
 
 
 def _slopes(gains: Sequence[Gain], structure: str) -> list[float]:
-    """Fit, for each seed, the percentage points of gain per doubling of the context (least squares)."""
+    """Return, for each seed, the slope of the gain over contexts.
+
+    In percentage points per doubling of the context, by least squares.
+    """
     slopes = []
     for seed in sorted({each.seed for each in gains}):
         points = [

@@ -1,4 +1,4 @@
-"""The best learning rate of models of several widths, with and without muP (figure 5)."""
+"""Best learning rate over widths, with and without muP (figure 5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Mup(Study):
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Vary the learning rate by even factors, over widths, with and without muP."""
+        """Vary learning rate and width, with and without muP."""
         if scale == "small":
             widths, head_dim, layers, length, batch, steps = (64, 128, 256), 32, 3, 128, 8, 250
             rates = [2.0**power for power in (-9.5, -8, -6.5, -5, -3.5)]
@@ -54,7 +54,10 @@ class Mup(Study):
         return with_seeds(trials, seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the loss against the learning rate, one line per width; left with muP, right without."""
+        """Plot loss against learning rate, one line per width.
+
+        Left with muP, right without.
+        """
         with styled():
             figure = new_figure(7.6, 3.4)
             first = None
@@ -73,7 +76,7 @@ class Mup(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """State the loss that the narrowest model's best rate costs the widest model."""
+        """State what the narrowest model's best rate costs the widest model."""
         ended = [outcome for outcome in outcomes if outcome.rows and math.isfinite(outcome.loss)]
         groups = list(estimates(ended, "mup", "width", "learning_rate").values())
         parts, is_worse = [], []
@@ -89,7 +92,7 @@ class Mup(Study):
 
 @dataclass(frozen=True)
 class _Transfer:
-    """Losses of the widest model at its own best learning rate and at the narrowest model's."""
+    """Loss of the widest model at the narrowest model's best rate."""
 
     best_rates: dict[int, float]
     """Learning rate with the lowest mean loss, by width in ascending order."""
@@ -101,7 +104,7 @@ class _Transfer:
     """Its loss at the narrowest model's best rate; None if it does not train there."""
 
     def describe(self) -> str:
-        """Say which rates are best, and what the narrowest model's costs the widest."""
+        """Say which rates are best and what the transfer costs."""
         rates = ", ".join(f"2^{math.log2(rate):g} at D = {width}" for width, rate in self.best_rates.items())
         wide = f"the model of D = {max(self.best_rates)}"
         cost = (

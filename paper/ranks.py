@@ -34,7 +34,7 @@ class Ranks(Study):
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Vary the ranks, from one level to two dimensions in level 1, at standard scale."""
+        """Vary the ranks, at standard scale."""
         if scale == "paper":
             row = preset("paper-512")
             splits: tuple[str, ...] = ("64", "32|32", "32|16|16", "32|8|6|4|4|4|4|2", "8x8", "2|2|4|4|4|8|8|32")
@@ -44,7 +44,7 @@ class Ranks(Study):
         return with_seeds([preset_trial(mlr_unscaled(split), data, row, {"ranks": split}) for split in splits], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the loss against the share of key numbers that the ranks keep."""
+        """Plot the loss against the share of key numbers kept."""
         points = sorted((_key_share(ranks), each) for ranks, each in _losses(outcomes).items())
         xlabel = "share of key numbers kept when generating"
         return plot_estimates({"MLR attention": points}, xlabel=xlabel, ylabel=LOSS)
@@ -68,6 +68,9 @@ def _losses(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
 
 def _key_share(spelling: str) -> float:
-    """Return `Σ r_l / 2^{l-1}` over `Σ r_l`: the share of key numbers that full dyadic blocks keep."""
+    """Return the share of key numbers that full dyadic blocks keep.
+
+    `Σ r_l / 2^{l-1}` over `Σ r_l`.
+    """
     ranks = parse_ranks(spelling)
     return sum(rank / 2**level for level, rank in enumerate(ranks)) / sum(ranks)

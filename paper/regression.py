@@ -1,4 +1,4 @@
-"""In-context regression: rank of the score, error and cost (figures 2 and 3)."""
+"""In-context regression: error by rank, width and compute (figures 2, 3)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEADS = 8
 
 _ERROR = "squared error / d at the last position"
 
-# Batch 64 and no weight decay, as in the code of the paper.
+# Batch 64 and no weight decay, as in the paper's code.
 _SHARED = TrainConfig(steps=1, batch_size=64, weight_decay=0.0, mup=False)
 _TRAINING: dict[Scale, TrainConfig] = {
     "small": dataclasses.replace(_SHARED, steps=4_000, learning_rate=2e-3, precision="float32"),
@@ -62,13 +62,13 @@ class Bottleneck(Study):
     scales = _SCALES
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Vary the width, from a head rank far below the input dimension to one above it."""
+        """Vary the width, so that head ranks lie around the input dimension."""
         inputs = {"small": (6,), "paper": (16, 32, 64, 128)}[scale]
         widths = {"small": (16, 32, 48, 64), "paper": (16, 32, 64, 128, 256, 512, 1024)}[scale]
         return with_seeds([trial(scale, "standard", dim, d) for d in inputs for dim in widths], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the error against head rank / input dimension, one line per input dimension."""
+        """Plot error against head rank, one line per input dimension."""
         return plot_estimates(
             {f"d = {d}": _errors_by_rank(outcomes, d) for d in label_values(outcomes, "input_dim")},
             xlabel="head rank / input dimension, r / d",
@@ -77,7 +77,7 @@ class Bottleneck(Study):
         )
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Compare the errors below and at full rank, for the largest input dimension."""
+        """Compare errors at low and full rank, for the largest inputs."""
         d = max(int(value) for value in label_values(outcomes, "input_dim"))
         points = _errors_by_rank(outcomes, d)
         low_rank = [each for ratio, each in points if ratio <= 0.5]
@@ -111,7 +111,10 @@ class Width(Study):
         return plot_estimates(lines, xlabel="model width D", ylabel=_ERROR, log_x=True)
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Find each structure's smallest width whose error is within the spread of the lowest, at 95%."""
+        """Find the smallest width at which each structure solves the task.
+
+        There its error is within the spread of the lowest one, at 95%.
+        """
         table = estimates(outcomes, "width", "structure")
         names = ("standard", "standard:1", "btt")
         if not all(any(name == known for _, known in table) for name in names):

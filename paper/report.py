@@ -1,4 +1,4 @@
-"""Write a study's figure, tables and page, and one report over all studies."""
+"""Write a study's files, and one report over all studies."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
 
 
 def _describe_runs(outcomes: Sequence[Outcome]) -> str:
-    """Say how many runs there were, how large they were, and how long they took."""
+    """Describe number, sizes and time of the runs."""
     ended = [outcome for outcome in outcomes if outcome.rows]
     if not ended:
         return "No run ended."

@@ -43,7 +43,10 @@ class Scaling(Study):
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Train every structure at every width, with a budget that grows with the parameters."""
+        """Train every structure at every width.
+
+        The budget grows with the parameters.
+        """
         if scale == "paper":
             structures = ("standard", "mlr", _UNSCALED, "swa:128", "gswa:128|32")
         else:
@@ -54,7 +57,7 @@ class Scaling(Study):
         return with_seeds(trials, seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the final loss against compute, with each structure's power law and its band."""
+        """Plot loss against compute, with power laws and their bands."""
         with styled():
             figure = new_figure(7.4, 3.6)
             axes = figure.add_subplot()
@@ -73,7 +76,7 @@ class Scaling(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Rank the structures at each budget, and state the exponents of their power laws."""
+        """Rank structures at each budget; state the exponents."""
         table = estimates(outcomes, "budget", "structure")
         if not table:
             return Finding("No trial ended.")
@@ -111,7 +114,10 @@ def _mlr_is_best(losses: Mapping[str, Estimate]) -> list[bool | None]:
 
 
 def _fit_law(outcomes: Sequence[Outcome], structure: str) -> PowerLaw | None:
-    """Fit a structure's loss against compute; None if fewer than two budgets ended."""
+    """Fit a structure's loss against compute.
+
+    None if fewer than two budgets ended.
+    """
     ended = [each for each in with_label(outcomes, structure=structure) if each.rows]
     budgets = [float(each.labels["budget"]) for each in ended]
     return PowerLaw.fit(budgets, [each.loss for each in ended]) if len(set(budgets)) > 1 else None

@@ -1,4 +1,4 @@
-"""A study: labelled trials, a figure of their outcomes, and a finding in words."""
+"""A study: its trials, their outcomes and its finding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _METRICS = ("last_error", "nats_per_character", "nats_per_token", "test_target_m
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study, with labels that tell it from the others."""
+    """One run of a study, and its labels."""
 
     config: RunConfig | ChronosRunConfig
     labels: Mapping[str, Label]
@@ -47,9 +47,10 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Return the name of its folder: the trial's name, safe for any file system, and a digest of its config.
+        """Return the name of its folder: its own name and a digest.
 
-        Studies with the same run share its folder. Runs that differ in a setting without a label do not.
+        The name is safe for any file system. The digest is that of the config: studies with the same run share its
+        folder, and runs that differ only in a setting without a label do not.
         """
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()
         return f"{files.safe_name(self.name)}-{digest[:8]}"
@@ -86,7 +87,10 @@ class Outcome:
         return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "failed": self.error or ""}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """Return the rows of this trial in curves.csv: one per evaluation, with all its numbers."""
+        """Return the rows of this trial in curves.csv.
+
+        Each evaluation is a row with all its numbers.
+        """
         return [
             {**self.labels, **{name: value for name, value in row.items() if isinstance(value, (int, float))}}
             for row in self.rows
@@ -125,12 +129,12 @@ class Study(abc.ABC):
 
     @property
     def text(self) -> StudyText:
-        """Title, question and the paper's answer."""
+        """Return title, question and the paper's answer."""
         return TEXTS[self.name]
 
     @abc.abstractmethod
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Return every run: all trials with the first seed, then all with the next.
+        """Return every run, seed by seed.
 
         Args:
             scale: sizes of the study.
@@ -153,6 +157,6 @@ def metric(row: Mapping[str, Any]) -> float:
 
 
 def with_seeds(trials: Iterable[Trial], seeds: int) -> list[Trial]:
-    """Repeat the trials with every seed: all with the first, then all with the next."""
+    """Repeat the trials with every seed, seed by seed."""
     trials = list(trials)
     return [dataclasses.replace(trial, config=of_seed(trial.config, seed)) for seed in range(seeds) for trial in trials]

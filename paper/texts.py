@@ -1,4 +1,7 @@
-"""Title, question and the paper's answer of each study, for its command and its page. Imports nothing heavy."""
+"""Title, question and the paper's answer of each study.
+
+Used by the help of the command and by the study's page. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 

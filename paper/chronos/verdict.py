@@ -51,9 +51,9 @@ def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[
 
 
 def flops_to_reach(curve: Curve, loss: float) -> float:
-    """Return the training FLOPs at which a curve first reaches `loss`; infinity if it never does.
+    """Return the training FLOPs at which a curve first reaches `loss`.
 
-    Losses between evaluations are interpolated.
+    Infinity if it never does. Losses between evaluations are interpolated.
     """
     for before, (flops, reached) in zip((None, *curve), curve, strict=False):
         if reached <= loss:
