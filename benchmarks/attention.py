@@ -1,7 +1,7 @@
-"""MLR attention against PyTorch's own attention on this machine: `python -m benchmarks.attention`.
+"""Compare MLR attention with PyTorch's attention on this machine: `python -m benchmarks.attention`.
 
-Rounds time all variants of a case in turn, so a drift of the machine affects them alike. A variant is timed only if its
-result agrees with the definition in float64. Samples go to JSON, which `benchmarks.report` renders.
+A round times all variants of a case in turn, so that a drift of the machine affects them alike. A variant is timed only
+if its result agrees with the definition in float64. Samples go to JSON, which `benchmarks.report` renders.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ SWEEP = [
 
 
 def hierarchy(variant: str, length: int) -> Hierarchy:
-    """Return the levels of a variant; the eager form has those of P32."""
+    """Return the hierarchy of a variant; eager has that of P32."""
     ranks = RANKS.get(variant, RANKS["P32"])
     return Hierarchy.dyadic(ranks, length) if len(ranks) > 1 else Hierarchy.flat(*ranks)
 
@@ -118,7 +118,10 @@ def attention(case: Case, variant: str) -> Callable[..., Tensor]:
 
 
 def check_variant(case: Case, variant: str) -> dict[str, Any]:
-    """Check outputs of the last queries, and gradients from them, against float64; see `check`."""
+    """Check outputs and gradients of the last queries against float64.
+
+    See `check`.
+    """
     query, key, value, upstream = tensors(case)
     levels = hierarchy("flat" if variant in (SDPA, FLEX) else variant, case.length)
     last = slice(-min(CHECKED_QUERIES, query.shape[2]), None)
@@ -140,7 +143,10 @@ def check_variant(case: Case, variant: str) -> dict[str, Any]:
 
 
 def flops(case: Case, variant: str) -> int:
-    """Return the FLOPs of visible pairs: backward recomputes scores, and has two products for each of forward's."""
+    """Return the FLOPs of visible pairs.
+
+    Backward recomputes the scores, and has two products for each product of forward.
+    """
     levels = hierarchy(variant, case.length) if variant in RANKS else Hierarchy.flat(RANK)
     queries = 1 if case.operation == "decode" else case.length
     pairs = levels.pair_counts(queries, case.length, is_causal=True, query_offset=case.length - queries)
@@ -150,7 +156,10 @@ def flops(case: Case, variant: str) -> int:
 
 
 def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
-    """Time every variant in turn; the row of one that fails or errs has the reason instead."""
+    """Time every variant in turn.
+
+    A variant that fails or is wrong has the reason in its row.
+    """
     rows, calls = [], {}
     for variant in case.variants:
         row: dict[str, Any] = {**asdict(case), "case": str(case), "variant": variant, "flops": flops(case, variant)}
@@ -170,14 +179,20 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
 
 
 def peak_memory(case: Case, variant: str) -> float:
-    """Measure the MB that one call needs beyond its inputs, in a process of its own."""
+    """Measure the MB that a call needs beyond its inputs.
+
+    The call runs in a process of its own.
+    """
     code = f"from benchmarks.attention import *; print_peak({case!r}, {variant!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=machine.ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def print_peak(case: Case, variant: str) -> None:
-    """Print the peak of one call; `peak_memory` runs this in a child."""
+    """Print the peak of one call in MB.
+
+    `peak_memory` runs this in a child process.
+    """
     warm = Case(case.operation, case.dtype, 256, variants=case.variants)
     build(warm, variant)()
     call = build(case, variant)

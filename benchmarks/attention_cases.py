@@ -1,4 +1,4 @@
-"""Cases of the attention op: the options, the check and the timing that CPU and GPU benchmarks share."""
+"""Options, checks and samples shared by the CPU and GPU benchmarks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Case = TypeVar("Case", bound=AttentionCase)
 
 
 def parse_options(description: str | None, *, out: Path, seconds: float) -> argparse.Namespace:
-    """Parse the command line: output file, time per case, and which cases to measure."""
+    """Parse the command line of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--seconds", type=float, default=seconds, help="time for each case's rounds")
@@ -42,7 +42,9 @@ def selected(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[Cas
 
 
 def reference(levels: Hierarchy, inputs: Sequence[Tensor], length: int, upstream: Tensor | None = None) -> list[Tensor]:
-    """Return the definition's output for the last queries, and the gradients of inputs that require them.
+    """Return the definition's output for the last queries, and its gradients.
+
+    Gradients are those of the inputs that require them.
 
     Args:
         levels: levels of the scores.
@@ -66,7 +68,8 @@ def check(actual: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Ten
         plain: the same by plain PyTorch in the variant's dtype.
 
     Returns:
-        `error`, the largest of all tensors; and `reason` if it is above twice plain PyTorch's plus two roundings.
+        `error`, the largest of all tensors. Also `reason` if it exceeds twice the error of plain PyTorch plus two
+        roundings.
     """
     error, plain_error = _largest_error(actual, exact), _largest_error(plain, exact)
     largest = max(float(each.detach().abs().max()) for each in exact)
@@ -82,7 +85,7 @@ def add_samples(rows: Sequence[dict[str, Any]], seconds: Mapping[str, Sequence[f
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the median of each variant in words, or why there is none."""
+    """Return the median of each variant, or why there is none."""
     return {
         row["variant"]: f"{machine.median(row['samples_ms']):.3f} ms" if "samples_ms" in row else str(row["reason"])
         for row in rows

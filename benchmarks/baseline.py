@@ -1,11 +1,11 @@
 """Compare standard attention here with nanoGPT: `python -m benchmarks.baseline --data FOLDER --out baseline.json`.
 
-This shows that "standard" is a fair baseline. Two models of one size read the same windows in the same order for the
-same number of steps: this package's model with standard attention and its training loop, and transformers' GPT-2 by the
-recipe of nanoGPT for characters. That recipe has a tied head, deviation 0.02 with residual outputs divided by
-sqrt(2 · layers), AdamW with betas 0.9 and 0.99, weight decay 0.1 on matrices, 100 steps of warm-up, cosine to a tenth
-of the peak, gradients clipped at 1, and no dropout (https://github.com/karpathy/nanoGPT, train.py and
-config/train_shakespeare_char.py). Both are judged on one held-out set.
+This checks that "standard" is a fair baseline. Two models of one size read the same windows in the same order for the
+same number of steps. One is this package's model with standard attention, trained by its own loop. The other is
+transformers' GPT-2, trained by nanoGPT's recipe for characters: tied head, deviation 0.02 with residual outputs divided
+by sqrt(2 · layers), AdamW with betas 0.9 and 0.99, weight decay 0.1 on matrices, 100 steps of warm-up, cosine to a
+tenth of the peak, gradients clipped at 1, no dropout (https://github.com/karpathy/nanoGPT, train.py and
+config/train_shakespeare_char.py). Both are evaluated on the same held-out set.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _FINAL_RATE = 0.1
 
 
 def train_ours(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any]:
-    """Train this package's model by its own loop; `--keep` saves it."""
+    """Train this package's model by its own loop.
+
+    Saves it if `--keep` names a folder.
+    """
     torch.manual_seed(options.seed)
     sizes = {"layers": options.layers, "dim": options.dim, "heads": options.heads, "positions": options.positions}
     model = LanguageModel(LanguageModelConfig(**sizes, context_length=task.context_length))

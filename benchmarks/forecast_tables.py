@@ -40,7 +40,7 @@ def main() -> None:
     files.write_text(options.out / "README.md", _PAGE.format(
         data=Results.load(folder).data.partition(";")[0].rpartition("/")[2],
         sections="\n".join(map(_section, folders)),
-        machine=f"{environment['processor']}, {environment['threads']} threads, commit {environment['commit']}",
+        machine=f"{environment['processor']}, threads: {environment['threads']}, commit {environment['commit']}",
     ))  # fmt: skip
     print(f"wrote {options.out / 'README.md'}")
 
@@ -63,23 +63,23 @@ def _section(folder: Path) -> str:
         f"{said.answer}\n{said.trust}\n{said.savings}\n\n"
         f"![Forecasts of the target beside the truth](forecasts-{name}.png)\n"
         f"![Error of the target, by seed](target-error-{name}.png)\n\n"
-        f"All evaluations of all runs: [results-{name}.json](results-{name}.json).\n"
+        f"Costs and final metrics of all runs: [results-{name}.json](results-{name}.json).\n"
     )
 
 
 _PAGE = """# Forecasting: what attention gains, and what a linear map does
 
 {data}.
-Written by `python -m benchmarks.forecast_tables` from the comparisons below, as measured. MSE and MAE are of
-standardised values, all channels, on every window of the test part; the target's MAE is standardised, then in °C.
-±: standard error over seeds.
-How the gain of levels changes with the length of the context is [a study of its own](../studies/forecast/README.md).
+Written by `python -m benchmarks.forecast_tables` from the comparisons below, as measured. MSE and MAE are those of
+standardised values, over all channels and all windows of the test part. The target's MAE stands in standardised values,
+then in °C. ± is the standard error over seeds.
+[Another study](../studies/forecast/README.md) measures how the gain of levels changes with the length of the context.
 
 {sections}
 ## What was not measured
 
-Models of the paper's width (`--preset paper`), longer training and the other series. Tokens per second include
-whatever else the machine did. Measured on {machine}.
+Models of the paper's width (`--preset paper`), longer trainings and the other series. The machine did other work, too,
+so tokens per second are rough. Machine: {machine}.
 """
 
 

@@ -1,9 +1,9 @@
-"""Generation with the compressed key cache against standard attention: `python -m benchmarks.generation`.
+"""Compare generation with compressed and standard caches: `python -m benchmarks.generation`.
 
 *Speed.* A model decodes token by token near the end of its context, where every block is almost full and the compressed
 cache is largest. MLR attention uses its own cache. Standard attention (PyTorch's SDPA) uses two: one that concatenates,
-like transformers' `DynamicCache`, and this package's, which grows in place. Caches hold random numbers, which take the
-same time. The variants are timed in turn.
+like transformers' `DynamicCache`, and this package's, which grows in place. Caches hold random numbers, since their
+values do not change the time. The variants are timed in turn.
 
 *Memory.* A small model writes a long text; the bytes of its cache are recorded on the way.
 """
@@ -31,10 +31,10 @@ PREFILL = 4096
 
 
 class Concatenating(GrowingBuffer):
-    """A timeline that concatenates at every step, as transformers' `DynamicLayer` does."""
+    """A buffer that concatenates at every step, as transformers' `DynamicLayer` does."""
 
     def append(self, entries: torch.Tensor) -> None:
-        """Old entries and new ones in a new tensor."""
+        """Copy old and new entries into a new tensor."""
         self._storage = entries if self._storage is None else torch.cat([self._storage, entries], dim=self.axis)
         self.end += entries.shape[self.axis]
 
@@ -45,11 +45,14 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     "standard, cache in place": ("standard", False),
     f"{MLR}, compressed cache": (MLR, False),
 }
-"""Attention by name, and True if its cache concatenates."""
+"""Attention of each variant, and True if its cache concatenates."""
 
 
 def build(attention: str, context: int) -> LanguageModel:
-    """Return a model of random weights, also where they would start at zero."""
+    """Return a model without zero weights.
+
+    Matrices that would start at zero are random, too.
+    """
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**SIZES, context_length=context, attention=attention)).eval()
     for block in model.backbone.layers:
@@ -59,7 +62,7 @@ def build(attention: str, context: int) -> LanguageModel:
 
 
 def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> ModelCache:
-    """Return the cache as it is after `length` tokens."""
+    """Return a cache of random numbers, as large as after `length` tokens."""
     cache = ModelCache(model)
     for store in cache.stores:
         if concatenates:
@@ -72,7 +75,7 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> Model
 
 
 def decoding(name: str, context: int, rounds: int) -> tuple[Callable[[], None], ModelCache]:
-    """Return one step of decoding, and its cache."""
+    """Return a function that decodes one token, and its cache."""
     attention, concatenates = VARIANTS[name]
     model = build(attention, context)
     cache = filled_cache(model, context - rounds - 1, concatenates)
@@ -104,7 +107,11 @@ def measure_speed(contexts: list[int], rounds: int) -> dict[str, Any]:
 
 
 def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
-    """Return `[token, bytes of level 1 and values, bytes of all]` for each attention, as a small model writes."""
+    """Record the bytes of the cache while a small model writes.
+
+    Returns:
+        By attention, rows of `[tokens written, bytes of level 1 and values, bytes of the cache]`.
+    """
     grown: dict[str, list[list[int]]] = {}
     for attention in ("standard", MLR):
         torch.manual_seed(0)
@@ -148,9 +155,10 @@ def page(document: dict[str, Any]) -> str:
         "",
         describe_machine(document["machine"]),
         "",
-        f"Language model of {SIZES['layers']} layers, width {SIZES['dim']}, {SIZES['heads']} heads of 64, rotary, "
-        "float32, one row, blocks that halve the context seven times and are almost full. Milliseconds per token "
-        f"written, medians of interleaved steps; in parentheses times the speed of `{BASELINE}`.",
+        f"The language model has {SIZES['layers']} layers, width {SIZES['dim']}, {SIZES['heads']} heads of 64 and "
+        "rotary positions. It writes one row in float32. Blocks halve the context seven times and are almost full. "
+        "Times are ms per token, medians of interleaved steps. In parentheses: the speed over that of "
+        f"`{BASELINE}`. Cache sizes are those of standard attention → MLR attention, and their ratio.",
         "",
         *table(
             ["tokens in the cache", *VARIANTS, "key cache, MiB", "keys and values, MiB"],
@@ -161,20 +169,20 @@ def page(document: dict[str, Any]) -> str:
         "",
         "## Memory",
         "",
-        "![cache against tokens](generation-cpu-memory.png)",
+        "![Size of the cache against tokens](generation-cpu-memory.png)",
         "",
-        f"A model of one layer and one head of 64, blocks of 512 and less, writes {last[0]:,} tokens. Beyond level 1 "
-        f"and the values its cache holds {(last[2] - last[1]) / 2**10:.0f} KiB at the end, "
+        f"A model of one layer and one head of 64, with blocks of at most 512, writes {last[0]:,} tokens. Beside level "
+        f"1 and the values, its cache holds {(last[2] - last[1]) / 2**10:.0f} KiB at the end and "
         f"{(first[2] - first[1]) / 2**10:.0f} KiB at token {first[0]:,}.",
         "",
-        "Made by `python -m benchmarks.generation`.",
+        "Written by `python -m benchmarks.generation`.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _speed_row(context: int, row: dict[str, Any]) -> list[str]:
-    """Return the cells of one context: time of every variant, and bytes of the caches."""
+    """Return the cells of one context: times and cache sizes."""
     medians = {name: machine.median(row["seconds"][name]) for name in VARIANTS}
     cells = [f"{1e3 * median:.2f} ({medians[BASELINE] / median:.2f})" for median in medians.values()]
     for kind in ("key bytes", "bytes"):

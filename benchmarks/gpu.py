@@ -1,7 +1,7 @@
-"""MLR attention against PyTorch's own attention on a CUDA card: `python -m benchmarks.gpu`.
+"""Compare MLR attention with PyTorch's attention on a CUDA card: `python -m benchmarks.gpu`.
 
-Like `benchmarks.attention`: rounds time all variants of a case in turn, a variant is timed only if its result agrees
-with the definition, and samples go to JSON, which `benchmarks.report` renders.
+As in `benchmarks.attention`, a round times all variants of a case in turn, and a variant is timed only if its result
+agrees with the definition. Samples go to JSON, which `benchmarks.report` renders.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ SDPA = {
 FLEX, EAGER, OURS = "FlexAttention", "eager", ("P32", "8x8", "flat")
 LENGTHS = [1024 * 2**power for power in range(7)]
 LONGEST_EAGER = 8192  # T x T scores for each level
-WIDTH, TOKENS = 1024, 16384  # of all heads together; in all rows together, where one sequence is shorter
+WIDTH = 1024  # of all heads together
+TOKENS = 16384  # of all rows together; a longer sequence is one row
 CHECKED_QUERIES = 64
 
 
@@ -80,7 +81,10 @@ CASES = [
 
 
 def hierarchy(case: Case, variant: str) -> Hierarchy:
-    """Return the levels of a variant: P32 is `32|8|6|4|4|4|4|2`, doubled at rank 128; eager is P32."""
+    """Return the hierarchy of a variant; eager has that of P32.
+
+    The ranks of P32 are doubled at rank 128.
+    """
     ranks = {"8x8": (case.rank // 8,) * 8, "P32": tuple(rank * case.rank // 64 for rank in P32)}
     ranks[EAGER] = ranks["P32"]
     return Hierarchy.dyadic(ranks[variant], case.length) if variant in ranks else Hierarchy.flat(case.rank)
@@ -97,7 +101,10 @@ def tensors(case: Case, device: str) -> tuple[Tensor, ...]:
 
 
 def attention(case: Case, variant: str) -> Callable[..., Tensor]:
-    """Return attention as a function of query, key and value; causal, or for decode of the last query."""
+    """Return attention as a function of query, key and value.
+
+    It is causal, but for decode, which has one query.
+    """
     causal = case.operation != "decode"
     if variant in SDPA:
 
@@ -121,7 +128,10 @@ def attention(case: Case, variant: str) -> Callable[..., Tensor]:
 
 
 def build(case: Case, variant: str, device: str) -> Callable[[], Any]:
-    """Return the call to time; for decode, keys are split into levels before, as a cache holds them."""
+    """Return the call to time.
+
+    Decode gets keys split into levels, as a cache holds them.
+    """
     query, key, value, upstream = tensors(case, device)
     attend = attention(case, variant)
     if case.operation == "decode" and variant in OURS:
@@ -134,7 +144,10 @@ def build(case: Case, variant: str, device: str) -> Callable[[], Any]:
 
 
 def check_variant(case: Case, result: Any, variant: str, device: str) -> dict[str, Any]:
-    """Check outputs and gradients of one row's last queries against float64; see `check`."""
+    """Check outputs and gradients of last queries against float64.
+
+    One row is checked; see `check`.
+    """
     query, key, value, upstream = (tensor[:1] for tensor in tensors(case, device))
     last = slice(-min(CHECKED_QUERIES, case.queries), None)
     trained = not isinstance(result, Tensor)
@@ -150,7 +163,7 @@ def check_variant(case: Case, result: Any, variant: str, device: str) -> dict[st
 
 
 def work(case: Case, variant: str) -> int:
-    """Return the FLOPs of visible pairs, by the op's own formula."""
+    """Return the FLOPs of visible pairs, by `structattn.flops`."""
     levels = hierarchy(case, variant)
     shape = {"heads": case.heads, "batch": case.batch, "is_causal": True}
     cost = flops.attention(
@@ -160,7 +173,10 @@ def work(case: Case, variant: str) -> int:
 
 
 def measure(case: Case, seconds: float, device: str = "cuda") -> list[dict[str, Any]]:
-    """Time every variant in turn; the row of one that fails or errs has the reason instead."""
+    """Time every variant in turn.
+
+    A variant that fails or is wrong has the reason in its row.
+    """
     rows, calls = [], {}
     for variant in case.variants:
         row = {**asdict(case), "case": str(case), "sweep": case.sweep, "variant": variant, "flops": work(case, variant)}

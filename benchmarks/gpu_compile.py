@@ -1,7 +1,7 @@
 """Compile the Triton kernels for cards that are not at hand: `python -m benchmarks.gpu_compile`.
 
-Triton and its ptxas compile for a compute capability without a device. For every kernel and every choice of block sizes
-that tuning tries, this reads registers, spills and shared memory from the machine code. It measures no speed.
+Triton and its ptxas compile for a compute capability without a device. Every kernel is compiled with every choice of
+block sizes that tuning tries. Registers, spills and shared memory are read from the machine code. No speed is measured.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """True if a block may take so much shared memory."""
+        """True if the card has as much shared memory."""
         return self.shared <= SHARED_LIMITS[self.capability]
 
 
 @contextlib.contextmanager
 def compiling(capability: int) -> Iterator[list[Compiled]]:
-    """Inside the `with` block, a launch compiles the kernel for `capability` and runs nothing."""
+    """Compile kernels for `capability` instead of running them, inside a `with` block."""
     made: list[Compiled] = []
     run, active = JITFunction.run, driver._active
 
@@ -84,7 +84,10 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
 
 
 def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]]:
-    """Forward, backward and decode at `r = dv` (values of at most 256 dimensions), causal, as functions to call."""
+    """Return causal forward, backward and decode calls.
+
+    `r = dv`, with values of at most 256 dimensions.
+    """
     query, key = (torch.empty(1, _HEADS, _LENGTH, rank, dtype=dtype) for _ in range(2))
     value = torch.empty(1, _HEADS, _LENGTH, min(rank, 256), dtype=dtype)
     lse = torch.empty(1, _HEADS, _LENGTH)
@@ -100,7 +103,10 @@ def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16
 
 
 class _NoCard:
-    """Driver without a card, for compilation; every capability is a device with its own cache."""
+    """A driver without a card.
+
+    Each capability is a device of its own, since kernels are cached by device.
+    """
 
     def __init__(self, capability: int) -> None:
         self.capability = capability

@@ -1,4 +1,4 @@
-"""The machine of a measurement: processor or card, versions, commit, threads, speed of matrix products."""
+"""Describe the machine of a measurement and the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def pin_threads(module: str) -> None:
-    """Restart the module with one thread pinned to each core; unpinned threads make times jump."""
+    """Restart the module with one thread pinned to each core.
+
+    Unpinned threads make times jump.
+    """
     if "OMP_PLACES" in os.environ:
         return
     places = ",".join(f"{{{core}}}" for core in sorted(os.sched_getaffinity(0)))
@@ -29,7 +32,7 @@ def pin_threads(module: str) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Return machine, versions, commit and pinning."""
+    """Return processor, threads, versions and commit."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu(),
@@ -51,7 +54,10 @@ def reason(failure: Exception) -> str:
 
 
 def roof(dtype: torch.dtype, size: int = 1024, rounds: int = 15) -> float:
-    """Return the best FLOP/s of PyTorch's product of two square matrices, with all threads."""
+    """Return the best FLOP/s of PyTorch's square matrix product.
+
+    It uses all threads.
+    """
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(rounds))
 
@@ -71,7 +77,7 @@ def card() -> dict[str, Any]:
 
 
 def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
-    """Measure the MB that one call needs beyond those in use."""
+    """Measure the MB that a call allocates beyond those in use."""
     if device == "cpu":
         return 0.0
     torch.cuda.synchronize()
@@ -83,7 +89,7 @@ def peak_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
 
 
 def roof_on_card(dtype: torch.dtype, size: int = 8192, rounds: int = 20) -> float:
-    """Return the best FLOP/s of PyTorch's product of two square matrices."""
+    """Return the best FLOP/s of PyTorch's square matrix product."""
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     return float(2 * size**3 / min(seconds_on_card(lambda: a @ b) for _ in range(rounds)))
 

@@ -1,4 +1,4 @@
-"""Pages and files that benchmarks write."""
+"""Write the JSON and Markdown of benchmarks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def describe_machine(facts: Mapping[str, Any], load_after: float | None = None) -> str:
-    """Return processor, threads, versions and load average of `machine.facts` in words."""
+    """Return `machine.facts` in words: processor, threads, versions and load average."""
     load = f"{facts['load_average_before'][0]:.1f} before"
     if load_after is not None:
-        load += f" and {load_after:.1f} after (2 cores are busy at 2)"
+        load += f" and {load_after:.1f} after (2.0 is two busy cores)"
     return (
         f"{facts['cpu']}, {facts['threads']} threads pinned to {facts['pinning']}, "
         f"{', '.join(facts['instructions'])}; torch {facts['torch']}, commit {facts['commit'][:12]}, "
@@ -36,5 +36,5 @@ def describe_machine(facts: Mapping[str, Any], load_after: float | None = None) 
 
 
 def _row(cells: Sequence[str]) -> str:
-    # A bar would end the cell; commas separate ranks just as well.
+    # A bar would end the cell. Ranks may be separated by commas, too.
     return f"| {' | '.join(cell.replace('|', ',') for cell in cells)} |"

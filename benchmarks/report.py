@@ -23,7 +23,7 @@ _Row = dict[str, Any]
 
 
 def render(path: Path) -> None:
-    """Write the table and the plot beside `path`, with the suffixes `.md` and `.svg`."""
+    """Write the page and the plot of a benchmark beside its JSON."""
     result = json.loads(path.read_text())
     if "limits" in result:
         path.with_suffix(".md").write_text(compiled_markdown(result))
@@ -35,17 +35,17 @@ def render(path: Path) -> None:
 
 
 def compiled_markdown(result: dict[str, Any]) -> str:
-    """Return the page on compiled kernels: a row per choice of block sizes, a column per number of levels."""
+    """Return the page on compiled kernels, a table per kernel and rank."""
     lines = [
         "# The GPU kernels as compiled",
         "",
-        f"By Triton {result['triton']} and its ptxas, without a card: no speeds. Commit {result['commit'][:12]}, "
-        f"{result['time']}.",
+        f"Compiled by Triton {result['triton']} and its ptxas without a card, so no speed is measured. Commit "
+        f"{result['commit'][:12]}, {result['time']}.",
         "",
-        "bfloat16, causal, `r = dv` (values of at most 256 dimensions). Blocks: queries by keys (decode: keys alone), "
-        "warps, stages. Each cell: registers per thread (255 is the most); bytes per thread that did not fit into "
-        "them, where there are any; KiB of shared memory per block, struck out where the card has less. The first "
-        "choice is taken where nothing is timed; elsewhere tuning times them all.",
+        "All calls are causal, in bfloat16, with `r = dv` (values of at most 256 dimensions). A row is a choice of "
+        "blocks: queries by keys (decode: keys alone), warps, stages. A cell has the registers per thread (255 is the "
+        "most), the bytes per thread that spilled out of registers, if any, and the KiB of shared memory per block. "
+        "The KiB are struck out if the card has fewer. Tuning times all choices; without tuning the first one is used.",
     ]
     for capability, limit in result["limits"].items():
         rows = [row for row in result["rows"] if str(row["capability"]) == capability and row["kernel"] in _KERNELS]
@@ -77,7 +77,10 @@ def _compiled_cell(row: dict[str, Any], limit: int) -> str:
 
 
 def gpu_markdown(result: dict[str, Any], path: Path) -> str:
-    """Return the page on a CUDA card: times, rates, shares of the roof and memory by operation and width."""
+    """Return the page on a CUDA card.
+
+    A table for each operation and width.
+    """
     lines = [
         "# MLR attention on a GPU",
         "",
@@ -85,10 +88,11 @@ def gpu_markdown(result: dict[str, Any], path: Path) -> str:
         f"{result['torch']}, CUDA {result['cuda']}, Triton {result['triton']}, commit {result['commit'][:12]}, "
         f"{result['time']}.",
         "",
-        "Causal, bfloat16, 1024 dimensions in all heads, 16k tokens in all rows or one row. P32 is ranks "
-        "`32|8|6|4|4|4|4|2` (doubled at `r = 128`), 8x8 eight equal ranks, flat one level. Each cell: ms; TFLOP/s of "
-        "the pairs that a variant multiplies and their share of a square matrix product in PyTorch "
-        f"({result['roof']['bfloat16'] / 1e12:.0f} TFLOP/s); MB beyond the inputs; SDPA flash's time over its own.",
+        "All calls are causal, in bfloat16. All heads together have 1024 dimensions. A batch has 16k tokens, or one "
+        "row if that is longer. P32 has the level ranks `32|8|6|4|4|4|4|2` (doubled at `r = 128`), 8x8 eight equal "
+        "ranks, flat one level. Each cell: ms; TFLOP/s over the visible pairs, and their share of the roof; MB beyond "
+        "the inputs; the time of SDPA flash over that of the variant. The roof is a square matrix product in PyTorch: "
+        f"{result['roof']['bfloat16'] / 1e12:.0f} TFLOP/s.",
     ]
     groups = dict.fromkeys((row["operation"], row["rank"]) for row in result["rows"])
     for operation, rank in groups:
@@ -96,7 +100,7 @@ def gpu_markdown(result: dict[str, Any], path: Path) -> str:
         lines += ["", f"## {operation.capitalize()}, r = dv = {rank}", ""]
         lines += _table_by_length(rows, lambda row, sdpa: _card_cell(row, sdpa, result["roof"]), "SDPA flash")
     if any(row["sweep"] for row in result["rows"]):
-        lines += ["", f"![time and memory against T]({path.with_suffix('.svg').name})"]
+        lines += ["", f"![Time and memory against T]({path.with_suffix('.svg').name})"]
     return "\n".join(lines) + "\n"
 
 
@@ -109,7 +113,10 @@ def _card_cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]
 
 
 def cpu_markdown(result: dict[str, Any], path: Path) -> str:
-    """Return the page on a CPU: a row per case, then time and memory by length."""
+    """Return the page on a CPU.
+
+    A row for each case, then time and memory by length.
+    """
     roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in result["roof"].items())
     rows = [row for row in result["rows"] if not row["sweep"]]
     body = []
@@ -122,14 +129,16 @@ def cpu_markdown(result: dict[str, Any], path: Path) -> str:
         "",
         describe_machine(result, load_after=result["load_average_after"][0]),
         "",
-        "One batch row, 8 heads, `r = dv = 64` unless said, causal. P32 is ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks "
-        "of 8, flat one level: what the kernel gives without MLR. Medians of rounds that go through the variants in "
-        "turn; in parentheses SDPA's time over the variant's, and the share of the roof: FLOPs of visible pairs "
-        f"over time, against a square matrix product in PyTorch ({roofs}). Decode waits for memory, not for products.",
+        "All calls are causal, with one batch row and 8 heads; `r = dv = 64` unless the case names another `dv`. P32 "
+        "has the level ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks of 8, flat one level of 64. SDPA is PyTorch's own "
+        "attention. Times are medians in ms; every round times each variant once. In parentheses: the time of SDPA "
+        "over that of the variant, and the share of the roof. The rate of a variant is the FLOPs of visible pairs over "
+        f"the time; the roof is a square matrix product in PyTorch ({roofs}). Decode waits for memory, not for "
+        "products.",
         "",
         *table(["case", "SDPA ms", *VARIANTS], body),
         "",
-        f"![time and memory against T]({path.with_suffix('.svg').name})",
+        f"![Time and memory against T]({path.with_suffix('.svg').name})",
         "",
         *_sweep(result),
     ]
@@ -147,17 +156,23 @@ def _sweep(result: dict[str, Any]) -> list[str]:
     }
     reasons = {f"{row['variant']}: {row['reason']}" for row in result["rows"] if "reason" in row}
     return [
-        "Forward in float32, ms (MB beyond the inputs):",
+        "Forward in float32: ms, and in parentheses MB beyond the inputs.",
         "",
         *_table_by_length(rows, lambda row, _: _point(row), "SDPA"),
         "",
-        "GFLOP/s of P32: " + ", ".join(f"{rate:.0f} at {length}" for length, rate in rates.items()) + ".",
+        "GFLOP/s of P32 by `T`: " + ", ".join(f"{rate:.0f} at {length}" for length, rate in rates.items()) + ".",
         *(f"\nNot measured: {reason}" for reason in sorted(reasons)),
     ]
 
 
 def _table_by_length(rows: list[_Row], text: Callable[[_Row, _Row], str], baseline: str) -> list[str]:
-    """Return a table with a row per length and a column per variant; `text` gets a row and the baseline's."""
+    """Return a table by length (rows) and variant (columns).
+
+    Args:
+        rows: the measured rows.
+        text: returns a cell, given the variant's row and the baseline's at the same length.
+        baseline: name of the baseline's variant.
+    """
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     body = []
     for length in sorted({row["length"] for row in rows}):

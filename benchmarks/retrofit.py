@@ -1,7 +1,7 @@
 """Write the page on retrofitting from finished studies: `python -m benchmarks.retrofit runs/retrofit-*`.
 
-Writes the README's figure, the tables and the findings into `docs/results/retrofit`, as measured. The studies are made
-by `structattn retrofit --model RUN --data NOVELS --ranks … --out FOLDER`; each table states its command.
+The page in `docs/results/retrofit` has the figure, and a table and a finding for each study, as measured. The studies
+are made by `structattn retrofit --model RUN --data NOVELS --ranks … --out FOLDER`. Each section states its command.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
     lines = [
         "# Retrofitting: loss against key numbers",
         "",
-        "A trained model with standard attention gets MLR attention without training anew. What is its loss when far",
-        "pairs see only the first dimensions of a head: in the order that training left, and in the order (rotary",
-        "pairs) or basis (learned positions) of far-score energy? How it works: [retrofit.md](../../retrofit.md).",
+        "A trained model with standard attention gets MLR attention without being trained anew. Far pairs of tokens",
+        "then multiply only the first dimensions of a head. What is the validation loss? *Trained* order keeps the",
+        "dimensions as training left them. *Measured* order sorts them by the energy of far scores: rotary models by",
+        "pairs of dimensions, models with learned positions in a new basis. [Retrofit](../../retrofit.md) explains the",
+        "method and [the two models](../../retrofit.md#what-was-measured).",
         "",
         "![Validation loss against key numbers](retrofit.png)",
         "",
-        "Dashed: without any training; solid: after tuning. The standard model is tuned alike. One seed each.",
+        "Dashed lines: without tuning. Solid lines: after tuning. The standard model is tuned alike. One seed each.",
     ]
     for folder, results in zip(folders, studies, strict=True):
         environment = files.read_json(folder / "environment.json")
@@ -47,12 +49,12 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
 
 
 def _pairs(folder: Path) -> str:
-    """Say which tokens the order was measured on, if not the default ones."""
+    """Return the end of a heading: nothing for far pairs."""
     return ", measured over all tokens" if files.read_json(folder / "config.json")["pairs"] == "all" else ""
 
 
 def _without_folder(command: list[str]) -> list[str]:
-    """Return the command with the file name of its text, without the folder."""
+    """Return the command with the path of its text shortened."""
     words = list(command)
     place = words.index("--data") + 1
     words[place] = Path(words[place]).name
@@ -61,7 +63,7 @@ def _without_folder(command: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path, nargs="+", help="folders that structattn retrofit wrote")
+    parser.add_argument("studies", type=Path, nargs="+", help="folders written by structattn retrofit")
     parser.add_argument("--out", type=Path, default=Path("docs/results/retrofit"))
     options = parser.parse_args()
     studies = [RetrofitResults.load(folder) for folder in options.studies]

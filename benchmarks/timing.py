@@ -1,4 +1,7 @@
-"""Time calls in turn, so that a drift of the machine affects all of them alike."""
+"""Time calls in turn.
+
+A drift of the machine then affects all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def sample(
     seconds: float = math.inf,
     time_limit: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Time every call once per round; return the seconds of each call by its name.
+    """Time every call once per round; return seconds by name.
 
     Args:
         calls: functions by name, already warmed up.

@@ -1,7 +1,7 @@
-"""Overhead of the training loop: `python -m benchmarks.training_loop --out loop.json`.
+"""Measure the overhead of the training loop: `python -m benchmarks.training_loop --out loop.json`.
 
 Timers wrap the loop's functions during a short run of a preset. The times of a step and of an evaluation give the share
-of a whole run, of the preset's length, that is not spent in the model.
+of a run with the preset's budget that is not spent in the model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Timers:
         self.calls: dict[str, int] = defaultdict(int)
 
     def timed(self, owner: Any, attribute: str, name: str) -> Any:
-        """Return a patch that adds the time of calls of `owner.attribute` to `name`."""
+        """Return a patch that times calls of `owner.attribute` under `name`."""
         function = getattr(owner, attribute)
 
         @functools.wraps(function)
@@ -50,7 +50,10 @@ class Timers:
 
 
 def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens: int | None) -> dict[str, Any]:
-    """Measure the parts of a step and of an evaluation; extrapolate to a run of the preset."""
+    """Time the parts of a step and of an evaluation.
+
+    Extrapolates to the preset's budget.
+    """
     row = preset(name)
     task = LanguageTask(LanguageConfig(data, row.context_length, evaluation_tokens or row.evaluation_tokens))
     torch.manual_seed(0)
@@ -98,7 +101,10 @@ def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens:
 def _whole_run(
     row: Preset, model: LanguageModel, task: LanguageTask, per_step: dict[str, float], per_evaluation: dict[str, float]
 ) -> dict[str, float]:
-    """Return the shares of the parts in a run with the preset's budget."""
+    """Return the share of each part in a whole run.
+
+    The run has the preset's budget.
+    """
     config = TrainConfig(flops=row.flops, batch_size=row.batch_size)
     steps = plan_steps(config, lambda total: task, lambda length: model.flops(length).training, lambda task: 0.0)
     cost = evaluation_cost(task, row.batch_size, model)

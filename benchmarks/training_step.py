@@ -1,7 +1,7 @@
-"""A training step with MLR attention against one with standard attention: `python -m benchmarks.training_step`.
+"""Compare training steps with MLR and standard attention: `python -m benchmarks.training_step`.
 
-Standard attention runs through PyTorch's own kernel. A step is forward, backward and AdamW on one batch; the structures
-are timed in turn. Samples go to JSON and a table to Markdown.
+Standard attention runs PyTorch's own kernel. A step is forward, backward and AdamW on one batch. The structures are
+timed in turn. Samples go to JSON, a table to Markdown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 2
 
 
 def step(structure: str, precision: str) -> Callable[[], None]:
-    """Return one step of a fresh model of that structure."""
+    """Return a function that trains a fresh model for one step."""
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**SIZES, attention=structure))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -42,7 +42,7 @@ def step(structure: str, precision: str) -> Callable[[], None]:
 
 
 def measure(precision: str, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every timed step by structure."""
+    """Return the seconds of every timed step, by structure."""
     return sample_warm({structure: step(structure, precision) for structure in STRUCTURES}, rounds)
 
 
@@ -58,13 +58,14 @@ def page(samples: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> s
         "",
         describe_machine(facts),
         "",
-        f"Language model of {SIZES['layers']} layers, width {SIZES['dim']}, {SIZES['heads']} heads of 64, "
-        f"T = {SIZES['context_length']}, batch {BATCH}: forward, backward and AdamW. Medians of interleaved steps; in "
-        "parentheses the time of standard attention (PyTorch's SDPA) over the structure's.",
+        f"The language model has {SIZES['layers']} layers, width {SIZES['dim']} and {SIZES['heads']} heads of 64. A "
+        f"step is forward, backward and AdamW on {BATCH} rows of {SIZES['context_length']} tokens. Times are medians "
+        "of interleaved steps. In parentheses: the time of standard attention (PyTorch's SDPA) over that of the "
+        "structure.",
         "",
         *table(["precision", *(f"`{name}`" for name in STRUCTURES)], rows),
         "",
-        "Made by `python -m benchmarks.training_step`.",
+        "Written by `python -m benchmarks.training_step`.",
         "",
     ]
     return "\n".join(lines)

@@ -16,7 +16,10 @@ RANKS = (8, 8, 8, 8)
 
 
 def widths(name: str) -> np.ndarray:
-    """Return the dimensions that each visible pair multiplies; NaN above the diagonal and beyond a window."""
+    """Return the dimensions that each visible pair multiplies.
+
+    NaN above the diagonal and beyond a window.
+    """
     at = torch.arange(LENGTH)
     i, j = at[:, None], at[None, :]
     if name == "mlr":

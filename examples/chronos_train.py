@@ -1,4 +1,6 @@
-"""Train a small Chronos with MLR attention on synthetic series, and compare its forecasts with the last value.
+"""Train a small Chronos with MLR attention on synthetic series.
+
+Compare its forecasts with the last value.
 
 Run it in a checkout, because the synthetic series are in `paper`:
 

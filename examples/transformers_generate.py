@@ -1,4 +1,6 @@
-"""Give a model of transformers MLR attention; generate with the compressed cache and with a standard one.
+"""Give a model of transformers MLR attention and generate.
+
+The compressed cache and a standard one write the same text.
 
 python examples/transformers_generate.py                          a tiny Llama with random weights
 python examples/transformers_generate.py --model path/to/model    your model, from its folder

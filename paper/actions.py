@@ -65,7 +65,7 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
         )
     finding = conclude(chosen, outcomes, command.preset, folder, line)
     console.print(finding.statement, markup=False)
-    console.print(f"{finding.agreement} The paper: {chosen.reported}", markup=False)
+    console.print(f"{finding.agreement} The paper: {chosen.text.reported}", markup=False)
     console.print(f"report: {collect(command.out)}", soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
@@ -106,8 +106,8 @@ def _chronos(command: commands.Chronos, line: Sequence[str]) -> int:
     for name, (judged, left_out) in results.judged.items():
         if left_out:
             console.print(
-                f"{name}: {judged} series judged; {left_out} left out, with a future not wholly observed or a past "
-                "that repeats itself exactly"
+                f"{name}: {judged} series judged, {left_out} left out, whose future has missing values or whose past "
+                "repeats itself exactly"
             )
     files.write_text(command.out / "table.md", chronos_markdown(results) + "\n")
     draw_chronos(results, command.out)

@@ -16,5 +16,9 @@ STUDIES: dict[str, Study] = {
 
 
 def study(name: str) -> Study:
-    """Return the study of that name; ValueError naming the nearest name if there is none."""
+    """Return the study of that name.
+
+    Raises:
+        ValueError: there is none; names the nearest one.
+    """
     return STUDIES[checks.one_of("study", name, STUDIES)]

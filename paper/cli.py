@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from structattn import checks
 from structattn.cli import shell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status, 0 on success.
 
-    Errors are reported as by the command `structattn`. A study with failed runs ends with status 1, after its other
-    runs are done.
+    Errors are reported as by the command `structattn`. If a run of a study fails, the other runs go on and the status
+    is 1.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        checks.require("tyro", "paper")
-    except ImportError as error:
-        return shell.fail("paper", error)
-    from paper.commands import Command
-
-    command = shell.parse(
-        Command,
-        "python -m paper",
+    return shell.main(
+        ["python", "-m", "paper"],
         "Reproduce the studies of the paper (arXiv 2509.07963): models, figures and findings.",
-        arguments,
+        list(sys.argv[1:] if arguments is None else arguments),
+        extra="paper",
+        commands=_commands,
+        perform=_perform,
     )
 
-    def perform() -> int:
-        from paper import actions
 
-        return actions.perform(command, ["python", "-m", "paper", *arguments])
+def _commands() -> Any:
+    from paper.commands import Command
 
-    return shell.run(perform, "paper", debug=command.debug)
+    return Command
+
+
+def _perform(command: Any, line: Sequence[str]) -> int:
+    from paper import actions
+
+    return actions.perform(command, line)

@@ -1,4 +1,7 @@
-"""Subcommands of `python -m paper`, their options and help. Imports nothing heavy, so `--help` is quick."""
+"""Subcommands of `python -m paper`, their options and help.
+
+Nothing heavy is imported, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,31 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from paper.chronos.attention import COMPARED
-
-QUESTIONS = {
-    "bottleneck": "Figure 2: how large must a head of standard attention be to compare inputs of d dimensions?",
-    "width": "Figure 3a: at which width does each structure solve in-context regression?",
-    "compute": "Figure 3b: which structure has the lowest error of in-context regression at equal compute?",
-    "scaling": "Figure 4: which structure predicts text best at equal compute, over widths?",
-    "mup": "Figure 5: does the best learning rate stay put over widths, with and without muP?",
-    "ranks": "Section 5: how should the ranks of a language model be split over levels?",
-    "forecast": "Figure 15: does the gain of levels grow with the length of a series? Does Chronos need less compute?",
-}
-"""The question of each study."""
+from paper.texts import TEXTS
 
 
 @dataclass(frozen=True)
 class Study:
-    """Reproduce a figure of the paper: train the models, draw the figure, compare the finding with the paper's."""
+    """Reproduce a figure of the paper.
+
+    Trains the models, draws the figure, and compares the finding with the paper's.
+    """
 
     name: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     """Name of the study, set by the subcommand."""
 
     preset: Literal["small", "paper"] = "small"
-    """Sizes: small for two cores and an hour, or paper for those of the paper, on GPUs."""
+    """Sizes of the models: small takes an hour on two cores, paper has the paper's sizes, for GPUs."""
 
     out: Path = Path("runs/studies")
-    """Folder of all studies: each writes into a folder of its own, and report.html collects them."""
+    """Folder of all studies. Each writes into its own subfolder; report.html shows all of them."""
 
     data: str | None = None
-    """Text of language studies, as for compare language (by default stdlib); series of forecast, as for compare
-    forecast (by default ETTh1)."""
+    """Text of language studies, as in compare language, by default stdlib. Series of forecast, as in compare forecast,
+    by default ETTh1."""
 
     seeds: int = 2
-    """Seeds of every run."""
+    """Number of seeds of every run."""
 
     jobs: int = 1
     """Runs at a time: processes of this machine, or jobs of a cluster."""
@@ -55,7 +51,7 @@ class Study:
     """GPUs of each job of the cluster."""
 
     dry_run: bool = False
-    """Print the runs with parameters, FLOPs and estimated time on this machine; run none."""
+    """List the runs with parameters, FLOPs and estimated time on this machine, and run none."""
 
     debug: bool = False
     """Show where an error came from."""
@@ -63,23 +59,26 @@ class Study:
 
 @dataclass(frozen=True)
 class Chronos:
-    """Train Chronos, the forecaster, from scratch on synthetic series, one model per attention, with equal tokens."""
+    """Train Chronos from scratch on synthetic series, one model per attention.
+
+    All models read the same tokens.
+    """
 
     out: Path
     """Folder for results, figure and checkpoints; made where it is missing."""
 
     attentions: tuple[str, ...] = COMPARED
-    """Self-attention to compare, spelt as for compare. A T5 does not scale its scores and has no norms, so MLR
-    attention ends in +level_weight=1+qk_norm=false; standard is T5's own."""
+    """Self-attentions to compare, spelt as in compare. standard is T5's own. A T5 neither scales its scores nor has
+    norms on queries and keys, so MLR attention needs +level_weight=1+qk_norm=false."""
 
     size: Literal["reduced", "tiny", "mini", "small"] = "reduced"
-    """Sizes of the model: as published, or reduced (width 64, 2 layers, 2 heads of 32) for a CPU."""
+    """Size of the model: a published one, or reduced (width 64, 2 layers, 2 heads of 32) for a CPU."""
 
     context_length: int = 256
-    """Values that a forecast is made from; 512 as published."""
+    """Values of a context; 512 as published."""
 
     horizon: int = 32
-    """Values to forecast; 64 as published."""
+    """Values of a forecast; 64 as published."""
 
     n_tokens: int = 1024
     """Bins of the tokenizer and special ids; 4096 as published."""
@@ -94,7 +93,7 @@ class Chronos:
     """Peak learning rate of AdamW."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Type of the matrix products; auto: bfloat16 where the device has instructions for it."""
+    """Precision of the matrix products; auto takes bfloat16 if the device has instructions for it."""
 
     compositions: int = 512
     """Compositions of kernels in the training set, 8 series of each."""
@@ -106,7 +105,7 @@ class Chronos:
     """Sample paths of a forecast."""
 
     seeds: int = 1
-    """Runs of each attention."""
+    """Number of seeds of each attention."""
 
     series: str | None = None
     """A real series to forecast without training on it: ETTh1, ETTh2, ETTm1, ETTm2, or a CSV file."""
@@ -115,23 +114,25 @@ class Chronos:
     """Its column of times."""
 
     columns: tuple[str, ...] = ()
-    """Its columns to forecast; all but the times by default."""
+    """Its columns to forecast; by default all but the times."""
 
     fill: Literal["forward", "linear", "drop"] | None = None
-    """Where its values or rows are missing: repeat the last, interpolate, or leave out; refused by default."""
+    """What to do with missing values or rows: repeat the last, interpolate, or drop. By default they are refused."""
 
     season: int | None = None
-    """Steps of its season; a day of ETT's files, 24 of others."""
+    """Steps of its season; by default a day for the ETT files, 24 steps for others."""
 
     overwrite: bool = False
-    """Delete what another study left in the folder."""
+    """Delete the files of another study in the folder."""
 
     debug: bool = False
     """Show where an error came from."""
 
 
 def _subcommand(name: str) -> Any:
-    return tyro.conf.subcommand(name, default=Study(name), description=QUESTIONS[name])
+    text = TEXTS[name]
+    description = f"{text.figure.capitalize()}: {text.question}"
+    return tyro.conf.subcommand(name, default=Study(name), description=description)
 
 
 Command = (
@@ -144,4 +145,4 @@ Command = (
     | Annotated[Study, _subcommand("forecast")]
     | Annotated[Chronos, tyro.conf.subcommand("chronos")]
 )
-"""Any command."""
+"""Union of all subcommands."""

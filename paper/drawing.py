@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Evaluations before this share of the training FLOPs are left out: their losses lie far above the rest.
+# Evaluations before this share of the training FLOPs are not drawn: their losses lie far above the others.
 _FIRST_SHARE = 0.05
 
 Line = Sequence[tuple[float, Estimate]]
@@ -29,7 +29,9 @@ def plot_estimates(
     log_x: bool = False,
     vertical_line: float | None = None,
 ) -> Figure:
-    """Plot lines of means, with error bars of one standard error over seeds.
+    """Plot lines of means with error bars.
+
+    A bar is one standard error over seeds.
 
     Args:
         lines: points of each line by its name, in ascending order.
@@ -63,14 +65,17 @@ def draw_estimates(axes: Axes, lines: Mapping[str, Line]) -> None:
 
 
 def set_log2_ticks(axes: Axes, points: Sequence[float]) -> None:
-    """Make the x axis logarithmic, with ticks at the given points alone."""
+    """Make the x axis logarithmic, with ticks only at the given points."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(points, [f"{x:g}" for x in points])
     axes.minorticks_off()
 
 
 def plot_curves(outcomes: Sequence[Outcome], *, ylabel: str) -> Figure:
-    """Plot every evaluation against training FLOPs: one line per trial, one colour per structure."""
+    """Plot the metric of every evaluation against training FLOPs.
+
+    Each trial has a line, each structure a colour.
+    """
     with styled():
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""Compare means over seeds, and put the comparison into words."""
+"""Compare means over seeds, and describe the comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from structattn.comparison.estimate import Estimate, t_quantile
 
 
 def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...], Estimate]:
-    """Return the mean final loss over seeds for each combination of the named labels, in order of appearance."""
+    """Return the mean final loss over seeds by the named labels.
+
+    Combinations of labels stand in order of appearance.
+    """
     losses: dict[tuple[Label, ...], list[float]] = {}
     for outcome in outcomes:
         if outcome.rows:
@@ -24,7 +27,10 @@ def label_values(outcomes: Iterable[Outcome], name: str) -> list[Label]:
 
 
 def estimates_by(outcomes: Iterable[Outcome], name: str, **labels: Label) -> list[tuple[float, Estimate]]:
-    """Return `(value of the label, mean final loss)` where the other labels are as given, in ascending order."""
+    """Return `(value, mean final loss)` for each value of a label.
+
+    Only outcomes whose other labels are as given count. Values ascend.
+    """
     table = estimates(with_label(outcomes, **labels), name)
     return sorted((float(value), each) for (value,), each in table.items())
 
@@ -49,37 +55,39 @@ def pooled_margin(groups: Iterable[Estimate], first: Estimate, second: Estimate)
 
 
 def is_lower(first: Estimate, second: Estimate, groups: Iterable[Estimate]) -> bool | None:
-    """True if `first` has the lower mean; None if the means differ by less than the 95% interval of the difference.
+    """True if `first` has the lower mean; None if too close.
 
-    The deviation of a single run is pooled over `groups`.
+    Too close are means that differ by less than the 95% interval of the difference. The deviation of a single run is
+    pooled over `groups`.
     """
     gap = second.mean - first.mean
     return None if abs(gap) <= pooled_margin(groups, first, second) else gap > 0
 
 
 def all_true(answers: Sequence[bool | None]) -> bool | None:
-    """False if any answer is False; None if one is None or there is no answer; True otherwise."""
+    """True if all answers are True, False if any is False.
+
+    None otherwise, also without any answer.
+    """
     if False in answers:
         return False
     return None if None in answers or not answers else True
 
 
-def sentence(words: str) -> str:
-    """Return the words with a capital letter and a full stop."""
-    return f"{words[0].upper()}{words[1:]}."
-
-
 def describe_resolution(groups: Iterable[Estimate]) -> str:
-    """Say how far apart two means of these groups must be to differ."""
+    """Say how large a difference of two means must be."""
     groups = list(groups)
     margin = pooled_margin(groups, groups[0], groups[0])
     if math.isinf(margin):
-        return "With one seed no difference tells anything."
-    return f"(±: standard error over seeds; means less than {margin:.3f} apart tell nothing, at 95%.)"
+        return "One seed shows no spread, so no difference tells anything."
+    return f"± is the standard error over seeds. Differences below {margin:.3f} tell nothing, at 95%."
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """Return `0.236 ± 0.004` (standard error over seeds), or the mean alone for one seed."""
+    """Return `0.236 ± 0.004`, or the mean alone for one seed.
+
+    The second number is the standard error over seeds.
+    """
     if estimate.standard_error is None:
         return f"{estimate.mean:.3f}"
     return f"{estimate.mean:.3f} ± {estimate.standard_error:.3f}"

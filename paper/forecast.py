@@ -1,4 +1,4 @@
-"""Forecasting: the gain of levels against the length of a series, and Chronos's loss against FLOPs (figure 15)."""
+"""Gain of levels in forecasting, and Chronos's loss against FLOPs (figure 15)."""
 
 from __future__ import annotations
 
@@ -29,33 +29,23 @@ _SERIES, _CHRONOS = "series", "Chronos"
 
 
 class Forecast(Study):
-    """Figure 15: forecasts from contexts of several lengths, and Chronos trained from scratch."""
+    """Figure 15: forecasts over contexts, and Chronos trained from scratch."""
 
     name = "forecast"
-    title = "Does the gain of levels grow with the length of a series?"
-    question = (
-        "How much lower than standard attention's is the error of the target under MLR attention, the farther a "
-        "forecast looks back; and does Chronos, trained from scratch with equal tokens, need less compute with it?"
-    )
-    reported = (
-        "On ETTh1 the gain of MLR attention over standard attention in the error of the oil temperature grows with the "
-        "length of the context; Chronos with MLR attention reaches the same validation loss with fewer FLOPs."
-    )
-    figure = "figure 15"
     scales: ClassVar[Mapping[Scale, str]] = {
         "small": (
-            "Encoders of 2 layers and width 64, 160 steps of 16 windows; Chronos of width 64 with 2 layers on each "
+            "Encoders of 2 layers and width 64, 160 steps of 16 windows. Chronos of width 64 with 2 layers on each "
             "side, 256 values of context and 32 of horizon, 800 steps of 16 series."
         ),
         "paper": (
-            "Encoders of 2 layers and width 512, 1,000 steps of 32 windows; Chronos tiny, mini and small as published, "
+            "Encoders of 2 layers and width 512, 1,000 steps of 32 windows. Chronos tiny, mini and small as published, "
             "200,000 steps of 256 series."
         ),
     }
     data = "ETTh1"
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Train encoders over contexts and horizons, then Chronos; all structures for equal steps."""
+        """Train encoders over contexts and horizons, then Chronos, all for equal steps."""
         row = preset("paper" if scale == "paper" else "small", FORECAST_PRESETS)
         sizes = ModelSizes(row.layers, row.dim, row.heads)
         steps, batch = {"small": (160, 16), "paper": (1_000, 32)}[scale]
@@ -72,7 +62,10 @@ class Forecast(Study):
         return with_seeds([*forecasts, *_chronos_trials(scale)], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot gain against context, one panel per horizon; below, Chronos's loss against FLOPs, one per size."""
+        """Plot gain against context, and Chronos's loss against FLOPs.
+
+        The upper row has a panel for each horizon, the lower one for each size of Chronos.
+        """
         with styled():
             figure = new_figure(8.4, 5.6)
             upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
@@ -81,7 +74,7 @@ class Forecast(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Say how the gain changes with the context, and how much compute Chronos needs."""
+        """Describe the gain over contexts, and Chronos's FLOPs."""
         series, grows = describe_gains(gains(with_label(outcomes, part=_SERIES)))
         chronos, saves = _describe_chronos(with_label(outcomes, part=_CHRONOS))
         return Finding(f"{series} {chronos}", all_true([grows, saves]))
@@ -133,7 +126,10 @@ def _draw_chronos(figure: SubFigure, outcomes: Sequence[Outcome]) -> None:
 
 
 def _describe_chronos(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
-    """Say how much compute Chronos needs; return the sentence and whether MLR attention always needs less."""
+    """Describe Chronos's losses and FLOPs.
+
+    Returns the words, and True if MLR attention always saves compute.
+    """
     parts, saves = [], list[bool | None]()
     ended = [outcome for outcome in outcomes if outcome.rows]
     for size in label_values(ended, "size"):
@@ -145,7 +141,7 @@ def _describe_chronos(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
         }
         words, saves_of_size = chronos_verdict(curves)
         saves += saves_of_size
-        parts.append(f"Chronos, {size}, ends with nats per token of {words}")
+        parts.append(f"Chronos, {size} size, nats per token at the end: {words}.")
     if not saves:
         return "Too few models of Chronos ended to compare.", None
-    return f"{'; '.join(parts)} (±: standard error over seeds).", all_true(saves)
+    return f"{' '.join(parts)} ± is the standard error over seeds.", all_true(saves)

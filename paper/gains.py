@@ -1,4 +1,4 @@
-"""The gain of levels in forecasting: how much lower the error is than that of standard attention."""
+"""Gain of levels in forecasting: relative fall of the error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ class Gain:
 
 
 def gains(outcomes: Sequence[Outcome]) -> list[Gain]:
-    """Return the gain of every run whose standard counterpart ended; both saw the same data in the same order."""
+    """Return the gain of every run over standard attention.
+
+    Both runs of a pair have the same seed, so they read the same data in the same order. A run without its standard
+    counterpart has no gain.
+    """
     errors = {
         (each.labels["structure"], each.labels["horizon"], each.labels["context"], each.labels["seed"]): each.loss
         for each in outcomes
@@ -44,14 +48,17 @@ def gains(outcomes: Sequence[Outcome]) -> list[Gain]:
 
 
 def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
-    """Draw gain against context: one line per structure, with 95% intervals over seeds."""
+    """Draw gain against context, one line per structure.
+
+    Bars are 95% intervals over seeds.
+    """
     structures = list(dict.fromkeys(gain.structure for gain in gains))
     contexts = sorted({gain.context for gain in gains})
     axes.axhline(0, color=QUIET, linewidth=1)
     for index, (structure, pen) in enumerate(pens(structures).items()):
         points = [(context, _mean_gain(gains, structure, context)) for context in contexts]
         known = [(context, each) for context, each in points if each is not None]
-        shift = 1 + 0.03 * (index - (len(structures) - 1) / 2)  # so that error bars do not hide one another
+        shift = 1 + 0.03 * (index - (len(structures) - 1) / 2)  # so that error bars do not hide each other
         axes.errorbar(
             [shift * context for context, _ in known],
             [each.mean for _, each in known],
@@ -67,7 +74,10 @@ def draw_gains(axes: Axes, gains: Sequence[Gain]) -> None:
 
 
 def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
-    """Say how the gain changes with the context; return the sentence and whether it grows for every structure."""
+    """Describe the gain over contexts.
+
+    Returns the words, and True if the gain grows for every structure.
+    """
     parts, grows = [], []
     for structure in dict.fromkeys(gain.structure for gain in gains):
         slopes = _slopes(gains, structure)
@@ -76,20 +86,24 @@ def describe_gains(gains: Sequence[Gain]) -> tuple[str, bool | None]:
         if slopes and at_longest is not None:
             slope = Estimate.of(slopes)
             parts.append(
-                f"{structure} {_percent(at_longest)} at context {longest}, and {_percent(slope)} more with each "
-                "doubling"
+                f"{structure} {_percent(at_longest)} at context {longest}, {_percent(slope)} per doubling of the "
+                "context"
             )
             grows.append(above_zero(slope))
     if not parts:
         return "Too few forecasts ended to compare contexts.", None
     return (
-        f"Gain over {REFERENCE} in the target's error, mean over horizons with its 95% interval: {'; '.join(parts)}.",
+        f"Gain over {REFERENCE} in the target's error, mean over horizons: {'; '.join(parts)}. ± is half the 95% "
+        "interval.",
         all_true(grows),
     )
 
 
 def _mean_gain(gains: Sequence[Gain], structure: str, context: int) -> Estimate | None:
-    """Average the gain over horizons, then estimate it over seeds; None if there is no run."""
+    """Return the gain averaged over horizons; None without a run.
+
+    The standard error is over seeds.
+    """
     by_seed: dict[int, list[float]] = {}
     for gain in gains:
         if (gain.structure, gain.context) == (structure, context):
@@ -98,7 +112,10 @@ def _mean_gain(gains: Sequence[Gain], structure: str, context: int) -> Estimate 
 
 
 def _slopes(gains: Sequence[Gain], structure: str) -> list[float]:
-    """Fit, for each seed, the percentage points of gain per doubling of the context (least squares)."""
+    """Return, for each seed, the slope of the gain over contexts.
+
+    In percentage points per doubling of the context, by least squares.
+    """
     slopes = []
     for seed in sorted({each.seed for each in gains}):
         points = [

@@ -1,4 +1,4 @@
-"""Language models: what the studies of text share."""
+"""Language models that several studies train."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MIN_EVALUATION_TOKENS = 65_536
 
 
 def mlr_unscaled(ranks: str = "") -> str:
-    """Return the spelling of MLR attention at the scale of standard attention.
+    """Return the spelling of MLR attention at standard scale.
 
-    It leaves out the paper's level weights `1/r_l` and gains `1/m`.
+    It has neither the paper's level weights `1/r_l` nor its gains `1/m`.
     """
     return f"mlr{ranks and f':{ranks}'}+level_weight=1/sqrt(r)+gains=none"
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """`loss = scale · compute^-exponent`, fitted by least squares of logarithms, with bootstrap fits.
+    """Power law `loss = scale · compute^-exponent` with bootstrap fits.
+
+    Fits are by least squares of logarithms.
 
     Attributes:
         scale: loss at compute 1.
@@ -51,14 +53,14 @@ class PowerLaw:
         return np.asarray(self.scale * compute**-self.exponent)
 
     def band(self, compute: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the bounds of the middle 95% of bootstrap losses at some compute."""
+        """Return the 95% band of the bootstrap losses at some compute."""
         log = self.draws[:, :1] - self.draws[:, 1:] * np.log(compute)[None]
         low, high = np.quantile(np.exp(log), [0.025, 0.975], axis=0)
         return low, high
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the bounds of the middle 95% of bootstrap exponents."""
+        """Return the 95% interval of the bootstrap exponents."""
         low, high = np.quantile(self.draws[:, 1], [0.025, 0.975])
         return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""The best learning rate of models of several widths, with and without muP (figure 5)."""
+"""Best learning rate over widths, with and without muP (figure 5)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from paper.drawing import draw_estimates
-from paper.evidence import all_true, describe_resolution, estimates, is_lower, sentence, with_label
+from paper.evidence import all_true, describe_resolution, estimates, is_lower, with_label
 from paper.language import LOSS, TEXT, language_trial
 from paper.study import Finding, Label, Outcome, Scale, Study, Trial, with_seeds
 from structattn.comparison.estimate import Estimate
@@ -21,25 +21,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = {"on": "with", "off": "without"}
-"""Values of the label `mup`, and their words."""
+"""Values of the label `mup`, each with its word in titles and sentences."""
 
 
 class Mup(Study):
-    """Figure 5: learning rates that carry over from width to width."""
+    """Figure 5: loss against learning rate over widths."""
 
     name = "mup"
-    title = "The best learning rate over widths, with and without muP"
-    question = "Does the best learning rate stay put as the width grows, so that it can be found on a small model?"
-    reported = "With muP the best learning rate is the same at every width; without it, it falls as the width grows."
-    figure = "figure 5"
     data = TEXT
     scales: ClassVar[Mapping[Scale, str]] = {
-        "small": "Models of 3 layers on 128 characters of context, 250 steps of 8 rows, whose best rates are high.",
+        "small": (
+            "Models of 3 layers on 128 characters of context, 250 steps of 8 rows. Such short trainings have high best "
+            "rates."
+        ),
         "paper": "Models of 6 layers on 1,024 characters of context, 5,000 steps of 32 rows.",
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Vary the learning rate by even factors, over widths, with and without muP."""
+        """Vary learning rate and width, with and without muP."""
         if scale == "small":
             widths, head_dim, layers, length, batch, steps = (64, 128, 256), 32, 3, 128, 8, 250
             rates = [2.0**power for power in (-9.5, -8, -6.5, -5, -3.5)]
@@ -55,7 +54,10 @@ class Mup(Study):
         return with_seeds(trials, seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the loss against the learning rate, one line per width; left with muP, right without."""
+        """Plot loss against learning rate, one line per width.
+
+        Left with muP, right without.
+        """
         with styled():
             figure = new_figure(7.6, 3.4)
             first = None
@@ -74,7 +76,7 @@ class Mup(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """State what the narrowest model's best rate costs the widest, with muP and without."""
+        """State what the narrowest model's best rate costs the widest model."""
         ended = [outcome for outcome in outcomes if outcome.rows and math.isfinite(outcome.loss)]
         groups = list(estimates(ended, "mup", "width", "learning_rate").values())
         parts, is_worse = [], []
@@ -82,16 +84,15 @@ class Mup(Study):
             transfer = _transfer(with_label(ended, mup=mup))
             if transfer is None:
                 return Finding("Too few trials ended to compare widths.")
-            parts.append(f"{word} muP {transfer.describe()}")
+            parts.append(f"{word.capitalize()} muP {transfer.describe()}")
             is_worse.append(True if transfer.moved is None else is_lower(transfer.best, transfer.moved, groups))
         with_mup, without = is_worse
-        statement = f"{sentence('; '.join(parts))} {describe_resolution(groups)}"
-        return Finding(statement, all_true([with_mup is None, without]))
+        return Finding(f"{' '.join(parts)} {describe_resolution(groups)}", all_true([with_mup is None, without]))
 
 
 @dataclass(frozen=True)
 class _Transfer:
-    """The narrowest model's best learning rate, used for the widest."""
+    """Loss of the widest model at the narrowest model's best rate."""
 
     best_rates: dict[int, float]
     """Learning rate with the lowest mean loss, by width in ascending order."""
@@ -103,12 +104,15 @@ class _Transfer:
     """Its loss at the narrowest model's best rate; None if it does not train there."""
 
     def describe(self) -> str:
+        """Say which rates are best and what the transfer costs."""
         rates = ", ".join(f"2^{math.log2(rate):g} at D = {width}" for width, rate in self.best_rates.items())
-        loss = "all, as it does not train," if self.moved is None else f"{self.moved.mean - self.best.mean:.3f} nats"
-        return (
-            f"the lowest mean loss is at {rates}, and the rate that is best at D = {min(self.best_rates)} costs the "
-            f"model of D = {max(self.best_rates)} {loss} against its own best"
+        wide = f"the model of D = {max(self.best_rates)}"
+        cost = (
+            f"{wide} does not train"
+            if self.moved is None
+            else f"the loss of {wide} is {self.moved.mean - self.best.mean:.3f} nats above its own best"
         )
+        return f"the best rates are {rates}. At the best rate of D = {min(self.best_rates)}, {cost}."
 
 
 def _transfer(outcomes: Sequence[Outcome]) -> _Transfer | None:

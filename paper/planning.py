@@ -48,14 +48,16 @@ class Plan:
 
 
 def plan(trials: Sequence[Trial], jobs: int = 1) -> list[Plan]:
-    """Estimate the cost of every trial; trials that differ only in seed or learning rate are timed once.
+    """Estimate the cost of every trial.
+
+    Trials that differ only in seed or learning rate are timed once.
 
     Args:
         trials: the trials.
-        jobs: trials at a time, which share the machine's cores.
+        jobs: number of trials at a time; they share the cores.
 
     Raises:
-        TypeError, ValueError: a trial could not run.
+        TypeError, ValueError: a trial cannot be built.
     """
     known: dict[str, Cost] = {}
     plans = []
@@ -69,7 +71,7 @@ def plan(trials: Sequence[Trial], jobs: int = 1) -> list[Plan]:
 
 
 def plan_table(plans: Sequence[Plan], jobs: int) -> Table:
-    """Return a table with a row for each trial and a row of totals."""
+    """Return a table of all trials and their totals."""
     rows = []
     for each in plans:
         name = ", ".join(f"{key}={_short(value)}" for key, value in each.trial.all_labels.items())
@@ -88,7 +90,7 @@ def _short(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `42 s`, `12 min`, `3.4 h` or `18 days`."""
+    """Return a time as text: `42 s`, `12 min`, `3.4 h`, `18 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -107,7 +109,10 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def without_seed_and_rate(config: _Config) -> _Config:
-    """Return the config with fixed values of the settings that do not change its cost."""
+    """Return the config with seed and learning rate set to constants.
+
+    Configs with an equal result cost the same.
+    """
     train = dataclasses.replace(config.train, seed=0, learning_rate=1.0, mup=False)
     return dataclasses.replace(config, seed=0, train=train)
 
@@ -122,7 +127,7 @@ def _cost(config: _Config) -> Cost:
     steps = plan_steps(config.train, config.build_task, training_flops, seconds_per_step)
     task = config.build_task(steps)
     flops = float(batch_size * total_cost(task, training_flops, 0, steps - 1))
-    # A curriculum starts with shorter rows: time grows with FLOPs.
+    # A curriculum starts with shorter rows. Their time is taken to shrink with their FLOPs.
     share = flops / (steps * batch_size * training_flops(task.context_length))
     seconds = steps * batch_size * _seconds_per_row(model, task, config, steps) * share
     budget = float("inf") if config.train.flops is None else config.train.flops
@@ -130,7 +135,10 @@ def _cost(config: _Config) -> Cost:
 
 
 def _seconds_per_row(model: StructuredModel, task: Task, config: _Config, steps: int) -> float:
-    """Time forward and backward per full-length row of a small batch: the faster of two calls after a warm-up."""
+    """Time forward and backward per full-length row.
+
+    A small batch is called three times; the faster of the last two calls counts.
+    """
     rows = min(_TIMED_ROWS, config.train.batch_size)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device)

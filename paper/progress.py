@@ -10,7 +10,9 @@ from paper.study import Outcome
 
 
 class TrialBar:
-    """Progress bar over the trials of a study, with a line for each that ended. Use it as a context.
+    """Progress bar over the trials of a study.
+
+    Prints a line for each trial that ended. Use it as a context.
 
     Args:
         console: console to draw on.

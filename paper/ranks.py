@@ -1,4 +1,4 @@
-"""Ranks of a head's levels, chosen for language (section 5)."""
+"""Loss of language models by the ranks of their levels (section 5)."""
 
 from __future__ import annotations
 
@@ -18,28 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RANKS_OF_THE_PAPER = ("32|8|6|4|4|4|4|2", "16|8|4|4")
-"""The paper's ranks, half of them global and the rest falling, and the like for half the rank."""
+"""The paper's ranks, and similar ones for heads of half the rank."""
 
 
 class Ranks(Study):
     """Section 5: how to split a head's rank over the levels."""
 
     name = "ranks"
-    title = "How should the ranks be split over the levels?"
-    question = "At equal compute, how much of a head's rank should far pairs see, in MLR attention on text?"
-    reported = (
-        "At equal compute levels are better than none; its ranks for language are 32|8|6|4|4|4|4|2 of 64, half of the "
-        "rank global and the rest falling."
-    )
-    figure = "section 5"
     data = TEXT
     scales: ClassVar[Mapping[Scale, str]] = {
         "small": "Models of 4 layers, width 128 and heads of 32 on 256 characters of context, for 5e12 FLOPs.",
-        "paper": "Models of 6 layers, width 512 and heads of 64 on 1,024 characters of context, 20 tokens a parameter.",
+        "paper": (
+            "Models of 6 layers, width 512 and heads of 64 on 1,024 characters of context, 20 tokens per parameter."
+        ),
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Vary the ranks from one level to two global dimensions, at the scale of standard attention."""
+        """Vary the ranks, at standard scale."""
         if scale == "paper":
             row = preset("paper-512")
             splits: tuple[str, ...] = ("64", "32|32", "32|16|16", "32|8|6|4|4|4|4|2", "8x8", "2|2|4|4|4|8|8|32")
@@ -49,13 +44,13 @@ class Ranks(Study):
         return with_seeds([preset_trial(mlr_unscaled(split), data, row, {"ranks": split}) for split in splits], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the loss against the share of key numbers that the ranks keep."""
+        """Plot the loss against the share of key numbers kept."""
         points = sorted((_key_share(ranks), each) for ranks, each in _losses(outcomes).items())
         xlabel = "share of key numbers kept when generating"
         return plot_estimates({"MLR attention": points}, xlabel=xlabel, ylabel=LOSS)
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Order the ranks by loss, and compare the paper's with a single level."""
+        """Order the ranks by loss; compare the paper's ranks with one level."""
         losses = _losses(outcomes)
         if not losses:
             return Finding("No trial ended.")
@@ -64,7 +59,7 @@ class Ranks(Study):
         agrees = None
         if single_level is not None and papers is not None:
             agrees = is_lower(papers, single_level, losses.values())
-        return Finding(f"From best to worst: {ranked(losses)}. {describe_resolution(losses.values())}", agrees)
+        return Finding(f"Loss by ranks, lowest first: {ranked(losses)}. {describe_resolution(losses.values())}", agrees)
 
 
 def _losses(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
@@ -73,6 +68,9 @@ def _losses(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
 
 def _key_share(spelling: str) -> float:
-    """Return `Σ r_l / 2^{l-1}` over `Σ r_l`: the share of key numbers that full dyadic blocks keep."""
+    """Return the share of key numbers that full dyadic blocks keep.
+
+    `Σ r_l / 2^{l-1}` over `Σ r_l`.
+    """
     ranks = parse_ranks(spelling)
     return sum(rank / 2**level for level, rank in enumerate(ranks)) / sum(ranks)

@@ -1,4 +1,4 @@
-"""In-context regression: the rank that a score needs, and its cost (figures 2 and 3)."""
+"""In-context regression: error by rank, width and compute (figures 2, 3)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HEADS = 8
 
 _ERROR = "squared error / d at the last position"
 
-# Batch 64 and no weight decay, as in the code of the paper.
+# Batch 64 and no weight decay, as in the paper's code.
 _SHARED = TrainConfig(steps=1, batch_size=64, weight_decay=0.0, mup=False)
 _TRAINING: dict[Scale, TrainConfig] = {
     "small": dataclasses.replace(_SHARED, steps=4_000, learning_rate=2e-3, precision="float32"),
@@ -43,7 +43,7 @@ _SCALES: dict[Scale, str] = {
     "paper": "Inputs of 16 to 128 dimensions, models of 6 layers and 8 heads, 500,000 steps of 64 prompts.",
 }
 _LAYERS: dict[Scale, int] = {"small": 4, "paper": 6}
-# A short run needs a longer curriculum, in which it learns from easy prompts first.
+# Share of the steps with easier prompts; a short run needs a larger one.
 _CURRICULUM: dict[Scale, float] = {"small": 0.4, "paper": 0.06}
 
 
@@ -57,26 +57,19 @@ def trial(scale: Scale, structure: str, dim: int, input_dim: int) -> Trial:
 
 
 class Bottleneck(Study):
-    """Figure 2."""
+    """Figure 2: error against head rank."""
 
     name = "bottleneck"
-    title = "The low-rank bottleneck"
-    question = (
-        "How large must a head of standard attention be to compare inputs of d dimensions? Its score has rank "
-        "r = D/8, and in-context regression needs inner products of whole inputs."
-    )
-    reported = "Standard attention with 8 heads fails until the head rank reaches the input dimension, D/8 ≈ d."
-    figure = "figure 2"
     scales = _SCALES
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Vary the width, from a head rank far below the input dimension to one above it."""
+        """Vary the width, so that head ranks lie around the input dimension."""
         inputs = {"small": (6,), "paper": (16, 32, 64, 128)}[scale]
         widths = {"small": (16, 32, 48, 64), "paper": (16, 32, 64, 128, 256, 512, 1024)}[scale]
         return with_seeds([trial(scale, "standard", dim, d) for d in inputs for dim in widths], seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the error against head rank / input dimension, one line per input dimension."""
+        """Plot error against head rank, one line per input dimension."""
         return plot_estimates(
             {f"d = {d}": _errors_by_rank(outcomes, d) for d in label_values(outcomes, "input_dim")},
             xlabel="head rank / input dimension, r / d",
@@ -85,33 +78,24 @@ class Bottleneck(Study):
         )
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Compare the errors below and at full rank, for the largest input dimension."""
+        """Compare errors at low and full rank, for the largest inputs."""
         d = max(int(value) for value in label_values(outcomes, "input_dim"))
         points = _errors_by_rank(outcomes, d)
         low_rank = [each for ratio, each in points if ratio <= 0.5]
         full_rank = [each for ratio, each in points if ratio >= 1.0]
         if not low_rank or not full_rank:
             return Finding("Too few trials ended to compare ranks below and above d.")
-        errors = ", ".join(f"{format_estimate(each)} at {ratio * d:.0f}" for ratio, each in points)
+        errors = ", ".join(f"{format_estimate(each)} at rank {ratio * d:.0f}" for ratio, each in points)
         groups = [each for _, each in points]
-        statement = f"At d = {d} the error by head rank is {errors}. {describe_resolution(groups)}"
+        statement = f"Error at d = {d}: {errors}. {describe_resolution(groups)}"
         agrees = all_true([is_lower(full, low, groups) for full in full_rank for low in low_rank])
         return Finding(statement, agrees)
 
 
 class Width(Study):
-    """Figure 3a."""
+    """Figure 3a: error against width."""
 
     name = "width"
-    title = "Which width does a structure need?"
-    question = (
-        "At which model width does each structure solve in-context regression: 8 heads of rank D/8, one head of rank "
-        "D, or 8 heads of full rank by a Block Tensor Train?"
-    )
-    reported = (
-        "8-head BTT solves the task at the width at which 1-head standard attention does; 8-head standard needs more."
-    )
-    figure = "figure 3a"
     scales = _SCALES
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
@@ -128,22 +112,28 @@ class Width(Study):
         return plot_estimates(lines, xlabel="model width D", ylabel=_ERROR, log_x=True)
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Find from which width on each structure's error cannot be told from the lowest of all, at 95%."""
+        """Find the smallest width at which each structure solves the task.
+
+        There its error is within the spread of the lowest one, at 95%.
+        """
         table = estimates(outcomes, "width", "structure")
         names = ("standard", "standard:1", "btt")
         if not all(any(name == known for _, known in table) for name in names):
             return Finding("Too few trials ended to compare the structures.")
         lowest = min(table.values(), key=lambda each: each.mean)
-        solved, parts = {}, []
+        solved, listed = {}, []
         for name in names:
             errors = {width: each for (width, known), each in sorted(table.items()) if known == name}
-            good = [width for width, each in errors.items() if not is_lower(lowest, each, table.values())]
-            solved[name] = float(min(good, default=math.inf))
-            listed = ", ".join(f"{format_estimate(each)} at D = {width}" for width, each in errors.items())
-            parts.append(f"{name} {listed}: {f'from D = {good[0]} on' if good else 'at none'}")
+            good = [float(width) for width, each in errors.items() if not is_lower(lowest, each, table.values())]
+            solved[name] = min(good, default=math.inf)
+            at_widths = ", ".join(f"{format_estimate(each)} at D = {width}" for width, each in errors.items())
+            listed.append(f"{name} {at_widths}")
+        widths = ", ".join(
+            f"{name} {'none' if math.isinf(width) else f'D = {width:g}'}" for name, width in solved.items()
+        )
         statement = (
-            f"Errors, and where they cannot be told from the lowest: {'; '.join(parts)}. "
-            f"{describe_resolution(table.values())}"
+            f"Error by structure and width: {'; '.join(listed)}. Smallest width whose error cannot be told from the "
+            f"lowest of all: {widths}. {describe_resolution(table.values())}"
         )
         if math.isinf(pooled_margin(table.values(), lowest, lowest)):
             return Finding(statement)
@@ -151,16 +141,12 @@ class Width(Study):
 
 
 class Compute(Study):
-    """Figure 3b."""
+    """Figure 3b: error against training compute."""
 
     name = "compute"
-    title = "Error against training compute at one width"
-    question = "At equal training compute and width, which structure has the lower error?"
-    reported = "BTT and MLR with 8 heads reach a lower error for the same FLOPs than standard attention with 8 heads."
-    figure = "figure 3b"
     scales = _SCALES | {
-        "small": f"{_SCALES['small']} The rate falls to 0 at the end: at equal FLOPs it has not yet fallen as far for "
-        "structures whose steps cost more."
+        "small": f"{_SCALES['small']} The learning rate falls to 0 at the last step. At equal FLOPs it is still higher "
+        "for structures whose steps cost more."
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
@@ -174,14 +160,14 @@ class Compute(Study):
         return plot_curves(outcomes, ylabel=_ERROR)
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Compare the structures at the largest compute that all reached."""
+        """Compare the structures at the largest compute that all of them reached."""
         shared = min((outcome.flops for outcome in outcomes if outcome.rows), default=0.0)
         means = _errors_at(outcomes, shared)
         if "standard" not in means or len(means) < 2:
             return Finding("Too few trials ended to compare structures at equal compute.")
         final = {str(name): each for (name,), each in estimates(outcomes, "structure").items()}
         statement = (
-            f"At {shared:.2g} training FLOPs: {ranked(means)}. After all steps: {ranked(final)}. "
+            f"Error at {shared:.2g} training FLOPs: {ranked(means)}. Error after all steps: {ranked(final)}. "
             f"{describe_resolution(means.values())}"
         )
         others = [each for name, each in means.items() if name not in ("standard", "standard:1")]

@@ -1,4 +1,4 @@
-"""Write a study's figure, tables and page, and one report over all studies of a folder."""
+"""Write a study's files, and one report over all studies."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from structattn.reporting.report import inline, page_template
 
 
 def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Path, command: Sequence[str]) -> Finding:
-    """Write figure (PNG, SVG), tables, `finding.json`, `environment.json` and `README.md` into a study's folder.
+    """Write the files of a study into its folder; return its finding.
 
-    `results.csv` has one row per run, `curves.csv` one per evaluation.
+    They are the figure (PNG and SVG), `results.csv` with one row per run, `curves.csv` with one row per evaluation,
+    `finding.json`, `environment.json` and `README.md`.
 
     Raises:
         RunFolderError: a file cannot be written.
@@ -78,18 +79,19 @@ def _short(cell: str) -> str:
 
 
 def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    text = study.text
     failed = [f"- {each.name}: {each.error}" for each in outcomes if each.error]
     lines = [
-        f"# {study.title}",
+        f"# {text.title}",
         "",
-        f"{study.figure.capitalize()} of [arXiv 2509.07963](https://arxiv.org/abs/2509.07963), at scale `{scale}`.",
-        study.question,
+        f"{text.figure.capitalize()} of [arXiv 2509.07963](https://arxiv.org/abs/2509.07963), at scale `{scale}`.",
+        text.question,
         "",
         f"**Found.** {finding.statement}",
         "",
-        f"**{finding.agreement}** The paper: {study.reported}",
+        f"**{finding.agreement}** The paper: {text.reported}",
         "",
-        f"![{study.title}]({study.name}.png)",
+        f"![{text.title}]({study.name}.png)",
         "",
         "## How it was run",
         "",
@@ -98,8 +100,8 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
         "```",
         "",
         f"{study.scales[scale]} {_describe_runs(outcomes)}",
-        "Every run is a row of [results.csv](results.csv), every evaluation one of [curves.csv](curves.csv); versions "
-        "and machine: [environment.json](environment.json).",
+        "[results.csv](results.csv) has a row for each run, [curves.csv](curves.csv) a row for each evaluation, "
+        "[environment.json](environment.json) the versions and the machine.",
     ]
     if failed:
         lines += ["", "Failed:", "", *failed]
@@ -107,18 +109,18 @@ def _page(study: Study, finding: Finding, scale: Scale, command: Sequence[str], 
 
 
 def _describe_runs(outcomes: Sequence[Outcome]) -> str:
-    """Say how many runs there were, their sizes, and how long they took."""
+    """Describe number, sizes and time of the runs."""
     ended = [outcome for outcome in outcomes if outcome.rows]
     if not ended:
         return "No run ended."
     seeds = len({outcome.labels["seed"] for outcome in ended})
     lasts = [outcome.rows[-1] for outcome in ended]
     return (
-        f"{len(ended)} runs, {seeds} {'seed' if seeds == 1 else 'seeds'} of each kind: "
+        f"{len(ended)} runs, {seeds} {'seed' if seeds == 1 else 'seeds'} of each kind. A run has "
         f"{_span([outcome.parameters for outcome in ended])} parameters, "
-        f"{_span([row['step'] for row in lasts], grouped)} steps, "
-        f"{_span([row['flops'] for row in lasts])} training FLOPs each, "
-        f"{duration(sum(row['seconds'] for row in lasts))} in all, one after the other."
+        f"{_span([row['step'] for row in lasts], grouped)} steps and "
+        f"{_span([row['flops'] for row in lasts])} training FLOPs. The training times add up to "
+        f"{duration(sum(row['seconds'] for row in lasts))}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Run the trials of a study, several at once; stopped trials resume from their folders."""
+"""Run the trials of a study; resume stopped ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def run_trials(
 ) -> list[Outcome]:
     """Run the trials that have not ended; write `results.csv` after each.
 
-    A trial that fails becomes an outcome with an error, and the others go on. A stopped trial resumes from its last
-    checkpoint; a finished one is read.
+    A failed trial becomes an outcome with an error, and the others go on. A stopped trial resumes from its last
+    checkpoint. A finished one is read.
 
     Args:
         trials: the trials to run.
         folder: folder of the study.
-        runs: folder of the runs, by default `folder/runs`. Studies may share it: each reads the runs of the others.
-        workers: where and how many at a time; by default one by one in this process.
+        runs: folder of the runs, by default `folder/runs`. Studies that share it read each other's runs.
+        workers: kind and number of the workers; by default trials run one by one in this process.
         on_outcome: called after each trial.
 
     Returns:
@@ -42,7 +42,7 @@ def run_trials(
 
     Raises:
         ImportError: submitit is missing; names the extra that installs it.
-        ValueError: Slurm is asked for and this machine has none.
+        ValueError: the launcher is Slurm, and this machine has none.
     """
     workers = WorkerConfig() if workers is None else workers
     runs = folder / "runs" if runs is None else runs
@@ -69,7 +69,9 @@ def run_trials(
 
 
 def run_trial(trial: Trial, runs: Path) -> Outcome:
-    """Run one trial in its folder under `runs`, in this process; return an error as an outcome.
+    """Run one trial in its folder, in this process.
+
+    An error becomes an outcome.
 
     A second process with the same trial waits for the first and reads its result.
     """
@@ -87,7 +89,10 @@ def run_trial(trial: Trial, runs: Path) -> Outcome:
 
 
 def _outcome(future: Future[Outcome], trial: Trial) -> Outcome:
-    """Return the worker's outcome; a worker that died (out of memory, killed) is a failed trial."""
+    """Return the worker's outcome.
+
+    A worker that died (out of memory, killed) is a failed trial.
+    """
     try:
         return future.result()
     except Exception as error:

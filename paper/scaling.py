@@ -1,4 +1,4 @@
-"""Loss against training compute, for models of several widths (figure 4)."""
+"""Loss of language models of several widths against training compute (figure 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from paper.evidence import (
     is_lower,
     label_values,
     ranked,
-    sentence,
     with_label,
 )
 from paper.language import LOSS, TEXT, mlr_unscaled, preset_trial
@@ -37,21 +36,17 @@ class Scaling(Study):
     """Figure 4: loss against training compute."""
 
     name = "scaling"
-    title = "Loss against training compute over widths"
-    question = "At equal compute, over a range of widths, which attention structure predicts text best?"
-    reported = (
-        "MLR attention has the lowest validation loss at equal compute at every width, below standard attention, "
-        "a sliding window, and a global plus a sliding-window part."
-    )
-    figure = "figure 4"
     data = TEXT
     scales: ClassVar[Mapping[Scale, str]] = {
         "small": "Models of 4 layers and widths 64 to 128 on 256 characters of context, for 2e12 to 1e13 FLOPs.",
-        "paper": "Models of 6 layers and widths 256 to 768 on 1,024 characters of context, 20 tokens a parameter.",
+        "paper": "Models of 6 layers and widths 256 to 768 on 1,024 characters of context, 20 tokens per parameter.",
     }
 
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Train every structure at every width, with a budget that grows with the parameters."""
+        """Train every structure at every width.
+
+        The budget grows with the parameters.
+        """
         if scale == "paper":
             structures = ("standard", "mlr", _UNSCALED, "swa:128", "gswa:128|32")
         else:
@@ -62,7 +57,7 @@ class Scaling(Study):
         return with_seeds(trials, seeds)
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the final loss against compute, with each structure's power law and its band."""
+        """Plot loss against compute, with power laws and their bands."""
         with styled():
             figure = new_figure(7.4, 3.6)
             axes = figure.add_subplot()
@@ -81,28 +76,28 @@ class Scaling(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Rank the structures at each budget, and state the exponents of their power laws."""
+        """Rank structures at each budget; state the exponents."""
         table = estimates(outcomes, "budget", "structure")
         if not table:
             return Finding("No trial ended.")
         rankings, mlr_is_best = [], list[bool | None]()
         for budget in sorted({float(budget) for budget, _ in table}):
             losses = {str(name): each for (at, name), each in table.items() if at == budget}
-            rankings.append(f"at {budget:.2g} FLOPs {ranked(losses)}")
+            rankings.append(f"Loss at {budget:.2g} FLOPs: {ranked(losses)}.")
             mlr_is_best += _mlr_is_best(losses)
-        statement = f"{sentence('; '.join(rankings))} {describe_resolution(table.values())}"
+        statement = f"{' '.join(rankings)} {describe_resolution(table.values())}"
         exponents = [
             f"{name} {law.exponent:.3f} ({law.interval[0]:.3f} to {law.interval[1]:.3f})"
             for name in label_values(outcomes, "structure")
             if (law := _fit_law(outcomes, str(name))) is not None
         ]
         if exponents:
-            statement += f" Exponents of loss ~ compute^-a, with 95% bands: {', '.join(exponents)}."
+            statement += f" Exponent a of loss ~ compute^-a, with its 95% interval: {', '.join(exponents)}."
         return Finding(statement, all_true(mlr_is_best))
 
 
 def _presets(scale: Scale) -> list[Preset]:
-    """Return the models: one for each width, with its budget."""
+    """Return one model for each width, with its budget."""
     if scale == "paper":
         return [preset(f"paper-{dim}") for dim in (256, 384, 512, 768)]
     demo = dataclasses.replace(preset("demo"), learning_rate=3e-3)
@@ -111,7 +106,7 @@ def _presets(scale: Scale) -> list[Preset]:
 
 
 def _mlr_is_best(losses: Mapping[str, Estimate]) -> list[bool | None]:
-    """Compare MLR attention with every structure that is no form of it; None if it is missing."""
+    """Compare MLR attention with every other structure; None if it is missing."""
     if "mlr" not in losses:
         return [None]
     others = [each for name, each in losses.items() if name not in ("mlr", _UNSCALED)]
@@ -119,7 +114,10 @@ def _mlr_is_best(losses: Mapping[str, Estimate]) -> list[bool | None]:
 
 
 def _fit_law(outcomes: Sequence[Outcome], structure: str) -> PowerLaw | None:
-    """Fit a structure's loss against compute; None if fewer than two budgets ended."""
+    """Fit a structure's loss against compute.
+
+    None if fewer than two budgets ended.
+    """
     ended = [each for each in with_label(outcomes, structure=structure) if each.rows]
     budgets = [float(each.labels["budget"]) for each in ended]
     return PowerLaw.fit(budgets, [each.loss for each in ended]) if len(set(budgets)) > 1 else None

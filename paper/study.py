@@ -1,4 +1,4 @@
-"""A study: labelled trials, a figure of their outcomes, and a finding in words."""
+"""A study: its trials, their outcomes and its finding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from paper.chronos.run import ChronosRunConfig
+from paper.texts import TEXTS, StudyText
 from structattn.comparison import files
 from structattn.comparison.run import RunConfig, of_seed
 
@@ -29,7 +30,7 @@ _METRICS = ("last_error", "nats_per_character", "nats_per_token", "test_target_m
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study, with labels that tell it from the others."""
+    """One run of a study, and its labels."""
 
     config: RunConfig | ChronosRunConfig
     labels: Mapping[str, Label]
@@ -46,9 +47,10 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Return the name of its folder: the trial's name, safe for any file system, and a digest of its config.
+        """Return the name of its folder: its own name and a digest.
 
-        Studies with the same run share its folder. Runs that differ in a setting without a label do not.
+        The name is safe for any file system. The digest is that of the config: studies with the same run share its
+        folder, and runs that differ only in a setting without a label do not.
         """
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()
         return f"{files.safe_name(self.name)}-{digest[:8]}"
@@ -85,7 +87,10 @@ class Outcome:
         return {**self.labels, "parameters": self.parameters, **measured, "loss": self.loss, "failed": self.error or ""}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """Return the rows of this trial in curves.csv: one per evaluation, with all its numbers."""
+        """Return the rows of this trial in curves.csv.
+
+        Each evaluation is a row with all its numbers.
+        """
         return [
             {**self.labels, **{name: value for name, value in row.items() if isinstance(value, (int, float))}}
             for row in self.rows
@@ -106,29 +111,30 @@ class Finding:
     def agreement(self) -> str:
         """Return `agrees` in words."""
         if self.agrees is None:
-            return "The runs cannot tell whether it is as the paper reports."
+            return "These runs cannot tell whether the paper's answer holds."
         return "As the paper reports." if self.agrees else "Not as the paper reports."
 
 
 class Study(abc.ABC):
-    """A figure of the paper: its trials, how to draw it, and what it shows. Class attributes are texts about it."""
+    """A figure of the paper: its trials, their plot and the finding."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
-    question: ClassVar[str]
-    """The question, and why it is asked."""
-    reported: ClassVar[str]
-    """The paper's answer."""
-    figure: ClassVar[str]
-    """Figure or section of the paper."""
+    """Name of the study, of its command and of its text in `paper.texts`."""
+
     scales: ClassVar[Mapping[Scale, str]]
-    """One sentence per scale: what is trained."""
+    """Sizes and training of the models, in words, by scale."""
+
     data: ClassVar[str | None] = None
     """Default text or series; None if the task generates its data."""
 
+    @property
+    def text(self) -> StudyText:
+        """Return title, question and the paper's answer."""
+        return TEXTS[self.name]
+
     @abc.abstractmethod
     def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
-        """Return every run: all trials with the first seed, then all with the next.
+        """Return every run, seed by seed.
 
         Args:
             scale: sizes of the study.
@@ -151,6 +157,6 @@ def metric(row: Mapping[str, Any]) -> float:
 
 
 def with_seeds(trials: Iterable[Trial], seeds: int) -> list[Trial]:
-    """Repeat the trials with every seed: all with the first, then all with the next."""
+    """Repeat the trials with every seed, seed by seed."""
     trials = list(trials)
     return [dataclasses.replace(trial, config=of_seed(trial.config, seed)) for seed in range(seeds) for trial in trials]

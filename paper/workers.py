@@ -1,4 +1,4 @@
-"""Workers that run calls elsewhere: processes of this machine, or jobs of a Slurm cluster."""
+"""Run calls in processes of this machine or jobs of Slurm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkerConfig:
     """
 
     jobs: int = 1
-    """Trials at a time. Local processes share the machine's cores; on a cluster, this many jobs are queued at once."""
+    """Number of trials at a time. Local processes share the cores; on a cluster, so many jobs are queued at once."""
 
     launcher: Launcher = "local"
     """Kind of the workers."""
@@ -63,12 +63,15 @@ class WorkerConfig:
 
 
 def threads_per_job(jobs: int) -> int:
-    """Return the number of cores for each of several processes."""
+    """Return the number of cores of each process if `jobs` processes run."""
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
 class Workers(abc.ABC):
-    """A queue of calls, a fixed number of which run at once. Use it as a context."""
+    """A queue of calls, some of which run at once.
+
+    Use it as a context.
+    """
 
     def __init__(self, jobs: int) -> None:
         self.threads = ThreadPoolExecutor(jobs)
@@ -90,7 +93,7 @@ class Workers(abc.ABC):
 
 
 class ProcessWorkers(Workers):
-    """A process for each call; if one dies, the others continue."""
+    """A process for each call; if one dies, the others go on."""
 
     def __init__(self, jobs: int) -> None:
         super().__init__(jobs)
@@ -118,7 +121,10 @@ def _work(sender: Any, threads: int, function: Callable[..., Outcome], arguments
 
 
 class SlurmWorkers(Workers):
-    """Jobs of a Slurm cluster. Submitit needs no more than the command `sbatch`, other launchers need a service."""
+    """A job of a Slurm cluster for each call.
+
+    Submitit needs nothing but the command `sbatch`; other launchers need a service.
+    """
 
     engine = "slurm"
 

@@ -1,1 +1,1 @@
-"""Train Chronos-T5 from scratch on synthetic series: one model per attention, equal tokens."""
+"""Train Chronos-T5 from scratch on synthetic series, under several attentions."""

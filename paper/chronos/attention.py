@@ -1,6 +1,6 @@
 """Labels of Chronos's attentions in folders, configs and tables.
 
-A label is a spelling without the fields that every T5 has.
+A label leaves out the fields that are the same in every T5:
 
 standard          standard+qk_norm=false+scale=1
 mlr:16|16         mlr:16|16+gains=none+level_weight=1+qk_norm=false
@@ -19,7 +19,7 @@ def spelling(label: str) -> str:
         ValueError: `label` is of another kind, or has gains that no spelling has.
     """
     head, *options = label.split("+")
-    # Version 0.1.0 also had gains as numbers, which Python code gives by `Hierarchy`.
+    # Version 0.1.0 also wrote gains as numbers. They have no spelling; Python code passes a `Hierarchy`.
     head, slash, gains = head.partition("/")
     kind = head.partition(":")[0]
     if kind not in _COMMON or (slash and (kind, gains) != ("mlr", "mean")):
@@ -33,7 +33,7 @@ def label(attention: str) -> str:
     """Return the label of a spelling.
 
     Raises:
-        TypeError, ValueError: `attention` is not understood, or a T5 cannot have it.
+        TypeError, ValueError: `attention` is no spelling, or a T5 cannot have it.
     """
     from structattn.integrations.t5 import parse_t5_attention  # here, so that `--help` does not import torch
 

@@ -16,7 +16,10 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class DataSet:
-    """Series to forecast: pasts `(N, C)`, futures `(N, P)`, and the steps of a season."""
+    """Series to forecast, each a past and a future.
+
+    The arrays are `past (N, C)` and `future (N, P)`; `season` is the number of steps of a season.
+    """
 
     past: NDArray[np.float64]
     future: NDArray[np.float64]
@@ -32,9 +35,9 @@ class DataSet:
         return sample_metrics(samples, self.past, self.future, season=self.season)
 
     def usable(self) -> DataSet:
-        """Return the series that have metrics.
+        """Return the series whose metrics are defined.
 
-        Dropped are those whose future was not fully observed, and those whose past is the same in every season.
+        Series with missing values in the future are dropped. So are series whose past is the same in every season.
 
         Raises:
             ValueError: no series is left, or the past is no longer than a season.
@@ -47,8 +50,9 @@ class DataSet:
         kept = known & changes
         if not kept.any():
             raise ValueError(
-                f"series: none of {count} windows can be judged: in {count - known.sum()} some step of the future was "
-                f"not observed, the others' past repeats itself after {self.season} steps, so that MASE has no scale"
+                f"series: none of {count} windows can be judged: {count - known.sum()} have missing values in the "
+                f"future, and the past of the others repeats itself after {self.season} steps, so that MASE has no "
+                "scale"
             )
         return DataSet(self.past[kept], self.future[kept], self.season, int(count - kept.sum()))
 
@@ -57,23 +61,23 @@ class DataSet:
 class RealSeries:
     """A real series to forecast zero-shot.
 
-    Windows are of its test part; each channel is a series of its own.
+    Windows are taken from its test part. Each channel is a series of its own.
 
     Raises:
         TypeError, ValueError: a number is not a positive integer.
     """
 
     data: str
-    """A name or a CSV file; this and the next three are arguments of `structattn.tasks.series.load_series`."""
+    """Name of a series, or a CSV file. It and the next three fields go to `structattn.tasks.series.load_series`."""
 
     time: str = "date"
     """Column of times."""
 
     columns: tuple[str, ...] = ()
-    """Columns of the channels; empty for all but `time`."""
+    """Columns of the channels; if empty, all but `time`."""
 
     fill: Fill | None = None
-    """How to fill missing values or rows; by default they are refused."""
+    """How to fill missing values or rows; None refuses them."""
 
     season: int = 24
     """Steps of a season."""

@@ -24,7 +24,9 @@ _METRICS = {"WQL": "wql", "MASE": "mase", "median MASE": "mase_median"}
 
 
 def draw_chronos(results: ChronosResults, folder: Path, name: str = "loss-flops") -> Figure:
-    """Draw validation loss against training FLOPs and against tokens; save `name.png` and `name.svg` in `folder`.
+    """Draw validation loss against training FLOPs and against tokens.
+
+    The files are `name.png` and `name.svg` in `folder`.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
@@ -51,7 +53,7 @@ def _panel(axes: Axes, results: ChronosResults, column: int, label: str) -> None
 
 
 def chronos_markdown(results: ChronosResults) -> str:
-    """Return a Markdown table of every model and baseline with costs and metrics."""
+    """Return costs and metrics of all models and baselines in Markdown."""
     heading, rows = _rows(results)
     lines = [heading, ["---"] * len(heading)]
     lines += [[f"`{row[0]}`", *row[1:]] if row[1] else row for row in rows]
@@ -64,7 +66,7 @@ def chronos_table(results: ChronosResults) -> Table:
 
 
 def _rows(results: ChronosResults) -> tuple[list[str], list[list[str]]]:
-    """Return heading and cells: a row for each run, then one for each baseline."""
+    """Return the heading and the cells of each run and baseline."""
     first = results.runs[0]
     columns: dict[str, Callable[[ChronosRun], str]] = {
         "attention": lambda run: run.attention,

@@ -1,7 +1,7 @@
-"""Synthetic time series: samples of Gaussian processes whose covariance is a random composition of kernels.
+"""Draw synthetic time series from Gaussian processes with random compositions of kernels.
 
-A composition joins one to five kernels of a bank (periods of calendars, trends, smooth changes, noise) from left to
-right, each time by `+` or `x` with equal chance. A step is 1/1024 units of time, whatever the length of the series.
+A composition joins one to five kernels from left to right, each time by `+` or `x` with equal chance. The bank of
+kernels has periods of calendars, trends, smooth changes and noise. A step is 1/1024 units of time at every length.
 
 Source of the idea and of the bank: KernelSynth in Ansari et al., *Chronos: Learning the Language of Time Series*, 2024,
 arXiv 2403.07815, section 4.2 and appendix A.
@@ -35,7 +35,10 @@ _JITTER = 1e-8
 
 
 class Split(enum.IntEnum):
-    """Training or held-out compositions; those of one index in both splits are independent."""
+    """Training or held-out compositions.
+
+    Compositions of the same index in both splits are independent.
+    """
 
     TRAINING = 0
     HELD_OUT = 1
@@ -46,9 +49,8 @@ def synthetic_series(
 ) -> NDArray[np.float64]:
     """Return sample paths of one random composition.
 
-    On one machine they are a pure function of the arguments.
-
-    With `K` the composition's covariance at `length` steps and `C Cᵀ = K`, the paths are `C z` with `z ~ N(0, I)`.
+    On one machine they depend on the arguments alone. With `K`, the composition's covariance at `length` steps, and
+    `C Cᵀ = K`, the paths are `C z` with `z ~ N(0, I)`.
 
     Args:
         seed: seed of the data set.
@@ -92,7 +94,7 @@ def _compose(draws: np.random.Generator) -> Any:
 
 @functools.cache
 def _bank() -> tuple[Any, ...]:
-    """Return the kernels of scikit-learn that compositions are made of."""
+    """Return the kernels of compositions, those of scikit-learn."""
     kernels = checks.require("sklearn.gaussian_process.kernels", "paper")
     return (
         *(kernels.ExpSineSquared(periodicity=period / STEPS) for period in PERIODS),

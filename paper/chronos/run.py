@@ -32,18 +32,18 @@ def chronos_training(
         weight_decay=0.0,
         mup=False,
         precision=precision,
-        # The loop's default interval leaves short runs a handful of points.
+        # The loop's default interval gives short runs only a few evaluations.
         evaluation_interval=-(-steps // 20),
     )
 
 
 @dataclass(frozen=True)
 class ChronosRunConfig:
-    """All that defines a run, with what `structattn.comparison.run.execute` asks of a config.
+    """Config of one run, with the members that `structattn.comparison.run.execute` uses.
 
     Raises:
-        ValueError: a T5 cannot have the attention; or the budget is not in steps or tokens, which give every
-            attention the same rows.
+        ValueError: a T5 cannot have the attention, or the budget is in FLOPs or minutes, in which attentions would
+            read different rows.
     """
 
     attention: str = spelling("standard")
@@ -53,10 +53,10 @@ class ChronosRunConfig:
     """`tiny`, `mini`, `small`, or d_model, layers, heads, d_ff and d_kv."""
 
     context_length: int = 256
-    """Values that a forecast reads."""
+    """Values of a context."""
 
     prediction_length: int = 32
-    """Values to forecast."""
+    """Values of a forecast."""
 
     n_tokens: int = 1024
     """Bins of the tokenizer and special ids."""
@@ -97,7 +97,9 @@ class ChronosRunConfig:
         return self.context_length + self.prediction_length + 2
 
     def build_pipeline(self) -> ChronosPipeline:
-        """Return the untrained model as a pipeline; its weights do not depend on the attention.
+        """Return the untrained model as a pipeline.
+
+        The initial weights do not depend on the attention.
 
         Raises:
             ImportError: without Chronos, naming the extra that brings it.

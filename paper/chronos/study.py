@@ -1,7 +1,7 @@
-"""Train Chronos from scratch, a model per attention, and evaluate it.
+"""Train Chronos from scratch under several attentions, and evaluate the models.
 
 Every model reads the same rows in the same order. Results are validation loss against training FLOPs, and WQL and MASE
-of sampled forecasts: of held-out synthetic series, and zero-shot of the test part of a real series.
+of sampled forecasts: for held-out synthetic series and, zero-shot, for the test part of a real series.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from structattn.comparison.run import claim, execute, of_seed
 from structattn.training import Progress, RunFolderError
 
 Announce = Callable[[str, int, int], Progress | None]
-"""Called before each model is trained, with its name, its number and the number of models; returns its progress bar."""
+"""Called before each training with the model's name, its number and the number of models; returns a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ChronosStudy:
 
     @property
     def runs(self) -> list[ChronosRunConfig]:
-        """Configs of all runs: every attention with the first seed, then with the next."""
+        """Configs of all runs, seed by seed."""
         return [
             of_seed(dataclasses.replace(self.run, attention=name), seed)
             for seed in range(self.seeds)
@@ -115,11 +115,11 @@ class ChronosResults:
 
     @property
     def verdict(self) -> str:
-        """Sentence on final losses and FLOPs to standard attention's loss, or `""`."""
+        """Final losses and FLOPs in words; empty without standard attention."""
         curves = {(run.attention, run.seed): [(flops, loss) for _, flops, loss in run.curve] for run in self.runs}
-        sentence, _ = chronos_verdict(curves)
-        spread = " (±: standard error over seeds)" if len({run.seed for run in self.runs}) > 1 else ""
-        return f"Nats per token at the end: {sentence}{spread}." if sentence else ""
+        words, _ = chronos_verdict(curves)
+        spread = " ± is the standard error over seeds." if len({run.seed for run in self.runs}) > 1 else ""
+        return f"Nats per token at the end: {words}.{spread}" if words else ""
 
     def save(self, folder: Path) -> None:
         """Write `results.json` into `folder`."""
@@ -141,7 +141,9 @@ def measure_chronos(
     announce: Announce | None = None,
     command: Sequence[str] = (),
 ) -> ChronosResults:
-    """Train and evaluate every model of the study, and write `results.json` into `folder`.
+    """Train and evaluate every model of a study; write its results.
+
+    `results.json` in `folder` is written after each model.
 
     Args:
         study: config of the study.
@@ -206,7 +208,7 @@ def _run(
 
 
 def _data_sets(study: ChronosStudy) -> dict[str, DataSet]:
-    """Return the held-out synthetic series, and windows of the real one if there is one."""
+    """Return the held-out synthetic series and the windows of the real one."""
     split, horizon = study.run.context_length, study.run.prediction_length
     held_out = study.run.build_task(1).held_out()
     data = {"synthetic": DataSet(held_out[:, :split], held_out[:, split:], 1).usable()}

@@ -1,7 +1,7 @@
 """Chronos's task: predict the future's tokens from the context's.
 
-A row holds the ids of both, context first, so that a batch is one tensor as for every task. Ids are those of Chronos's
-tokenizer: a value over the context's mean absolute value, rounded to a bin; 0 for a missing value, 1 for the end.
+A row holds the ids of both, context first. Ids are those of Chronos's tokenizer: a value is divided by the context's
+mean absolute value and rounded to a bin; 0 marks a missing value, 1 the end.
 
 Shapes: `B` rows, context `C`, horizon `P`, `C + 1` ids of the context and its end, `P + 1` of the future and its end.
 
@@ -37,7 +37,7 @@ class ChronosDataConfig:
     """Sizes of the synthetic data, for training and evaluation.
 
     Raises:
-        TypeError, ValueError: a field is no positive integer.
+        TypeError, ValueError: a field is not a positive integer.
     """
 
     compositions: int = 512
@@ -50,7 +50,7 @@ class ChronosDataConfig:
     """Steps of a training series; a row is a window of it."""
 
     min_past: int = 60
-    """Least number of known steps in a training context; the others up to `C`, on the left, are missing."""
+    """Least number of known steps in a training context; the missing ones stand on the left."""
 
     evaluation_series: int = 256
     """Held-out series, each of its own composition and of `C + P` steps."""
@@ -61,16 +61,16 @@ class ChronosDataConfig:
 
 
 class ChronosTask(Task):
-    """The task of predicting a window's future from its context, in Chronos's tokens.
+    """Prediction of a window's future from its context, in Chronos's tokens.
 
     A batch has `inputs (B, C + P + 2)`, the ids of context and future, each with its end token, and
-    `targets (B, P + 1)`, those of the future. A model returns logits `(B, P + 1, n_tokens)`, of each id of the future
-    given the context and the ids before it.
+    `targets (B, P + 1)`, the ids of the future. A model returns logits `(B, P + 1, n_tokens)` for each id of the
+    future, given the context and the ids before it.
 
-    *Training rows.* Every epoch has a random order of the series. Each row takes the next series and a window at a
-    random step of it; the context holds the steps before, at most `C`.
+    *Training rows.* Every epoch reads the series in a random order. A row is a window of the next series that ends at
+    a random step. Its context has at most `C` steps.
 
-    *Loss.* Cross-entropy, the mean over ids of the future (the end token included, as in Chronos) that are not missing.
+    *Loss.* Mean cross-entropy over the ids of the future that are not missing, including the end token, as in Chronos.
 
     Args:
         config: Chronos's config: lengths, bins, special ids. `model_type` must be `"seq2seq"`.
@@ -119,12 +119,15 @@ class ChronosTask(Task):
         return _held_out(self.data.evaluation_series, length)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of logits `(B, P + 1, n_tokens)`, in nats per id."""
+        """Return the mean cross-entropy of logits, in nats per id.
+
+        The shape of `outputs` is `(B, P + 1, n_tokens)`.
+        """
         return self._cross_entropy(outputs, batch).sum() / (batch["targets"] != self.config.pad_token_id).sum()
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, its ids."""
+        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, the number of its ids."""
         nats = self._cross_entropy(outputs, batch).double().sum()
         return {"nats": nats, "tokens": (batch["targets"] != self.config.pad_token_id).sum().double()}
 
@@ -158,7 +161,7 @@ class ChronosTask(Task):
         return self._tokens(self.held_out()[rows.start : rows.stop])
 
     def _tokens(self, windows: NDArray[np.float64]) -> Batch:
-        """Return the batch of windows `(B, C + P)`, NaN where a value is missing."""
+        """Return the batch of windows `(B, C + P)`; missing values are NaN."""
         values = torch.from_numpy(windows).float()
         context, future = values[:, : self.config.context_length], values[:, self.config.context_length :]
         read, _, scale = self.tokenizer.context_input_transform(context.contiguous())

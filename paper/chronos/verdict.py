@@ -1,4 +1,4 @@
-"""Compare losses and FLOPs of Chronos with levels and with standard attention."""
+"""Compare loss and FLOPs of Chronos under MLR and standard attention."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ Curve = Sequence[tuple[float, float]]
 
 
 def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[bool | None]]:
-    """Compare runs of equal tokens with standard attention, seed by seed.
+    """Compare runs with standard attention, seed by seed.
 
-    Runs of one seed start from the same weights and read the same rows.
+    Runs of one seed start from the same weights and read the same rows, so they have equal tokens.
 
     Args:
-        curves: by structure and seed.
+        curves: curve of each run, by structure and seed.
 
     Returns:
-        A sentence, and for each structure True if it saves compute, False if not, None if the runs cannot tell.
+        The final losses in words. For each structure but standard attention: True if it saves compute, False if not,
+        None if the runs cannot tell.
     """
     sentences, saves = [], []
     for structure in dict.fromkeys(name for name, _ in curves):
@@ -39,20 +40,20 @@ def chronos_verdict(curves: Mapping[tuple[str, int], Curve]) -> tuple[str, list[
             if math.isfinite(max(shares)):
                 share = Estimate.of([100 * each for each in shares])
                 spread = "" if share.standard_error is None else f" ± {share.standard_error:.0f}"
-                words += f", which is at {REFERENCE}'s loss after {share.mean:.0f}{spread}% of its FLOPs"
+                words += f", at {REFERENCE}'s loss after {share.mean:.0f}{spread}% of {REFERENCE}'s FLOPs"
                 saves.append(above_zero(Estimate.of([1 - each for each in shares])))
             else:
                 reached = sum(map(math.isfinite, shares))
-                words += f", which comes down to {REFERENCE}'s loss with {reached} of {len(shares)} seeds"
+                words += f", at {REFERENCE}'s loss with {reached} of {len(shares)} seeds"
                 saves.append(None if reached else False)
         sentences.append(words)
     return "; ".join(sentences), saves
 
 
 def flops_to_reach(curve: Curve, loss: float) -> float:
-    """Return the training FLOPs at which a curve first reaches `loss`, or infinity.
+    """Return the training FLOPs at which a curve first reaches `loss`.
 
-    The curve is linear between evaluations.
+    Infinity if it never does. Losses between evaluations are interpolated.
     """
     for before, (flops, reached) in zip((None, *curve), curve, strict=False):
         if reached <= loss:

@@ -14,6 +14,24 @@ COSTS = {
 LIMITS = {"standard": 1.52, "mlr": 1.49, "swa:64": 1.505, "btt": 1.6}
 
 
+def _run(name, seed, rows, error=None):
+    return Run(name, seed, f"runs/{name.replace(':', '-')}-seed{seed}", tuple(rows), error)
+
+
+def _row(step, tokens_per_step, flops_per_token, tokens_per_second, train_loss, metrics):
+    """Return one evaluation, at a steady speed."""
+    tokens = step * tokens_per_step
+    return {
+        "step": step,
+        "tokens": tokens,
+        "flops": int(tokens * flops_per_token),
+        "seconds": tokens / tokens_per_second,
+        "tokens_per_second": tokens_per_second,
+        "train_loss": train_loss,
+        **metrics,
+    }
+
+
 def language_results(structures=("standard", "mlr", "swa:64"), seeds=2, failed=(), steps=1000):
     runs = [_language_run(name, seed, steps, name in failed) for name in structures for seed in range(seeds)]
     return Results(
@@ -31,25 +49,16 @@ def language_results(structures=("standard", "mlr", "swa:64"), seeds=2, failed=(
 
 def _language_run(name, seed, steps, failed):
     rows = [_language_row(name, seed, step) for step in range(steps // 20, steps + 1, steps // 20)]
-    folder = f"runs/{name.replace(':', '-')}-seed{seed}"
     if failed:
-        return Run(name, seed, folder, tuple(rows[:5]), f"the training loss of {name} is nan at step 262")
-    return Run(name, seed, folder, tuple(rows))
+        return _run(name, seed, rows[:5], f"the training loss of {name} is nan at step 262")
+    return _run(name, seed, rows)
 
 
 def _language_row(name, seed, step):
     nats = LIMITS[name] + 2.4 / math.sqrt(step / 5) + 0.004 * math.sin(17 * seed + 3 * len(name)) + 0.002 * seed
-    tokens = step * 16 * 256
-    return {
-        "step": step,
-        "tokens": tokens,
-        "flops": int(tokens * COSTS[name].training_flops_per_token),
-        "seconds": tokens / 41_000,
-        "tokens_per_second": 41_000.0 + 900 * len(name),
-        "train_loss": nats + 0.02,
-        "nats_per_character": nats,
-        "bits_per_character": nats / math.log(2),
-    }
+    metrics = {"nats_per_character": nats, "bits_per_character": nats / math.log(2)}
+    flops = COSTS[name].training_flops_per_token
+    return _row(step, 16 * 256, flops, 41_000.0 + 900 * len(name), nats + 0.02, metrics)
 
 
 def regression_results(input_dim=8, seeds=1):
@@ -60,7 +69,7 @@ def regression_results(input_dim=8, seeds=1):
     for name, floor in structures.items():
         for seed in range(seeds):
             rows = [_regression_row(floor, step, least) for step in range(1000, 20_001, 1000)]
-            runs.append(Run(name, seed, f"runs/{name.replace(':', '-')}-seed{seed}", tuple(rows)))
+            runs.append(_run(name, seed, rows))
     return Results(
         task="regression",
         metric="last_error",
@@ -81,15 +90,7 @@ def regression_results(input_dim=8, seeds=1):
 
 def _regression_row(floor, step, least):
     errors = [max(value, floor + 0.9 * math.exp(-step / 3000)) for value in least]
-    return {
-        "step": step,
-        "tokens": step * 64 * 32,
-        "flops": step * 64 * 32 * 5_000_000,
-        "seconds": step / 30,
-        "tokens_per_second": 61_440.0,
-        "train_loss": 0.5,
-        **_regression_metrics(errors),
-    }
+    return _row(step, 64 * 32, 5_000_000, 61_440.0, 0.5, _regression_metrics(errors))
 
 
 def _regression_metrics(errors):
@@ -107,7 +108,7 @@ def forecast_results(seeds=3, linear=0.38):
             rows = [_forecast_row(floor + 0.002 * seed, step) for step in range(50, 501, 50)]
             shown = [[value + 0.3 for value in stretch[24:]] for stretch in truth]
             rows[-1] |= _tested(_forecast_metrics(floor + 0.002 * seed), shown)
-            runs.append(Run(name, seed, f"runs/{name}-seed{seed}", tuple(rows)))
+            runs.append(_run(name, seed, rows))
     return Results(
         task="forecast",
         metric="test_mse",
@@ -139,12 +140,4 @@ def _tested(metrics, shown):
 
 
 def _forecast_row(floor, step):
-    return {
-        "step": step,
-        "tokens": step * 32 * 96,
-        "flops": step * 32 * 96 * 1_000_000,
-        "seconds": step / 8,
-        "tokens_per_second": 24_576.0,
-        "train_loss": floor,
-        **_forecast_metrics(floor + 0.5 * math.exp(-step / 80)),
-    }
+    return _row(step, 32 * 96, 1_000_000, 24_576.0, floor, _forecast_metrics(floor + 0.5 * math.exp(-step / 80)))

@@ -130,12 +130,12 @@ def test_the_verdict_compares_seed_by_seed():
         }
 
     words, saves = chronos_verdict(curves(standard=[4.0, 5.0], mlr=[3.0, 4.0]))
-    assert "mlr 3.500 ± 0.500, which is at standard's loss after 62 ± 8% of its FLOPs" in words
+    assert "mlr 3.500 ± 0.500, at standard's loss after 62 ± 8% of standard's FLOPs" in words
     assert saves == [None]  # Two seeds: shares of 70% and 55%, whose interval is wide.
     words, saves = chronos_verdict(curves(standard=[4.0] * 3, mlr=[2.0, 2.01, 1.99], other=[5.0] * 3, third=[3, 5, 5]))
     assert saves == [True, False, None]
-    assert "other 5.000 ± 0.000, which comes down to standard's loss with 0 of 3 seeds" in words
-    assert "which comes down to standard's loss with 1 of 3 seeds" in words
+    assert "other 5.000 ± 0.000, at standard's loss with 0 of 3 seeds" in words
+    assert "third 4.333 ± 0.667, at standard's loss with 1 of 3 seeds" in words
     assert chronos_verdict(curves(mlr=[2.0])) == ("", [])
 
 

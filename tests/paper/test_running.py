@@ -15,10 +15,10 @@ import pytest
 from paper import running, workers
 from paper.catalogue import STUDIES
 from paper.cli import main
-from paper.commands import QUESTIONS
 from paper.planning import duration, plan
 from paper.running import run_trials
 from paper.study import Trial
+from paper.texts import TEXTS
 from paper.workers import WorkerConfig
 from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.tasks import RegressionConfig
@@ -184,8 +184,8 @@ class TestCommand:
         assert error.startswith("Traceback")
         assert error.endswith("paper: seeds must be a positive integer, got 0\n")
 
-    def test_every_study_is_a_subcommand(self):
-        assert list(QUESTIONS) == list(STUDIES)
+    def test_every_study_has_a_text(self):
+        assert list(TEXTS) == list(STUDIES)
 
     @pytest.mark.parametrize("name", STUDIES)
     def test_the_subcommand_names_its_study(self, name, monkeypatch):

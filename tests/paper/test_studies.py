@@ -118,7 +118,7 @@ class TestEveryStudy:
         page = (folder / "README.md").read_text()
         assert "Not as the paper reports" in page
         assert ": loss is NaN at step 3" in page
-        assert STUDIES[name].reported in page
+        assert STUDIES[name].text.reported in page
         assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(outcomes)
         evaluations = sum(len(outcome.rows) for outcome in outcomes)
         assert len((folder / "curves.csv").read_text().splitlines()) == 1 + evaluations
@@ -139,11 +139,12 @@ def test_scaling_states_exponents():
 
 def test_what_the_rate_of_the_narrowest_model_costs_the_widest():
     finding = STUDIES["mup"].finding(outcomes_of("mup", AS_REPORTED["mup"]))
-    with_it, _, without = finding.statement.partition(";")
-    assert "2^-6.5 at D = 64, 2^-6.5 at D = 128, 2^-6.5 at D = 256, and the rate" in with_it
-    assert "costs the model of D = 256 0.000 nats" in with_it
-    assert "2^-6.5 at D = 64, 2^-6.5 at D = 128, 2^-8 at D = 256, and the rate" in without
-    assert f"costs the model of D = 256 {1.5**2 / 50:.3f} nats" in without
+    with_it, _, without = finding.statement.partition("Without")
+    cost = "At the best rate of D = 64, the loss of the model of D = 256 is {:.3f} nats above its own best."
+    assert "the best rates are 2^-6.5 at D = 64, 2^-6.5 at D = 128, 2^-6.5 at D = 256." in with_it
+    assert cost.format(0) in with_it
+    assert "the best rates are 2^-6.5 at D = 64, 2^-6.5 at D = 128, 2^-8 at D = 256." in without
+    assert cost.format(1.5**2 / 50) in without
 
 
 def test_a_rate_at_which_the_widest_model_does_not_train():
@@ -155,7 +156,8 @@ def test_a_rate_at_which_the_widest_model_does_not_train():
         for each in outcomes_of("mup", AS_REPORTED["mup"])
     ]
     finding = STUDIES["mup"].finding(outcomes)
-    assert "costs the model of D = 256 all, as it does not train, against its own best" in finding.statement
+    without = finding.statement.partition("Without")[2]
+    assert "At the best rate of D = 64, the model of D = 256 does not train." in without
     assert finding.agrees
 
 

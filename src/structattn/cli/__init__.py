@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from structattn import checks
 from structattn.cli import shell
 
 
@@ -24,29 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[:1] in (["study"], ["chronos"]):
         return _point_to_paper(arguments)
-    try:
-        checks.require("tyro", "train")
-    except ImportError as error:
-        return shell.fail("structattn", error)
-    from structattn.cli.commands import Info, commands
-
-    command = shell.parse(
-        commands(),
-        "structattn",
+    return shell.main(
+        ["structattn"],
         "Choose the structure of softmax attention: compare, train and use models (arXiv 2509.07963).",
         arguments,
+        extra="train",
+        commands=_commands,
+        perform=_perform,
     )
 
-    def perform() -> int:
-        if isinstance(command, Info):
-            from structattn.cli.info import show_info
 
-            return show_info()
-        from structattn.cli import actions
+def _commands() -> Any:
+    from structattn.cli.commands import commands
 
-        return actions.perform(command, ["structattn", *arguments])
+    return commands()
 
-    return shell.run(perform, "structattn", debug=getattr(command, "what", command).debug)
+
+def _perform(command: Any, line: Sequence[str]) -> int:
+    from structattn.cli.commands import Info
+
+    if isinstance(command, Info):  # works beside versions that the actions cannot import
+        from structattn.cli.info import show_info
+
+        return show_info()
+    from structattn.cli import actions
+
+    return actions.perform(command, line)
 
 
 def _point_to_paper(arguments: Sequence[str]) -> int:

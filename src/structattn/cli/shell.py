@@ -8,7 +8,36 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
-from structattn.checks import did_you_mean
+from structattn import checks
+
+
+def main(
+    program: Sequence[str],
+    description: str,
+    arguments: Sequence[str],
+    *,
+    extra: str,
+    commands: Callable[[], Any],
+    perform: Callable[[Any, Sequence[str]], int],
+) -> int:
+    """Run a command line; return its exit status, 0 on success.
+
+    Args:
+        program: the words that call it; the last one starts every error line.
+        description: what the program does, for its help.
+        arguments: the words after these.
+        extra: the extra of the package that installs tyro.
+        commands: imports the union of subcommands, see `parse`.
+        perform: performs the parsed command; also gets the whole line. Imports what it needs, see `run`.
+    """
+    name = program[-1]
+    try:
+        checks.require("tyro", extra)
+    except ImportError as error:
+        return fail(name, error)
+    command = parse(commands(), " ".join(program), description, arguments)
+    debug = getattr(command, "what", command).debug  # `what` holds the subcommand of a subcommand
+    return run(lambda: perform(command, [*program, *arguments]), name, debug=debug)
 
 
 def parse(command: Any, program: str, description: str, arguments: Sequence[str]) -> Any:
@@ -44,7 +73,7 @@ def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
     if not known or not words or words[0].startswith("-"):
         return
     if words[0] not in known:
-        hint = did_you_mean(words[0], known)
+        hint = checks.did_you_mean(words[0], known)
         sys.stderr.write(
             f"{program}: no command {words[0]!r}{hint}\nknown are {', '.join(known)}\nsee {program} --help\n"
         )
