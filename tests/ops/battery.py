@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from structattn.ops import Hierarchy, backends, mlr_attention, reference
@@ -143,7 +144,7 @@ SMALL = Hierarchy((3, 2, 1), (None, 64, 16), (1.0, 0.5, 2.0))
 ODD = Hierarchy((16, 24, 16, 8), (None, 96, 48, 12), "mean")
 NEAR = Hierarchy((16, 16, 24, 8), None, "mean", windows=(None, 200, 70, 9), value_ranks=(24, 0, 24, 16))
 SLIDING = Hierarchy((64,), windows=(33,))
-WITHIN = Hierarchy((5, 9, 2), None, (1.0, -0.5, 2.0), windows=(150, 64, 1), value_ranks=(3, 5, 56))
+WITHIN = Hierarchy((5, 9, 2), None, (1.0, -0.5, 0.7), windows=(150, 64, 1), value_ranks=(3, 5, 56))
 BLOCK_VALUES = Hierarchy((16, 24, 16, 8), (None, 96, 48, 12), "mean", value_ranks=(20, 12, 32, 0))
 HIERARCHIES = {
     "flat": FLAT,
@@ -230,12 +231,32 @@ def _add_levels_in_values(table: dict[str, Case], name: str, hierarchy: Hierarch
             is_causal=is_causal,
         )
         table[f"{prefix}-bias-{mask}"] = replace(base, bias=(True, True, True, True), is_causal=is_causal)
-    table[f"{prefix}-gqa-bias"] = replace(base, heads=6, key_heads=2, bias=(False, True, True, True))
+    table[f"{prefix}-gqa-bias"] = replace(base, heads=4, key_heads=2, bias=(False, True, True, True))
     table[f"{prefix}-padding-offset"] = replace(
         base, batch=3, query_length=40, key_length=100, query_offset=60, key_start=(0, 70, 99)
     )
     table[f"{prefix}-queries-past-keys"] = replace(base, query_length=170, key_length=33, is_causal=False)
     table[f"{prefix}-strided"] = replace(base, strided=True, query_length=257)
+
+
+@st.composite
+def drawn_hierarchies(draw: st.DrawFn) -> tuple[Hierarchy, int]:
+    """Levels by block or by window, in keys alone or in values too, and a width of values that fits."""
+    levels = draw(st.integers(1, 4))
+    reach: dict[str, tuple[int | None, ...]] = {}
+    if draw(st.booleans()):
+        finite = sorted(draw(st.sets(st.integers(1, 90), min_size=levels, max_size=levels)), reverse=True)
+        reach["windows"] = (draw(st.sampled_from([None, finite[0]])), *finite[1:])
+    else:
+        sizes = [draw(st.sampled_from([2, 3, 4, 8]))]
+        for _ in range(levels - 2):
+            sizes.append(sizes[-1] * draw(st.sampled_from([2, 3, 4])))
+        reach["block_sizes"] = (None, *reversed(sizes[: levels - 1]))
+    ranks = draw(st.lists(st.integers(1, 9), min_size=levels, max_size=levels))
+    gains = draw(st.sampled_from([None, "mean", (1.0, -0.5, 0.0, 2.0)[:levels]]))
+    value_ranks = draw(st.none() | st.lists(st.integers(0, 7), min_size=levels, max_size=levels).filter(any))
+    width = draw(st.integers(1, 20)) if value_ranks is None else sum(value_ranks)
+    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, **reach), width
 
 
 def names() -> list[str]:

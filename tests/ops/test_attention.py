@@ -15,7 +15,21 @@ from structattn import Hierarchy, mlr_attention
 from structattn.ops import backends, schema, tiled
 from structattn.ops.call import as_backend
 from structattn.ops.registry import REGISTRY
-from tests.ops.battery import DEEP, EQUAL, FLAT, HIERARCHIES, NEAR, ODD, Case, cases, check, definition, names, results
+from tests.ops.battery import (
+    DEEP,
+    EQUAL,
+    FLAT,
+    HIERARCHIES,
+    NEAR,
+    ODD,
+    Case,
+    cases,
+    check,
+    definition,
+    drawn_hierarchies,
+    names,
+    results,
+)
 from tests.tolerance import assert_calibrated
 
 CASES = cases()
@@ -51,26 +65,6 @@ def test_backend_in_other_dtypes(backend, dtype, case):
             check(case, backend)
     else:
         check(case, backend)
-
-
-@st.composite
-def drawn_hierarchies(draw):
-    """Levels by block or by window, in keys alone or in values too, and a width of values that fits."""
-    levels = draw(st.integers(1, 4))
-    reach = {}
-    if draw(st.booleans()):
-        finite = sorted(draw(st.sets(st.integers(1, 90), min_size=levels, max_size=levels)), reverse=True)
-        reach["windows"] = (draw(st.sampled_from([None, finite[0]])), *finite[1:])
-    else:
-        sizes = [draw(st.sampled_from([2, 3, 4, 8]))]
-        for _ in range(levels - 2):
-            sizes.append(sizes[-1] * draw(st.sampled_from([2, 3, 4])))
-        reach["block_sizes"] = (None, *reversed(sizes[: levels - 1]))
-    ranks = draw(st.lists(st.integers(1, 9), min_size=levels, max_size=levels))
-    gains = draw(st.sampled_from([None, "mean", (1.0, -0.5, 0.0, 2.0)[:levels]]))
-    value_ranks = draw(st.none() | st.lists(st.integers(0, 7), min_size=levels, max_size=levels).filter(any))
-    width = draw(st.integers(1, 20)) if value_ranks is None else sum(value_ranks)
-    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, **reach), width
 
 
 @st.composite

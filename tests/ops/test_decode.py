@@ -9,35 +9,42 @@ from hypothesis import strategies as st
 
 from structattn import Hierarchy
 from structattn.ops import cpu, mlr_decode
-from tests.ops.battery import definition
+from tests.ops.battery import definition, drawn_hierarchies
 from tests.tolerance import assert_calibrated
 
 
 def live_starts(hierarchy, key_length, queries, key_start):
-    """For each level, the first index that any row's first query shares a block with."""
+    """For each level, the first index that the level reaches from any row's first query."""
     rows = [0] if key_start is None else key_start.tolist()
     starts = []
-    for size in hierarchy.block_sizes:
+    for size in hierarchy.sizes:
         positions = [max(key_length - queries - start, 0) for start in rows]
-        edges = [p // size * size if size else 0 for p in positions]
+        if hierarchy.by_window:
+            edges = [max(p - size + 1, 0) if size else 0 for p in positions]
+        else:
+            edges = [p // size * size if size else 0 for p in positions]
         starts.append(min(start + edge for start, edge in zip(rows, edges, strict=True)))
     return starts
 
 
 def cache(key, value, hierarchy, starts):
-    """Keys level by level, dimension-major, from each level's start; capacity beyond the keys holds NaN."""
-    levels = []
+    """Keys (dimension-major) and values from each level's start; capacity beyond the tokens holds NaN."""
+    keys, values = [], []
     for part, start in zip(key.split(hierarchy.ranks, -1), starts, strict=True):
-        buffer = torch.full((*part.shape[:2], part.shape[3], part.shape[2] - start + 5), torch.nan, dtype=key.dtype)
-        buffer[..., :-5] = part[:, :, start:].transpose(2, 3)
-        levels.append(buffer)
-    spare = torch.full((*value.shape[:2], 3, value.shape[3]), torch.nan, dtype=value.dtype)
-    return levels, torch.cat([value, spare], 2)
+        keys.append(_with_spare(part[:, :, start:], 5).transpose(2, 3).contiguous())
+    for part, start in zip(value.split(hierarchy.value_widths(value.shape[3]), -1), starts, strict=True):
+        values.append(_with_spare(part[:, :, start:], 3))
+    return keys, values if hierarchy.value_ranks is not None else values[0]
 
 
-def check(backend, hierarchy, queries, key_length, key_start=None, heads=(2, 2), dtype=torch.float32, width=5):
+def _with_spare(tensor, count):
+    return torch.cat([tensor, torch.full_like(tensor[:, :, :1], torch.nan).expand(-1, -1, count, -1)], 2)
+
+
+def check(backend, hierarchy, queries, key_length, key_start=None, heads=(2, 2), dtype=torch.float32):
     if backend == "cpu" and cpu.ineligible() is not None:
         pytest.skip(str(cpu.ineligible()))
+    width = 5 if hierarchy.value_ranks is None else sum(hierarchy.value_ranks)
     generator = torch.Generator().manual_seed(0)
     shapes = [(heads[0], hierarchy.rank), (heads[1], hierarchy.rank), (heads[1], width)]
     query, key, value = (
@@ -64,32 +71,28 @@ def check(backend, hierarchy, queries, key_length, key_start=None, heads=(2, 2),
 
 BACKENDS = ["cpu", "dense"]
 DEEP = Hierarchy((5, 4, 2, 2), (None, 32, 16, 4), "mean")
+NEAR = Hierarchy((5, 4, 2, 2), None, "mean", windows=(None, 300, 60, 7), value_ranks=(17, 0, 3, 6))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("key_length", [1, 70, 1500])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)], ids=str)
-def test_lengths_dtypes_and_groups(backend, dtype, key_length, heads):
-    check(backend, DEEP, 1, key_length, heads=heads, dtype=dtype)
+@pytest.mark.parametrize("hierarchy", [DEEP, NEAR], ids=["blocks", "windows"])
+def test_lengths_dtypes_and_groups(backend, dtype, key_length, heads, hierarchy):
+    check(backend, hierarchy, 1, key_length, heads=heads, dtype=dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drawn_cases(backend):
-    @settings(max_examples=40, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(
-        sizes=st.lists(st.sampled_from([2, 3, 5, 40]), max_size=3),
-        ranks=st.lists(st.integers(1, 11), min_size=4, max_size=4),
-        gains=st.sampled_from([None, "mean", (1.0, -0.5, 0.0, 2.0)]),
+        drawn=drawn_hierarchies(),
         key_length=st.integers(1, 700),
         data=st.data(),
     )
-    def run(sizes, ranks, gains, key_length, data):
-        blocks = [2]
-        for size in sizes:
-            blocks.append(blocks[-1] * size)
-        blocks = (None, *reversed(blocks[: len(sizes)]))
-        hierarchy = Hierarchy(ranks[: len(blocks)], blocks, gains[: len(blocks)] if isinstance(gains, tuple) else gains)
+    def run(drawn, key_length, data):
+        hierarchy, _ = drawn
         queries = data.draw(st.integers(1, min(key_length, 6)))
         key_start = data.draw(st.none() | st.tuples(st.just(0), st.integers(0, key_length)))
         check(backend, hierarchy, queries, key_length, key_start)
@@ -125,6 +128,10 @@ def good():
         ({"key_length": 13}, "key_length"),
         ({"key_length": 0}, "key_length"),
         ({"value": torch.randn(1, 1, 12, 3)}, "value"),
+        ({"value": [torch.randn(1, 2, 12, 3)]}, r"value must have one entry per level \(2\), got 1"),
+        ({"value": [torch.randn(1, 2, 12, 3), torch.randn(1, 2, 12, 1)]}, r"value\[1\] must be .* 0\)"),
+        ({"value": [torch.randn(1, 2, 9, 3), torch.randn(1, 2, 12, 0)]}, r"value\[0\] must be .* at least"),
+        ({"hierarchy": Hierarchy((4, 2), (None, 8), value_ranks=(2, 1))}, "value must be one tensor for each of 2"),
         ({"key_levels": [torch.randn(1, 2, 4, 12)]}, "one entry per level"),
         ({"key_levels": [torch.randn(1, 2, 4, 10), torch.randn(1, 2, 2, 12)]}, r"key_levels\[0\]"),
         ({"level_starts": [1, 0]}, r"level_starts\[0\]"),

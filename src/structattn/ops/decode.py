@@ -143,7 +143,8 @@ def _check_shapes(call: DecodeCall, enable_gqa: bool) -> None:
             f"value must be (B, Hkv, capacity, dv) with B = {batch} and Hkv = {heads} (or, with enable_gqa=True, a "
             f"divisor of it), got {tuple(call.value_levels[0].shape)}"
         )
-    value_widths = hierarchy.value_widths(call.value_dim)
+    width_of_all = call.value_levels[0].shape[3] if hierarchy.value_ranks is None else call.value_dim
+    value_widths = hierarchy.value_widths(width_of_all)
     each_level = zip(call.key_levels, call.value_levels, hierarchy.ranks, value_widths, call.level_starts, strict=True)
     for level, (keys, values, rank, width, first) in enumerate(each_level):
         needed = key_length - first

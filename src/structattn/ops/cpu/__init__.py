@@ -25,8 +25,6 @@ def ineligible(call: Call | DecodeCall | None = None) -> str | None:
             return f"it serves tensors on the CPU, got {call.query.device}"
         if call.query.dtype not in library.DTYPES:
             return f"it serves float32, bfloat16 and float16, got {call.query.dtype}"
-        if call.hierarchy.by_window or call.hierarchy.value_ranks is not None:
-            return "it serves levels by block, in keys alone"
     reason = build.failure()
     if reason is not None:
         _warn_once(reason)
@@ -70,7 +68,7 @@ def decode(call: DecodeCall) -> Tensor:
     out = call.query.new_empty(*call.query.shape[:3], call.value_dim)
     # The kernel reads runs of positions: another layout is copied, at the price of reading it all.
     levels = [keys if keys.stride(3) == 1 else keys.contiguous() for keys in call.key_levels]
-    library.run("structattn_decode", library.decode_struct(call, levels, out))
+    library.run("structattn_decode", library.decode_struct(call, levels, call.value_levels, out))
     return out
 
 

@@ -33,9 +33,9 @@ class CallStruct(ctypes.Structure):
 
     _fields_ = [
         *((name, View) for name in ("query", "key", "value", "bias", "out")),
-        *((name, _POINTER) for name in ("lse", "key_start", "key_end", "ranks", "block_sizes", "gains")),
+        *((name, _POINTER) for name in ("lse", "key_start", "key_end", "ranks", "sizes", "value_widths", "gains")),
         *((name, _INT) for name in ("batch", "heads", "key_heads", "query_length", "key_length", "rank")),
-        *((name, _INT) for name in ("value_width", "levels", "query_offset", "is_causal", "seed")),
+        *((name, _INT) for name in ("value_width", "levels", "by_window", "query_offset", "is_causal", "seed")),
         *((name, _FLOAT) for name in ("scale", "dropout_p")),
     ]
 
@@ -50,11 +50,11 @@ class DecodeStruct(ctypes.Structure):
     """The arguments of a call of decode (csrc/decode.h)."""
 
     _fields_ = [
-        *((name, View) for name in ("query", "value", "out")),
-        ("key_levels", ctypes.POINTER(View)),
-        *((name, _POINTER) for name in ("level_starts", "key_start", "ranks", "block_sizes", "gains")),
+        *((name, View) for name in ("query", "out")),
+        *((name, ctypes.POINTER(View)) for name in ("key_levels", "value_levels")),
+        *((name, _POINTER) for name in ("level_starts", "key_start", "ranks", "sizes", "value_widths", "gains")),
         *((name, _INT) for name in ("batch", "heads", "key_heads", "queries", "key_length", "rank")),
-        *((name, _INT) for name in ("value_width", "levels")),
+        *((name, _INT) for name in ("value_width", "levels", "by_window")),
         ("scale", _FLOAT),
     ]
 
@@ -94,10 +94,13 @@ def view(tensor: Tensor | None, shape: tuple[int, ...] | None = None) -> View:
 
 
 @functools.lru_cache(maxsize=256)
-def _levels(hierarchy: Hierarchy) -> tuple[ctypes.Array, ctypes.Array, ctypes.Array]:
+def _levels(hierarchy: Hierarchy, value_dim: int) -> tuple[ctypes.Array, ...]:
+    """Return ranks, sizes, value widths and gains of the levels as arrays."""
     count = hierarchy.levels
     sizes = (size or 0 for size in hierarchy.sizes)
-    return (_INT * count)(*hierarchy.ranks), (_INT * count)(*sizes), (_FLOAT * count)(*hierarchy.gains)
+    widths = hierarchy.value_widths(value_dim)
+    integers = ((_INT * count)(*numbers) for numbers in (hierarchy.ranks, sizes, widths))
+    return *integers, (_FLOAT * count)(*hierarchy.gains)
 
 
 def call_struct(call: Call, out: Tensor, lse: Tensor) -> CallStruct:
@@ -112,23 +115,28 @@ def call_struct(call: Call, out: Tensor, lse: Tensor) -> CallStruct:
         lse.data_ptr(),
         None if call.key_start is None else call.key_start.data_ptr(),
         None if call.key_end is None else call.key_end.data_ptr(),
-        *(ctypes.addressof(array) for array in _levels(call.hierarchy)),
+        *(ctypes.addressof(array) for array in _levels(call.hierarchy, width)),
         *(batch, heads, key_heads, query_length, key_length, rank, width, call.hierarchy.levels),
+        call.hierarchy.by_window,
         *(call.query_offset, call.is_causal, 0 if call.seed is None else int(call.seed)),
         *(call.scale, call.dropout_p),
     )
 
 
-def decode_struct(call: DecodeCall, key_levels: Sequence[Tensor], out: Tensor) -> DecodeStruct:
+def decode_struct(
+    call: DecodeCall, key_levels: Sequence[Tensor], value_levels: Sequence[Tensor], out: Tensor
+) -> DecodeStruct:
     """Return a call of decode for C++; it keeps its arrays alive, the caller keeps the tensors."""
-    (batch, heads, queries, rank), (_, key_heads, _, width) = call.query.shape, call.value_levels[0].shape
-    starts = (_INT * len(call.level_starts))(*call.level_starts)
+    (batch, heads, queries, rank), key_heads = call.query.shape, value_levels[0].shape[1]
+    levels, width = call.hierarchy.levels, call.value_dim
+    starts = (_INT * levels)(*call.level_starts)
     struct = DecodeStruct(
-        *(view(call.query), view(call.value_levels[0]), view(out), (View * len(key_levels))(*map(view, key_levels))),
+        *(view(call.query), view(out)),
+        *((View * levels)(*map(view, tensors)) for tensors in (key_levels, value_levels)),
         ctypes.addressof(starts),
         None if call.key_start is None else call.key_start.data_ptr(),
-        *(ctypes.addressof(array) for array in _levels(call.hierarchy)),
-        *(batch, heads, key_heads, queries, call.key_length, rank, width, call.hierarchy.levels),
+        *(ctypes.addressof(array) for array in _levels(call.hierarchy, width)),
+        *(batch, heads, key_heads, queries, call.key_length, rank, width, levels, call.hierarchy.by_window),
         call.scale,
     )
     struct.level_starts_array = starts

@@ -74,8 +74,8 @@ class QueryPacker {
         plan_(plan),
         packed_(packed),
         first_head_(first_head),
-        columns_(Columns::of_levels(plan)),
-        value_columns_(Columns::of_value(call, plan)),
+        columns_(Columns::of_keys(plan)),
+        value_columns_(Columns::of_values(plan)),
         query_(plan.stride * plan.rank),
         out_(plan.stride * plan.value_width),
         grad_(plan.stride * plan.value_width),
@@ -127,11 +127,11 @@ class Backward {
         plan_(plan),
         packed_(packed),
         first_head_(first_head),
-        columns_(Columns::of_levels(plan)),
-        value_columns_(Columns::of_value(call, plan)),
+        columns_(Columns::of_keys(plan)),
+        value_columns_(Columns::of_values(plan)),
         dropout_(call),
-        scores_of_(call, plan),
-        widened_(plan),
+        partial_(plan),
+        scores_of_(call, plan, partial_),
         row_(kBackwardChunk * plan.stride + kAlign),
         floats_(plan.stride * std::max(plan.rank, plan.value_width)),
         turned_(plan.stride * plan.rank),
@@ -168,7 +168,6 @@ class Backward {
 
  private:
   static constexpr bool kNarrow = !std::is_same_v<T, float>;
-  static constexpr int64_t kPair = kNarrow ? 2 : 1;  // a column of a right operand is a pair in bfloat16
 
   void load_keys(int64_t b, int64_t kv, const Row& row, Tile keys) {
     const int64_t first = row.first_key + keys.first;
@@ -184,8 +183,10 @@ class Backward {
   void add_head(int64_t b, int64_t h, int64_t slot, int64_t share, const Row& row, Tile keys) {
     if (row.queries == 0) return;
     const int64_t origin = row.position / plan_.width;
-    const int64_t end = (row.position + row.queries - 1) / plan_.width - origin + 1;
-    const int64_t begin = call_.is_causal ? std::max<int64_t>(keys.first / plan_.width - origin, 0) : 0;
+    const Span seeing = plan_.queries_seeing(keys);
+    const int64_t last = std::min(row.position + row.queries, seeing.stop) - 1;
+    const int64_t end = last / plan_.width - origin + 1;
+    const int64_t begin = std::max<int64_t>(seeing.start / plan_.width - origin, 0);
     for (int64_t first = begin; first < end; first += kBackwardChunk)
       add_chunk(b, h, slot, share, row, keys, first, std::min(kBackwardChunk, end - first));
   }
@@ -202,28 +203,36 @@ class Backward {
       float* grads = score_grads_ + s * stride;
       const float factor =
           scores_of_(pair, depths[s], rows, key_, packed_.query_turned + place * plan_.rank, scores, row_);
-      multiply_values(pair, rows, packed_.grad_turned + place * plan_.value_width, grads);
+      multiply_values(pair, depths[s], rows, packed_.grad_turned + place * plan_.value_width, grads);
       softmax_grad(pair, depths[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
     }
-    const Pair diagonal{b, h, row, plan_.query_tile(row, first), keys, true};
-    add_products(diagonal, depths, slot, share, rows, first, count);
-    for (int64_t s = 0; s < count; ++s) {
+    for (int64_t s = 0, next; s < count; s = next) {
+      for (next = s + 1; next < count && depths[next].all == depths[s].all;) ++next;
       const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
-      if (depths[s].mixed) add_rectangles(pair, depths[s], slot, share, first + s, s);
+      add_shared(pair, depths[s], slot, share, rows, first, s, next);
     }
+    for (int64_t s = 0; s < count; ++s)
+      add_partial(keys, plan_.query_tile(row, first + s), depths[s], slot, share, first + s, s);
   }
 
   // The gradient of probabilities, 0 where a pair is hidden.
-  void multiply_values(const Pair& pair, int64_t rows, const T* grad_turned, float* grads) {
+  void multiply_values(const Pair& pair, const TileDepth& shared, int64_t rows, const T* grad_turned, float* grads) {
     const int64_t stride = plan_.stride, width = plan_.value_width;
-    for_each_strip<T>(pair, is_crossing(call_, pair), rows, stride, [&](int64_t i, int64_t strip, Span seen) {
+    const int64_t prefix = plan_.levels[shared.all - 1].value.prefix;
+    for_each_strip<T>(plan_, pair, is_cut(plan_, pair), rows, [&](int64_t i, int64_t strip, Span seen) {
+      if (!prefix) seen = {0, 0};
       for (int64_t k = i; k < i + strip; ++k) {
         std::fill_n(grads + k * row_, seen.start, 0.0f);
         std::fill(grads + k * row_ + seen.stop, grads + k * row_ + stride, 0.0f);
       }
-      gemm(strip, seen.stop - seen.start, width, value_ + i * width, width, grad_turned + kPair * seen.start, stride,
-           grads + i * row_ + seen.start, row_, false);
+      if (prefix)
+        gemm(strip, seen.stop - seen.start, prefix, value_ + i * width, width, grad_turned + kPaired<T> * seen.start,
+             stride, grads + i * row_ + seen.start, row_, false);
     });
+    for (int64_t l = shared.all; l < shared.some; ++l) {
+      const Level& level = plan_.levels[l];
+      partial_.add_products(level, level.value, pair.keys, pair.queries, {value_, width}, grad_turned, {grads, row_});
+    }
   }
 
   // Overwrites scores by probabilities, and the gradient of probabilities by that of scores.
@@ -235,7 +244,7 @@ class Backward {
     if (dropout_.active()) drop(pair, grads, dropout_.rescale());
     // Each pair's gain, unless it differs within the tile or the bias has to see the gradient before it.
     const bool apart = shared.mixed_gain || gradients_.bias.data;
-    const Vec gain = splat(apart ? 1.0f : plan_.levels[shared.depth - 1].gain), scale = splat(factor);
+    const Vec gain = splat(apart ? 1.0f : plan_.levels[shared.all - 1].gain), scale = splat(factor);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < stride; j += kLanes) {
         const Vec p = exp2(load(scores + i * row_ + j) * scale - load(lse + j));
@@ -262,49 +271,55 @@ class Backward {
         }
   }
 
-  // Adds the products over the levels that all pairs of a tile share; only the first tile can lie on the diagonal.
-  void add_products(const Pair& pair, const TileDepth* depths, int64_t slot, int64_t share, int64_t rows, int64_t first,
-                    int64_t count) {
-    const int64_t stride = plan_.stride, place = packed_.at(slot, first), rank = plan_.rank, width = plan_.value_width;
-    const T *probabilities, *grads, *right_grads;
-    if constexpr (kNarrow) probabilities = probabilities_, grads = narrow_grads_, right_grads = paired_grads_;
-    else probabilities = scores_, grads = right_grads = score_grads_;
-    const bool crossing = is_crossing(call_, pair);
-    for_each_strip<T>(pair, crossing, rows, stride, [&](int64_t i, int64_t strip, Span seen) {
-      gemm(strip, width, count * stride - seen.start, probabilities + i * row_ + seen.start, row_,
-           packed_.grad + (place + seen.start) * width, width, value_grad_ + i * width, width, true);
+  // Adds the products of tiles `from … to` of a chunk over the levels that all pairs share; `first_pair` is the first's.
+  // Later tiles are taken whole: pairs that are hidden there have probability 0.
+  void add_shared(const Pair& first_pair, const TileDepth& shared, int64_t slot, int64_t share, int64_t rows,
+                  int64_t first, int64_t from, int64_t to) {
+    const int64_t stride = plan_.stride, rank = plan_.rank, width = plan_.value_width;
+    const Level& finest = plan_.levels[shared.all - 1];
+    const int64_t prefix = finest.key.prefix, value_prefix = finest.value.prefix;
+    for_each_strip<T>(plan_, first_pair, is_cut(plan_, first_pair), rows, [&](int64_t i, int64_t strip, Span seen) {
+      const int64_t place = packed_.at(slot, first + from) + seen.start, inner = (to - from) * stride - seen.start;
+      const int64_t at = i * row_ + from * stride + seen.start;
+      if (value_prefix)
+        gemm(strip, value_prefix, inner, probabilities() + at, row_, packed_.grad + place * width, width,
+             value_grad_ + i * width, width, true);
+      gemm(strip, prefix, inner, grads() + at, row_, packed_.query + place * rank, rank, key_grad_ + i * rank, rank,
+           true);
     });
-    for (int64_t s = 0, next; s < count; s = next) {
-      const int64_t prefix = plan_.levels[depths[s].depth - 1].prefix;
-      for (next = s + 1; next < count && depths[next].depth == depths[s].depth;) ++next;
-      for_each_strip<T>(pair, crossing && s == 0, rows, stride, [&](int64_t i, int64_t strip, Span seen) {
-        gemm(strip, prefix, (next - s) * stride - seen.start, grads + i * row_ + s * stride + seen.start, row_,
-             packed_.query + (place + s * stride + seen.start) * rank, rank, key_grad_ + i * rank, rank, true);
-      });
-      for (int64_t t = s; t < next; ++t)
-        gemm(prefix, stride, kNarrow ? stride : rows, key_turned_, stride, right_grads + kPair * t * stride, row_,
-             packed_.query_grad_at(share, slot, first + t), stride, true);
+    for (int64_t t = from; t < to; ++t)
+      gemm(prefix, stride, kNarrow ? stride : rows, key_turned_, stride, right_grads() + kPaired<T> * t * stride, row_,
+           packed_.query_grad_at(share, slot, first + t), stride, true);
+  }
+
+  // Adds the products of query tile `index`, number s of a chunk, over the levels that some pairs share.
+  void add_partial(Tile keys, Tile queries, const TileDepth& shared, int64_t slot, int64_t share, int64_t index,
+                   int64_t s) {
+    const int64_t place = packed_.at(slot, index), column = s * plan_.stride;
+    for (int64_t l = shared.all; l < shared.some; ++l) {
+      const Level& level = plan_.levels[l];
+      partial_.add_to_rows(level, level.value, keys, queries, {probabilities() + column, row_},
+                           {packed_.grad + place * plan_.value_width, plan_.value_width},
+                           {value_grad_, plan_.value_width});
+      partial_.add_to_rows(level, level.key, keys, queries, {grads() + column, row_},
+                           {packed_.query + place * plan_.rank, plan_.rank}, {key_grad_, plan_.rank});
+      partial_.add_to_columns(level, level.key, keys, queries, key_turned_,
+                              {right_grads() + kPaired<T> * column, row_}, packed_.query_grad_at(share, slot, index));
     }
   }
 
-  // Adds the products over levels that only some pairs of a tile share.
-  void add_rectangles(const Pair& pair, const TileDepth& shared, int64_t slot, int64_t share, int64_t index, int64_t s) {
-    const int64_t rank = plan_.rank, stride = plan_.stride;
-    const T* query = packed_.query + packed_.at(slot, index) * rank;
-    float* query_grad = packed_.query_grad_at(share, slot, index);
-    for (size_t l = shared.depth; l < plan_.levels.size(); ++l) {
-      const Level& level = plan_.levels[l];
-      for_each_rectangle(level, pair.keys, pair.queries, [&](Tile k, Tile q) {
-        const float* grads = score_grads_ + k.first * row_ + s * stride + q.first;
-        const Block queries = widen_right(query, rank, q.first, level.packed, q.count, level.width, widened_.right);
-        gemm(k.count, level.width, q.count, grads, row_, queries.data, queries.row,
-             key_grad_ + k.first * rank + level.packed, rank, true);
-        const Block keys = widen_left(key_turned_ + level.packed * stride + k.first, stride, level.width, k.count,
-                                      widened_.left);
-        gemm(level.width, q.count, k.count, keys.data, keys.row, grads, row_,
-             query_grad + level.packed * stride + q.first, stride, true);
-      });
-    }
+  // Probabilities and gradients of scores as left operands, and the latter as right ones.
+  const T* probabilities() const {
+    if constexpr (kNarrow) return probabilities_;
+    else return scores_;
+  }
+  const T* grads() const {
+    if constexpr (kNarrow) return narrow_grads_;
+    else return score_grads_;
+  }
+  const T* right_grads() const {
+    if constexpr (kNarrow) return paired_grads_;
+    else return score_grads_;
   }
 
   void drop(const Pair& pair, float* tile, float rescale) const {
@@ -344,8 +359,8 @@ class Backward {
   const int64_t first_head_;  // query heads before this wave
   const Columns columns_, value_columns_;
   const Dropout dropout_;
+  PartialLevels<T> partial_;
   Scores<T> scores_of_;
-  Widened widened_;
   const int64_t row_;
   Buffer<float> floats_, turned_;
   Buffer<T> key_, key_turned_, value_;
@@ -365,7 +380,7 @@ class QueryGradWriter {
         plan_(plan),
         packed_(packed),
         first_head_(first_head),
-        columns_(Columns::of_levels(plan)),
+        columns_(Columns::of_keys(plan)),
         rows_(plan.stride * plan.rank) {}
 
   void operator()(int64_t task) {

@@ -20,9 +20,9 @@ struct Call {
   View out;                      // (B, Hq, Tq, dv): written by forward, read by backward
   float* lse;                    // (B, Hq, Tq), contiguous: likewise
   const int64_t *key_start, *key_end;  // (B), or null
-  const int64_t *ranks, *block_sizes;  // (levels); block_sizes[0] is 0
-  const double* gains;                 // (levels)
-  int64_t batch, heads, key_heads, query_length, key_length, rank, value_width, levels;
+  const int64_t *ranks, *sizes, *value_widths;  // (levels); sizes are blocks or windows, 0: the whole sequence
+  const double* gains;                          // (levels)
+  int64_t batch, heads, key_heads, query_length, key_length, rank, value_width, levels, by_window;
   int64_t query_offset, is_causal, seed;
   double scale, dropout_p;
 };

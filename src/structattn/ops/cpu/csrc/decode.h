@@ -1,5 +1,6 @@
-// A few queries against a long cache. Each key is read once, so the speed of memory decides: keys lie dimension-major,
-// level by level, and each task is one run of keys of one key head, for all queries that read it.
+// A few queries against a long cache. Each key and value is read once, so the speed of memory decides: keys and values
+// lie level by level, keys dimension-major, and each task is one run of keys of one key head, for all queries that read
+// it.
 #pragma once
 
 #include "parallel.h"
@@ -8,13 +9,14 @@
 namespace structattn {
 
 struct Decode {
-  View query, value, out;              // (B, Hq, Tq, r), (B, Hkv, capacity, dv), (B, Hq, Tq, dv)
-  const View* key_levels;              // (levels) of (B, Hkv, r_l, capacity): column c is key level_starts[l] + c
-  const int64_t *level_starts;         // (levels)
-  const int64_t* key_start;            // (B), or null
-  const int64_t *ranks, *block_sizes;  // (levels)
-  const double* gains;                 // (levels)
-  int64_t batch, heads, key_heads, queries, key_length, rank, value_width, levels;
+  View query, out;           // (B, Hq, Tq, r), (B, Hq, Tq, dv)
+  const View* key_levels;    // (levels) of (B, Hkv, r_l, capacity): column c is key level_starts[l] + c
+  const View* value_levels;  // (levels) of (B, Hkv, capacity, u_l): row c is value level_starts[l] + c
+  const int64_t* level_starts;                   // (levels)
+  const int64_t* key_start;                      // (B), or null
+  const int64_t *ranks, *sizes, *value_widths;   // (levels), as in Call
+  const double* gains;                           // (levels)
+  int64_t batch, heads, key_heads, queries, key_length, rank, value_width, levels, by_window;
   double scale;
 };
 
@@ -70,7 +72,8 @@ class Decoder {
         partial_(partial),
         query_(rows_ * call.rank),
         scores_(rows_ * kRun),
-        values_(kValueRun * width_) {}
+        values_(kValueRun * width_),
+        kept_(rows_ * kValueRun) {}
 
   static int64_t partial_row(const Decode& call) { return round_up(call.value_width, kAlign) + 2; }
 
@@ -79,11 +82,14 @@ class Decoder {
     const int64_t first = run * kRun, count = std::min(kRun, call_.key_length - first);
     const int64_t start = call_.key_start ? call_.key_start[b] : 0;
     for (int64_t row = 0; row < rows_; ++row) {
-      const int64_t i = row % call_.queries;
       read_query(b, kv, row);
-      score_row(b, kv, start, call_.key_length - call_.queries + i - start, first, count, row);
+      score_row(b, kv, start, first, count, row);
     }
-    softmax_and_values(b, kv, first, count, partial_ + task * rows_ * partial_row(call_));
+    float* partial = partial_ + task * rows_ * partial_row(call_);
+    softmax(count, partial);
+    const View* values = call_.value_levels;
+    for (int64_t l = 0, column = 0; l < call_.levels; column += call_.value_widths[l++])
+      if (call_.value_widths[l]) add_values(b, kv, l, start, first, count, values[l], partial + column);
   }
 
  private:
@@ -93,30 +99,36 @@ class Decoder {
              query_ + row * call_.rank);
   }
 
-  // Scores of a query at `position` against keys `first … first + count`, in base-2 logarithms.
-  void score_row(int64_t b, int64_t kv, int64_t start, int64_t position, int64_t first, int64_t count, int64_t row) {
+  // Position of a row's query.
+  int64_t position_of(int64_t start, int64_t row) const {
+    return call_.key_length - call_.queries + row % call_.queries - start;
+  }
+
+  // Index of the first key that a level reaches from `position`.
+  int64_t first_key(int64_t level, int64_t start, int64_t position) const {
+    const Span reach = reach_of(call_.sizes[level], call_.by_window, std::max<int64_t>(position, 0));
+    return start + std::max<int64_t>(reach.start, 0);
+  }
+
+  // Scores of a query against keys `first … first + count`, in base-2 logarithms.
+  void score_row(int64_t b, int64_t kv, int64_t start, int64_t first, int64_t count, int64_t row) {
+    const int64_t position = position_of(start, row);
     float* scores = scores_ + row * kRun;
     std::fill_n(scores, count, kHidden);
     if (position < 0) return;
     const auto within = [&](int64_t index) { return std::clamp<int64_t>(index - first, 0, count); };
-    const auto edge = [&](int64_t level) { return within(block_start(level, start, position)); };
+    const auto edge = [&](int64_t level) { return within(first_key(level, start, position)); };
     const int64_t end = within(start + position + 1);
     if (edge(0) < end) std::fill(scores + edge(0), scores + end, 0.0f);
     const float* query = query_ + row * call_.rank;
     for (int64_t l = 0; l < call_.levels; query += call_.ranks[l++])
       if (edge(l) < end) add_level(b, kv, l, query, first + edge(l), end - edge(l), scores + edge(l));
-    // Gains: keys from one level's block edge to the next finer one's have that level as their finest.
+    // Gains: keys from one level's edge to the next finer one's have that level as their finest.
     for (int64_t l = 0; l < call_.levels; ++l) {
       const int64_t next = l + 1 < call_.levels ? std::min(edge(l + 1), end) : end;
       const float factor = static_cast<float>(call_.scale * call_.gains[l]) * kLog2E;
       for (int64_t x = edge(l); x < next; ++x) scores[x] *= factor;
     }
-  }
-
-  // Index of the first key in the block of a level that holds `position`.
-  int64_t block_start(int64_t level, int64_t start, int64_t position) const {
-    const int64_t block = call_.block_sizes[level];
-    return start + (block ? position / block * block : 0);
   }
 
   void add_level(int64_t b, int64_t kv, int64_t level, const float* query, int64_t index, int64_t count,
@@ -130,44 +142,69 @@ class Decoder {
     for (; d < call_.ranks[level]; ++d) add_dimensions<1>(query + d, from + d * step, step, count, scores);
   }
 
-  void softmax_and_values(int64_t b, int64_t kv, int64_t first, int64_t count, float* partial) {
+  // Overwrites scores by probabilities; writes each row's maximum and sum, and zeros for its output.
+  void softmax(int64_t count, float* partial) {
     const int64_t partial_row = Decoder::partial_row(call_);
     for (int64_t row = 0; row < rows_; ++row) {
       float* scores = scores_ + row * kRun;
-      std::fill_n(scores + count, kRun - count, kHidden);
+      const int64_t stop = round_up(count, kLanes);
+      std::fill_n(scores + count, stop - count, kHidden);
       Vec tops = splat(kHidden);
-      for (int64_t x = 0; x < kRun; x += kLanes) tops = max(tops, load(scores + x));
+      for (int64_t x = 0; x < stop; x += kLanes) tops = max(tops, load(scores + x));
       const float top = reduce_max(tops);
       const Vec base = splat(top == kHidden ? 0.0f : top);
       Vec sum{};
-      for (int64_t x = 0; x < kRun; x += kLanes) {
+      for (int64_t x = 0; x < stop; x += kLanes) {
         const Vec p = exp2(load(scores + x) - base);
         sum += p;
         store(scores + x, p);
       }
+      std::fill_n(partial + row * partial_row, width_, 0.0f);
       partial[row * partial_row + width_] = top;
       partial[row * partial_row + width_ + 1] = reduce_add(sum);
     }
-    for (int64_t x = 0; x < count; x += kValueRun) {
+  }
+
+  // Adds a level's dimensions of the values `first … first + count`, weighted by probabilities.
+  void add_values(int64_t b, int64_t kv, int64_t level, int64_t start, int64_t first, int64_t count, const View& view,
+                  float* partial) {
+    const int64_t width = call_.value_widths[level];
+    // The first query reaches farthest back, the last one least far.
+    const int64_t from = std::max<int64_t>(first_key(level, start, position_of(start, 0)) - first, 0);
+    const int64_t all_from = first_key(level, start, position_of(start, call_.queries - 1)) - first;
+    for (int64_t x = from; x < count; x += kValueRun) {
       const int64_t keys = std::min(kValueRun, count - x);
-      const T* from = at<const T>(call_.value, b, kv, first + x, 0);
+      const T* source = at<const T>(view, b, kv, first + x - call_.level_starts[level], 0);
       const float* values = values_;
       int64_t value_row = width_;
-      if (std::is_same_v<T, float> && call_.value.stride[3] == 1) {
-        values = reinterpret_cast<const float*>(from);
-        value_row = call_.value.stride[2];
+      if (std::is_same_v<T, float> && view.stride[3] == 1) {
+        values = reinterpret_cast<const float*>(source);
+        value_row = view.stride[2];
       } else {
         for (int64_t k = 0; k < keys; ++k)
-          read_row(from + k * call_.value.stride[2], call_.value.stride[3], call_.value_width, values_ + k * width_);
+          read_row(source + k * view.stride[2], view.stride[3], width, values_ + k * width_);
       }
-      gemm(rows_, call_.value_width, keys, scores_ + x, kRun, values, value_row, partial, partial_row, x > 0);
+      const bool whole = level == 0 || x >= all_from;  // keys that level 1 does not reach have probability 0
+      if (!whole) keep_reached(level, start, first, x, keys);
+      gemm(rows_, width, keys, whole ? scores_ + x : kept_.get(), whole ? kRun : kValueRun, values, value_row, partial,
+           Decoder::partial_row(call_), true);
+    }
+  }
+
+  // Copies the probabilities of keys `x … x + keys` of a run, zero where the level does not reach.
+  void keep_reached(int64_t level, int64_t start, int64_t first, int64_t x, int64_t keys) {
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int64_t edge = first_key(level, start, position_of(start, row)) - first - x;
+      const int64_t hidden = std::clamp<int64_t>(edge, 0, keys);
+      std::fill_n(kept_ + row * kValueRun, hidden, 0.0f);
+      std::copy_n(scores_ + row * kRun + x + hidden, keys - hidden, kept_ + row * kValueRun + hidden);
     }
   }
 
   const Decode& call_;
   const int64_t runs_, rows_, width_;
   float* partial_;
-  Buffer<float> query_, scores_, values_;
+  Buffer<float> query_, scores_, values_, kept_;
 };
 
 // Combines the runs of a key head into its output.

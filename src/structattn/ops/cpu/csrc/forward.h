@@ -18,8 +18,8 @@ class PackedKeys {
   PackedKeys(const Call& call, const Plan& plan, int64_t heads)
       : call_(call),
         plan_(plan),
-        columns_(Columns::of_levels(plan)),
-        value_columns_(Columns::of_value(call, plan)),
+        columns_(Columns::of_keys(plan)),
+        value_columns_(Columns::of_values(plan)),
         keys_(heads * plan.key_tiles * plan.stride * plan.rank),
         values_(heads * plan.key_tiles * plan.stride * plan.value_width) {}
 
@@ -81,10 +81,11 @@ class Forward {
         plan_(plan),
         keys_(keys),
         first_head_(first_head),
-        columns_(Columns::of_levels(plan)),
-        value_columns_(Columns::of_value(call, plan)),
+        columns_(Columns::of_keys(plan)),
+        value_columns_(Columns::of_values(plan)),
         dropout_(call),
-        scores_of_(call, plan),
+        partial_(plan),
+        scores_of_(call, plan, partial_),
         row_(kForwardChunk * plan.stride + kAlign),
         floats_(plan.stride * std::max(plan.rank, plan.value_width)),
         query_(plan.stride * plan.rank),
@@ -107,11 +108,11 @@ class Forward {
     load_query(b, h, query_index, tile, rows);
     std::fill_n(top_, kMostTile, kHidden);
     std::fill_n(total_, kMostTile, 0.0f);
-    const int64_t end = call_.is_causal ? std::min(row.keys, tile.last() + 1) : row.keys;
-    const int64_t tiles = (end + plan_.width - 1) / plan_.width;
-    for (int64_t first = 0; first < tiles; first += kForwardChunk)
-      add_chunk(b, h, slot, row, tile, rows, first, std::min(kForwardChunk, tiles - first));
-    if (tiles == 0) std::fill_n(out_.get(), plan_.stride * plan_.value_width, 0.0f);
+    std::fill_n(out_.get(), plan_.stride * plan_.value_width, 0.0f);
+    const Span seen = plan_.keys_seen(tile);
+    const int64_t stop = (std::min(row.keys, seen.stop) + plan_.width - 1) / plan_.width;
+    for (int64_t first = seen.start / plan_.width; first < stop; first += kForwardChunk)
+      add_chunk(b, h, slot, row, tile, rows, first, std::min(kForwardChunk, stop - first));
     store_results(b, h, query_index, tile);
   }
 
@@ -129,28 +130,52 @@ class Forward {
   void add_chunk(int64_t b, int64_t h, int64_t slot, const Row& row, Tile queries, int64_t rows, int64_t first,
                  int64_t count) {
     float factors[kForwardChunk];
+    TileDepth depths[kForwardChunk];
     for (int64_t k = 0; k < count; ++k) {
       const Pair pair{b, h, row, queries, plan_.key_tile(row, first + k), false};
-      factors[k] = scores_of_(pair, plan_.tile_depth(pair.queries, pair.keys), rows, query_, keys_.key(slot, first + k),
-                              scores_ + k * plan_.stride, row_);
+      depths[k] = plan_.tile_depth(pair.queries, pair.keys);
+      factors[k] =
+          scores_of_(pair, depths[k], rows, query_, keys_.key(slot, first + k), scores_ + k * plan_.stride, row_);
     }
     T* probabilities;
     if constexpr (std::is_same_v<T, float>) probabilities = scores_;
     else probabilities = probabilities_;
     for (int64_t i = 0; i < rows; ++i)
-      softmax_row(scores_ + i * row_, factors, count, probabilities + i * row_, i, first > 0);
+      softmax_row(scores_ + i * row_, factors, count, probabilities + i * row_, i);
     if (dropout_.active()) drop(b, h, row, queries, first, count, probabilities);
-    const int64_t before = (count - 1) * plan_.stride;  // the last tile alone can lie on the diagonal
-    const Pair last{b, h, row, queries, plan_.key_tile(row, first + count - 1), false};
-    for_each_strip<T>(last, is_crossing(call_, last), rows, plan_.stride, [&](int64_t i, int64_t strip, Span seen) {
-      gemm(strip, plan_.value_width, before + seen.stop, probabilities + i * row_, row_, keys_.value(slot, first),
-           plan_.value_width, out_ + i * plan_.value_width, plan_.value_width, first > 0);
+    for (int64_t k = 0, next; k < count; k = next) {
+      for (next = k + 1; next < count && depths[next].all == depths[k].all;) ++next;
+      const Pair last{b, h, row, queries, plan_.key_tile(row, first + next - 1), false};
+      mix_shared(last, depths[k], slot, rows, first + k, next - k, probabilities + k * plan_.stride);
+    }
+    for (int64_t k = 0; k < count; ++k)
+      mix_partial(plan_.key_tile(row, first + k), queries, depths[k], keys_.value(slot, first + k),
+                  probabilities + k * plan_.stride);
+  }
+
+  // Adds values of `count` tiles from tile `first` on, over the levels that all pairs share. A key after the last one
+  // that a query of the last tile sees has probability 0.
+  void mix_shared(const Pair& last, const TileDepth& shared, int64_t slot, int64_t rows, int64_t first, int64_t count,
+                  const T* probabilities) {
+    const int64_t before = (count - 1) * plan_.stride, width = plan_.levels[shared.all - 1].value.prefix;
+    if (!width) return;
+    for_each_strip<T>(plan_, last, is_cut(plan_, last), rows, [&](int64_t i, int64_t strip, Span seen) {
+      gemm(strip, width, before + seen.stop, probabilities + i * row_, row_, keys_.value(slot, first),
+           plan_.value_width, out_ + i * plan_.value_width, plan_.value_width, true);
     });
   }
 
+  // Adds values of a tile over the levels that some pairs share.
+  void mix_partial(Tile keys, Tile queries, const TileDepth& shared, const T* values, const T* probabilities) {
+    for (int64_t l = shared.all; l < shared.some; ++l) {
+      const Level& level = plan_.levels[l];
+      partial_.add_to_rows(level, level.value, queries, keys, {probabilities, row_}, {values, plan_.value_width},
+                           {out_, plan_.value_width});
+    }
+  }
+
   // Probabilities of row i relative to its running maximum; the output so far is scaled to a maximum that has grown.
-  void softmax_row(const float* scores, const float* factors, int64_t count, T* probabilities, int64_t i,
-                   bool rescale) {
+  void softmax_row(const float* scores, const float* factors, int64_t count, T* probabilities, int64_t i) {
     Vec tops[2] = {splat(kHidden), splat(kHidden)};
     for (int64_t k = 0; k < count; ++k) {
       const Vec factor = splat(factors[k]);
@@ -171,7 +196,7 @@ class Forward {
     }
     total_[i] = total_[i] * decay + reduce_add(totals[0] + totals[1]);
     top_[i] = top;
-    if (!rescale || decay == 1) return;
+    if (decay == 1) return;
     float* out = out_ + i * plan_.value_width;
     for (int64_t j = 0; j < plan_.value_width; j += kLanes) store(out + j, load(out + j) * splat(decay));
   }
@@ -207,6 +232,7 @@ class Forward {
   const int64_t first_head_;
   const Columns columns_, value_columns_;
   const Dropout dropout_;
+  PartialLevels<T> partial_;
   Scores<T> scores_of_;
   const int64_t row_;  // distance between rows of scores: not a power of two, which would crowd a few cache sets
   Buffer<float> floats_;

@@ -34,17 +34,18 @@ inline std::string layout() {
   END
   BEGIN(Call);
     FIELD(query); FIELD(key); FIELD(value); FIELD(bias); FIELD(out); FIELD(lse); FIELD(key_start); FIELD(key_end);
-    FIELD(ranks); FIELD(block_sizes); FIELD(gains); FIELD(batch); FIELD(heads); FIELD(key_heads); FIELD(query_length);
-    FIELD(key_length); FIELD(rank); FIELD(value_width); FIELD(levels); FIELD(query_offset); FIELD(is_causal);
+    FIELD(ranks); FIELD(sizes); FIELD(value_widths); FIELD(gains); FIELD(batch); FIELD(heads); FIELD(key_heads);
+    FIELD(query_length); FIELD(key_length); FIELD(rank); FIELD(value_width); FIELD(levels); FIELD(by_window);
+    FIELD(query_offset); FIELD(is_causal);
     FIELD(seed); FIELD(scale); FIELD(dropout_p);
   END
   BEGIN(Gradients);
     FIELD(grad_out); FIELD(query); FIELD(key); FIELD(value); FIELD(bias);
   END
   BEGIN(Decode);
-    FIELD(query); FIELD(value); FIELD(out); FIELD(key_levels); FIELD(level_starts); FIELD(key_start); FIELD(ranks);
-    FIELD(block_sizes); FIELD(gains); FIELD(batch); FIELD(heads); FIELD(key_heads); FIELD(queries); FIELD(key_length);
-    FIELD(rank); FIELD(value_width); FIELD(levels); FIELD(scale);
+    FIELD(query); FIELD(out); FIELD(key_levels); FIELD(value_levels); FIELD(level_starts); FIELD(key_start);
+    FIELD(ranks); FIELD(sizes); FIELD(value_widths); FIELD(gains); FIELD(batch); FIELD(heads); FIELD(key_heads); FIELD(queries); FIELD(key_length);
+    FIELD(rank); FIELD(value_width); FIELD(levels); FIELD(by_window); FIELD(scale);
   END
   // clang-format on
 #undef BEGIN

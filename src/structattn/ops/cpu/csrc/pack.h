@@ -20,16 +20,20 @@ struct Columns {
   std::vector<Segment> segments;
   int64_t packed;
 
-  static Columns of_levels(const Plan& plan) {
-    Columns columns{{}, plan.rank};
+  static Columns of_keys(const Plan& plan) { return of_levels(plan, &Level::key, plan.rank); }
+  static Columns of_values(const Plan& plan) { return of_levels(plan, &Level::value, plan.value_width); }
+
+ private:
+  static Columns of_levels(const Plan& plan, Dims Level::*dims_of, int64_t packed) {
+    Columns columns{{}, packed};
     for (const Level& level : plan.levels) {
-      if (!columns.segments.empty() && level.packed == columns.segments.back().packed + columns.segments.back().width)
-        columns.segments.back().width += level.width;
-      else columns.segments.push_back({level.column, level.width, level.packed});
+      const Dims& dims = level.*dims_of;
+      if (!columns.segments.empty() && dims.packed == columns.segments.back().packed + columns.segments.back().width)
+        columns.segments.back().width += dims.width;
+      else columns.segments.push_back({dims.column, dims.width, dims.packed});
     }
     return columns;
   }
-  static Columns of_value(const Call& call, const Plan& plan) { return {{{0, call.value_width, 0}}, plan.value_width}; }
 };
 
 template <class T>
