@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import structattn.flops
 from benchmarks import machine, report
 from benchmarks.attention_cases import add_samples, check, parse_options, reference, selected, summary
 from benchmarks.output import write_json
@@ -26,7 +27,13 @@ from benchmarks.timing import Call, sample
 from structattn import Hierarchy, mlr_attention
 from structattn.ops.decode import mlr_decode
 
-RANKS = {"P32": (32, 8, 6, 4, 4, 4, 4, 2), "8x8": (8,) * 8, "flat": (64,)}
+# `{T}` is the length of the case: blocks halve from it.
+HIERARCHIES = {
+    "P32": "32|8|6|4|4|4|4|2@{T}",
+    "8x8": "8x8@{T}",
+    "windows": "16|16|32v@w512|128",
+    "flat": "64",
+}
 SDPA, FLEX, EAGER = "SDPA", "FlexAttention", "eager"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEADS, RANK = 8, 64
@@ -41,7 +48,7 @@ class Case:
     dtype: str
     length: int
     value_width: int = 64
-    variants: tuple[str, ...] = (SDPA, "P32", "8x8", "flat")
+    variants: tuple[str, ...] = (SDPA, "P32", "8x8", "windows", "flat")
     sweep: bool = False  # a point of the plot
 
     def __str__(self) -> str:
@@ -53,7 +60,7 @@ CASES = [
     Case("forward", "float32", 64),
     Case("forward", "float32", 1024),
     Case("forward + backward", "float32", 1024),
-    Case("forward", "float32", 1024, value_width=32),
+    Case("forward", "float32", 1024, value_width=32, variants=(SDPA, "P32", "8x8", "flat")),
     Case("forward", "float32", 4096),
     Case("forward + backward", "float32", 4096),
     Case("forward", "bfloat16", 4096),
@@ -64,8 +71,8 @@ CASES = [
 SWEEP = [
     Case("forward", "float32", length, variants=variants, sweep=True)
     for lengths, variants in {
-        (1024, 2048, 4096): (SDPA, "P32", "8x8", "flat", FLEX, EAGER),
-        (8192, 16384): (SDPA, "P32", "8x8", "flat", FLEX),
+        (1024, 2048, 4096): (SDPA, "P32", "8x8", "windows", "flat", FLEX, EAGER),
+        (8192, 16384): (SDPA, "P32", "8x8", "windows", "flat", FLEX),
         (32768, 65536): ("P32",),
     }.items()
     for length in lengths
@@ -74,8 +81,7 @@ SWEEP = [
 
 def hierarchy(variant: str, length: int) -> Hierarchy:
     """Return the hierarchy of a variant; eager has that of P32."""
-    ranks = RANKS.get(variant, RANKS["P32"])
-    return Hierarchy.dyadic(ranks, length) if len(ranks) > 1 else Hierarchy.flat(*ranks)
+    return Hierarchy.parse(HIERARCHIES.get(variant, HIERARCHIES["P32"]).format(T=length))
 
 
 def tensors(case: Case) -> tuple[Tensor, ...]:
@@ -94,7 +100,9 @@ def build(case: Case, variant: str) -> Call:
             return lambda: F.scaled_dot_product_attention(query, key, value)
         levels = hierarchy(variant, case.length)
         keys = [part.transpose(2, 3).contiguous() for part in key.split(levels.ranks, -1)]
-        return lambda: mlr_decode(query, keys, value, levels, key_length=case.length)
+        widths = levels.value_widths(case.value_width)
+        values = [part.contiguous() for part in value.split(widths, -1)]
+        return lambda: mlr_decode(query, keys, values, levels, key_length=case.length)
     attend = attention(case, variant)
     if case.operation == "forward":
         return lambda: attend(query, key, value)
@@ -139,7 +147,7 @@ def check_variant(case: Case, variant: str) -> dict[str, Any]:
         actual = [out[:, :, last], grads[0][:, :, last], *grads[1:]]
     else:
         actual = [build(case, variant)()[:, :, last]]
-    return check(actual, expected(torch.float64), expected(query.dtype))
+    return check(actual, expected(torch.float64), expected(query.dtype), (query, key, value, upstream))
 
 
 def flops(case: Case, variant: str) -> int:
@@ -147,12 +155,12 @@ def flops(case: Case, variant: str) -> int:
 
     Backward recomputes the scores, and has two products for each product of forward.
     """
-    levels = hierarchy(variant, case.length) if variant in RANKS else Hierarchy.flat(RANK)
+    levels = hierarchy(variant, case.length) if variant in HIERARCHIES else Hierarchy.flat(RANK)
     queries = 1 if case.operation == "decode" else case.length
-    pairs = levels.pair_counts(queries, case.length, is_causal=True, query_offset=case.length - queries)
-    scores = sum(rank * count for rank, count in zip(levels.ranks, pairs, strict=True))
-    score_factor, value_factor = (4, 3) if case.operation == "forward + backward" else (1, 1)
-    return 2 * HEADS * (score_factor * scores + value_factor * case.value_width * pairs[0])
+    cost = structattn.flops.attention(
+        levels, case.value_width, queries, case.length, heads=HEADS, is_causal=True, query_offset=case.length - queries
+    )
+    return cost.training if case.operation == "forward + backward" else cost.forward
 
 
 def measure(case: Case, seconds: float) -> list[dict[str, Any]]:

@@ -59,20 +59,24 @@ def reference(levels: Hierarchy, inputs: Sequence[Tensor], length: int, upstream
     return [out, *torch.autograd.grad(out, [each for each in inputs if each.requires_grad], upstream)]
 
 
-def check(actual: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Tensor]) -> dict[str, Any]:
+def check(
+    actual: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> dict[str, Any]:
     """Judge results by the rule of `tests/tolerance.py`.
 
     Args:
         actual: the variant's output and gradients.
         exact: the same in float64.
         plain: the same by plain PyTorch in the variant's dtype.
+        inputs: query, key, value and the output's gradient. The largest of their numbers is the largest term that the
+            results sum: mixed values cancel, so that they are smaller.
 
     Returns:
         `error`, the largest of all tensors. Also `reason` if it exceeds twice the error of plain PyTorch plus two
         roundings.
     """
     error, plain_error = _largest_error(actual, exact), _largest_error(plain, exact)
-    largest = max(float(each.detach().abs().max()) for each in exact)
+    largest = max(float(each.detach().abs().max()) for each in inputs)
     allowed = 2 * (plain_error + torch.finfo(plain[0].dtype).eps * largest)
     return {"error": error} | ({} if error <= allowed else {"reason": f"wrong by {error:.2g}, allowed: {allowed:.2g}"})
 

@@ -159,7 +159,7 @@ def check_variant(case: Case, result: Any, variant: str, device: str) -> dict[st
         return reference(hierarchy(case, variant), inputs, case.length, upstream_of_last)
 
     actual = [tensor[:1, :, last] for tensor in (result[:2] if trained else [result])]
-    return check(actual, expected(torch.float64), expected(query.dtype))
+    return check(actual, expected(torch.float64), expected(query.dtype), (query, key, value, upstream))
 
 
 def work(case: Case, variant: str) -> int:

@@ -17,7 +17,7 @@ _KERNELS = {
     "key_grad_kernel": "Gradient of keys and values",
     "share_kernel": "Decode",
 }
-VARIANTS = ("P32", "8x8", "flat")
+VARIANTS = ("P32", "8x8", "windows", "flat")
 _Row = dict[str, Any]
 """A variant of a case in the JSON."""
 
@@ -119,10 +119,13 @@ def cpu_markdown(result: dict[str, Any], path: Path) -> str:
     """
     roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in result["roof"].items())
     rows = [row for row in result["rows"] if not row["sweep"]]
+    variants = [variant for variant in VARIANTS if any(row["variant"] == variant for row in rows)]
     body = []
     for case in dict.fromkeys(row["case"] for row in rows):
         cells = {row["variant"]: row for row in rows if row["case"] == case}
-        times = [_cell(cells[variant], cells["SDPA"], result["roof"]) for variant in VARIANTS]
+        times = [
+            _cell(cells[variant], cells["SDPA"], result["roof"]) if variant in cells else "" for variant in variants
+        ]
         body.append([case, _time(cells["SDPA"]), *times])
     lines = [
         "# MLR attention on a CPU",
@@ -130,13 +133,14 @@ def cpu_markdown(result: dict[str, Any], path: Path) -> str:
         describe_machine(result, load_after=result["load_average_after"][0]),
         "",
         "All calls are causal, with one batch row and 8 heads; `r = dv = 64` unless the case names another `dv`. P32 "
-        "has the level ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks of 8, flat one level of 64. SDPA is PyTorch's own "
-        "attention. Times are medians in ms; every round times each variant once. In parentheses: the time of SDPA "
-        "over that of the variant, and the share of the roof. The rate of a variant is the FLOPs of visible pairs over "
-        f"the time; the roof is a square matrix product in PyTorch ({roofs}). Decode waits for memory, not for "
-        "products.",
+        "has the level ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks of 8, both by block; "
+        + ("windows is `16|16|32v@w512|128`, in keys and values; " if "windows" in variants else "")
+        + "flat is one level of 64. SDPA is PyTorch's own attention. Times are medians in ms; every round times each "
+        "variant once. In parentheses: the time of SDPA over that of the variant, and the share of the roof. The rate "
+        "of a variant is the FLOPs of visible pairs over the time; the roof is a square matrix product in PyTorch "
+        f"({roofs}). Decode waits for memory, not for products.",
         "",
-        *table(["case", "SDPA ms", *VARIANTS], body),
+        *table(["case", "SDPA ms", *variants], body),
         "",
         f"![Time and memory against T]({path.with_suffix('.svg').name})",
         "",
