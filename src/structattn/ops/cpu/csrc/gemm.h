@@ -11,11 +11,12 @@
 
 namespace structattn {
 
-// 8 x 2 vectors of C leave registers for B and a broadcast where there are 32; 4 x 2 where there are 16.
+// 8 x 2 vectors of C leave registers for B and a broadcast where there are 32. Where there are 16, 6 x 2 leave four: as
+// many sums in flight as two units of four cycles need, and more.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kBlockRows = 8;
 #else
-constexpr int kBlockRows = 4;
+constexpr int kBlockRows = 6;
 #endif
 
 // One block of C: kRows rows, kVecs vectors wide; with kPart, one vector of which `part` lanes count.
