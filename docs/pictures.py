@@ -1,6 +1,8 @@
-"""Draw the README's picture, how many dimensions each pair of tokens gets: `python docs/pictures.py` writes it."""
+"""Draw the pictures of README and pages, how many dimensions each pair of tokens gets: `python docs/pictures.py`."""
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,46 +14,57 @@ import torch
 from structattn import Hierarchy
 
 LENGTH = 64
-RANKS = (8, 8, 8, 8)
+FOLDER = Path(__file__).parent / "pictures"
 
 
-def widths(name: str) -> np.ndarray:
-    """Return the dimensions that each visible pair multiplies.
-
-    NaN above the diagonal and beyond a window.
-    """
+def widths(hierarchy: Hierarchy, ranks: tuple[int, ...]) -> np.ndarray:
+    """Return the dimensions that each visible pair of a causal row gets; NaN for the other pairs."""
     at = torch.arange(LENGTH)
     i, j = at[:, None], at[None, :]
-    if name == "mlr":
-        hierarchy = Hierarchy.dyadic(RANKS, LENGTH)
-        width = torch.tensor(hierarchy.prefix_ranks)[hierarchy.depth(i, j) - 1].double()
-    else:
-        width = torch.full((LENGTH, LENGTH), float(sum(RANKS)), dtype=torch.float64)
-    if name == "window":
-        width[i - j >= LENGTH // 4] = torch.nan
-    width[j > i] = torch.nan
-    return width.numpy()
+    prefixes = torch.tensor((torch.nan, *itertools.accumulate(ranks)), dtype=torch.float64)
+    return prefixes[hierarchy.depth(i, j)].masked_fill(j > i, torch.nan).numpy()
 
 
-def main() -> None:
-    """Draw three panels with one colour scale."""
-    titles = {
-        "standard": f"standard: {sum(RANKS)} for every pair",
-        "window": f"sliding window: {sum(RANKS)} near, nothing far",
-        "mlr": f"MLR {'|'.join(map(str, RANKS))}: {sum(RANKS)} near, {RANKS[0]} far",
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.8), layout="constrained", sharey=True)
-    for ax, (name, title) in zip(axes, titles.items(), strict=True):
-        image = ax.imshow(widths(name), cmap="YlGnBu", vmin=0, vmax=sum(RANKS), interpolation="nearest")
+def draw(file: str, panels: list[tuple[str, Hierarchy, tuple[int, ...]]], label: str) -> None:
+    """Draw panels (title, hierarchy, ranks of its levels) with one colour scale."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 3.8), layout="constrained", sharey=True)
+    most = max(sum(ranks) for _, _, ranks in panels)
+    image: Any = None
+    for ax, (title, hierarchy, ranks) in zip(axes, panels, strict=True):
+        image = ax.imshow(widths(hierarchy, ranks), cmap="YlGnBu", vmin=0, vmax=most, interpolation="nearest")
         ax.set_title(title, fontsize=11)
         ax.set(xticks=[0, LENGTH - 1], yticks=[0, LENGTH - 1], xticklabels=["1", "T"], yticklabels=["1", "T"])
         ax.set_xlabel("key")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("query")
-    figure.colorbar(image, ax=axes, label="dimensions of q · k", ticks=[0, 8, 16, 24, 32])
-    folder = Path(__file__).parent / "pictures"
-    folder.mkdir(exist_ok=True)
-    figure.savefig(folder / "score.png", dpi=130)
+    figure.colorbar(image, ax=axes, label=label, ticks=[0, 8, 16, 24, 32])
+    FOLDER.mkdir(exist_ok=True)
+    figure.savefig(FOLDER / file, dpi=130)
+
+
+def main() -> None:
+    """Draw both pictures."""
+    flat, window = Hierarchy.flat(32), Hierarchy((32,), windows=(LENGTH // 4,))
+    blocks = Hierarchy.dyadic((8, 8, 8, 8), LENGTH)
+    near = Hierarchy((8, 8, 16), windows=(None, 24, 8), value_ranks=(8, 24, 0))
+    draw(
+        "score.png",
+        [
+            ("standard: 32 for every pair", flat, flat.ranks),
+            ("sliding window: 32 near, nothing far", window, window.ranks),
+            ("MLR 8|8|8|8: 32 near, 8 far", blocks, blocks.ranks),
+        ],
+        "dimensions of q · k",
+    )
+    draw(
+        "levels.png",
+        [
+            ("keys 8|8|8|8, blocks 64, 32, 16, 8", blocks, blocks.ranks),
+            ("keys 8|8|16, windows all, 24, 8", near, near.ranks),
+            ("values 8|24|0, the same windows", near, near.value_widths()),
+        ],
+        "dimensions of the pair",
+    )
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ PYTHON = {
     "docs/generation.md": (nothing, no_more),
     "docs/gpu.md": (nothing, no_more),
     "docs/index.md": (nothing, no_more),
+    "docs/levels.md": (nothing, no_more),
     "docs/ranks.md": (nothing, no_more),
     "docs/retrofit.md": (trained_gpt2, _levels_in_model),
     "docs/structures.md": (nothing, no_more),
