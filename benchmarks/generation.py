@@ -67,9 +67,12 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> Model
     for store in cache.stores:
         if concatenates:
             store.keys = tuple(Concatenating(-2) for _ in store.keys)
-            store.value = Concatenating(-2)
-        keys = [torch.randn(1, part.heads, length, part.width) for part in store.layout.keys]
-        store.append(keys, torch.randn(1, store.layout.value.heads, length, store.layout.value.width))
+            store.values = tuple(Concatenating(-2) for _ in store.values)
+        keys, values = (
+            [torch.randn(1, part.heads, length, part.width) for part in slices]
+            for slices in (store.layout.keys, store.layout.values)
+        )
+        store.append(keys, values)
         store.forget()
     return cache
 
@@ -120,7 +123,7 @@ def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
         for index in range(1, tokens + 1):
             token = model(token, cache=cache).logits[:, -1:].argmax(-1)
             if index % every == 0:
-                growing = sum(store.keys[0].nbytes + store.value.nbytes for store in cache.stores)
+                growing = sum(store.keys[0].nbytes + store.values[0].nbytes for store in cache.stores)
                 rows.append([index, growing, cache.nbytes])
         grown[attention] = rows
     return grown

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
-from structattn.layers.kv_cache import mlr_cache_layout
-from structattn.layers.kv_cache.growing_buffer import QUANTUM
+from structattn.layers.kv_cache import attend_mlr_cache, mlr_cache_layout
+from structattn.layers.kv_cache.growing_buffer import QUANTUM, GrowingBuffer
 from structattn.layers.norm import LevelNorm
-from structattn.ops import operator
+from structattn.ops import mlr_attention, operator
 from tests.layers.cases import CLOSE, ROTARY, SPELLINGS, build, each_kind, tokens
 from tests.tolerance import assert_calibrated
 
@@ -68,7 +68,7 @@ def test_under_autocast(spelling, monkeypatch):
         whole, chunked = layer(x), in_chunks(layer, x, [20, 11, 3, *[1] * 19])
         cache = layer.new_cache()
         layer(x, cache=cache)
-    assert {timeline.storage.dtype for timeline in (*cache.keys, cache.value)} == {torch.bfloat16}
+    assert {timeline.storage.dtype for timeline in (*cache.keys, *cache.values)} == {torch.bfloat16}
     assert_calibrated(chunked, exact, whole)
 
 
@@ -115,9 +115,39 @@ def test_storage_is_owned_and_little_larger_than_what_is_live(spelling):
         with torch.no_grad():
             layer(x[:, length - 1 : length], cache=cache)
         assert cache.key_bytes <= 1.25 * cache.key_numbers * 2 * 8 + constant
-        for timeline in (*cache.keys, cache.value):
-            assert timeline.storage._base is None
-            assert timeline.nbytes == timeline.storage.numel() * 8
+        for timeline in (*cache.keys, *cache.values):
+            assert timeline._storage._base is None
+            assert timeline.nbytes == timeline._storage.numel() * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_buffer_holds_what_was_appended_and_not_dropped(data):
+    axis = data.draw(st.sampled_from((-1, -2)))
+    buffer, expected = GrowingBuffer(axis), torch.zeros(1, 0, 3)
+    for _ in range(data.draw(st.integers(1, 30))):
+        count = data.draw(st.integers(1, 100))
+        entries = torch.randn(1, count, 3)
+        buffer.append(entries if axis == -2 else entries.mT)
+        expected = torch.cat([expected, entries], 1)
+        buffer.drop_before(data.draw(st.integers(0, buffer.end)))
+        if data.draw(st.booleans()):
+            buffer.crop(data.draw(st.integers(buffer.first, buffer.end)))
+            expected = expected[:, : buffer.end]
+        for view in (buffer.live, buffer.storage.narrow(axis, 0, buffer.end - buffer.first)):
+            assert torch.equal(view if axis == -2 else view.mT, expected[:, buffer.first :])
+        assert buffer.end == expected.shape[1]
+        assert buffer.nbytes <= (buffer.end - buffer.first + 2 * QUANTUM) * 3 * 4
+
+
+def test_a_window_copies_its_entries_rarely(monkeypatch):
+    moves = []
+    monkeypatch.setattr(GrowingBuffer, "_move", lambda *args, move=GrowingBuffer._move: moves.append(move(*args)))
+    buffer = GrowingBuffer(-2)
+    for index in range(20 * QUANTUM):
+        buffer.append(torch.zeros(1, 1, 2))
+        buffer.drop_before(index - 2 * QUANTUM)
+    assert len(moves) <= 25
 
 
 def test_the_keys_of_a_long_sequence_take_a_seventh():
@@ -125,7 +155,7 @@ def test_the_keys_of_a_long_sequence_take_a_seventh():
     cache, whole = KeyValueCache(mlr_cache_layout(hierarchy, 1, 1)), 65_536 * 64 * 4
     for _ in range(64):
         keys = torch.zeros(1, 1, 1024, 64)
-        cache.append(keys.split(hierarchy.ranks, dim=-1), keys[..., :1])
+        cache.append(keys.split(hierarchy.ranks, dim=-1), [keys[..., :1]])
         cache.forget()
     assert cache.length == 65_536
     assert cache.key_numbers == hierarchy.key_numbers(65_536)
@@ -145,6 +175,72 @@ def test_beams_go_on_from_other_rows():
     torch.testing.assert_close(out, layer(x, key_start=key_start)[rows, 21:], **CLOSE)
 
 
+WINDOWS = Hierarchy((2, 4, 2), None, "mean", windows=(None, 16, 5), value_ranks=(4, 0, 3))
+KEPT = {
+    "windows, values": WINDOWS,
+    "windows alone": Hierarchy((2, 4, 2), windows=(40, 16, 5)),
+    "no values at level 1": Hierarchy((2, 4, 2), windows=(None, 16, 5), value_ranks=(0, 4, 3)),
+    "blocks, values": Hierarchy((2, 4, 2), (None, 12, 4), "mean", value_ranks=(2, 5, 0)),
+    "a sliding window": Hierarchy((8,), windows=(9,)),
+}
+"""Hierarchies of rank 8 for values of width 7."""
+
+
+@torch.no_grad()
+def read_by_level(hierarchy, operands, chunks, key_start=None, attn_bias=None):
+    """Return what `attend_mlr_cache` gives for operands read in chunks."""
+    query, key, value = operands
+    cache, parts = KeyValueCache(mlr_cache_layout(hierarchy, key.shape[1], value.shape[3])), []
+    for q, k, v in zip(*(each.split(chunks, 2) for each in (query, key, value)), strict=True):
+        cache.append(k.split(cache.layout.key_widths, -1), v.split(cache.layout.value_widths, -1))
+        read = cache.length - q.shape[2]
+        bias = None if attn_bias is None else attn_bias[..., read : cache.length, : cache.length]
+        begun = None if key_start is None else key_start.clamp(max=cache.length)
+        parts.append(attend_mlr_cache(q, cache, hierarchy, scale=0.5, key_start=begun, attn_bias=bias))
+        cache.forget(key_start)
+    return torch.cat(parts, 2)
+
+
+def operands(rows=3, length=LENGTH):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, 4, length, 8), (rows, 2, length, 8), (rows, 2, length, 7))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("hierarchy", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize("padding", [None, [0, 3, 25]], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+def test_levels_are_read_as_in_one_call(hierarchy, chunks, padding, biased):
+    given = operands()
+    key_start = None if padding is None else torch.tensor(padding)
+    bias = torch.randn(3, 1, LENGTH, LENGTH, dtype=torch.float64) if biased else None
+    expected = mlr_attention(*given, hierarchy, is_causal=True, scale=0.5, attn_bias=bias, key_start=key_start,
+                             enable_gqa=True, backend="reference")  # fmt: skip
+    torch.testing.assert_close(read_by_level(hierarchy, given, chunks, key_start, bias), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("hierarchy", KEPT.values(), ids=KEPT)
+def test_live_numbers_are_those_of_the_hierarchy(hierarchy):
+    cache = KeyValueCache(mlr_cache_layout(hierarchy, 3, 7))
+    for length in range(1, 60):
+        cache.append(*([torch.zeros(2, 3, 1, width) for width in widths] for widths in
+                       (cache.layout.key_widths, cache.layout.value_widths)))  # fmt: skip
+        cache.forget()
+        assert cache.key_numbers == 3 * hierarchy.key_numbers(length)
+        assert cache.value_numbers == 3 * hierarchy.value_numbers(length, 7)
+        assert cache.key_numbers + cache.value_numbers == 3 * hierarchy.cache_numbers(length, 7)
+
+
+def test_windows_read_no_key_start():
+    cache = KeyValueCache(mlr_cache_layout(WINDOWS, 1, 7))
+    cache.append(
+        [torch.zeros(2, 1, 30, width) for width in (2, 4, 2)], [torch.zeros(2, 1, 30, width) for width in (4, 3)]
+    )
+    cache.forget(torch.zeros(2, dtype=torch.int64, device="meta"))  # whose numbers cannot be read
+    assert [buffer.first for buffer in (*cache.keys, *cache.values)] == [0, 14, 25, 0, 25]
+
+
 def test_the_query_side_keeps_one_vector_for_all_heads():
     """Training contracts on the split side, generation on the query side: the same numbers."""
     free, fixed = build("btt"), build("btt+side=split")
@@ -161,7 +257,7 @@ def test_windows_keep_their_window():
     layer, cache = build("swa:3"), build("swa:3").new_cache()
     with torch.no_grad():
         layer(tokens(1, 20), cache=cache)
-    assert (cache.keys[0].first, cache.value.first, cache.length) == (17, 17, 20)
+    assert (cache.keys[0].first, cache.values[0].first, cache.length) == (17, 17, 20)
 
 
 class OnMeta:
@@ -169,8 +265,8 @@ class OnMeta:
 
     def __init__(self, layer, cache):
         self.layer, self.cache = layer.to("meta"), cache
-        for buffer in (*cache.keys, cache.value):
-            buffer._storage = buffer.storage.to("meta")
+        for buffer in (*cache.keys, *cache.values):
+            buffer._storage = buffer._storage.to("meta")
 
     @torch.no_grad()
     def read(self, x, key_start):
@@ -299,10 +395,10 @@ class TestBadInput:
     def test_parts_of_other_widths(self):
         cache = KeyValueCache(mlr_cache_layout(Hierarchy.dyadic([4, 2], 8), 2, 6))
         with pytest.raises(ValueError, match=r"must be \(1, 2, 3, 2\); got \(1, 2, 3, 1\)"):
-            cache.append([torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 1)], torch.zeros(1, 2, 3, 6))
+            cache.append([torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 1)], [torch.zeros(1, 2, 3, 6)])
 
     def test_empty(self):
         cache = build_attention("mlr", 16, 4, 16).new_cache()
         assert cache.rows is None
         with pytest.raises(ValueError, match="the cache is empty"):
-            _ = cache.value.live
+            _ = cache.values[0].live

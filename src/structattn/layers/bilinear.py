@@ -218,11 +218,11 @@ class BilinearAttention(Attention):
 
         On the query side the keys are one `y` for all heads and, with the norm on the key, two numbers for each head.
         """
-        value = CacheSlice(self.kv_heads, self.value_dim)
+        values = (CacheSlice(self.kv_heads, self.value_dim),)
         if self.cached_side != "query":
-            return CacheLayout((CacheSlice(self.heads, self._width(self.cached_side)),), value)
+            return CacheLayout((CacheSlice(self.heads, self._width(self.cached_side)),), values)
         statistics = (CacheSlice(self.heads, 2),) if self._keeps_statistics("query") else ()
-        return CacheLayout((CacheSlice(1, self.dim), *statistics), value)
+        return CacheLayout((CacheSlice(1, self.dim), *statistics), values)
 
     def _keeps_statistics(self, side: FixedSide) -> bool:
         return side == "query" and self.norm == "key"
@@ -239,7 +239,7 @@ class BilinearAttention(Attention):
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
-        value = cache.value.live
+        value = cache.values[0].live
         if not self._keeps_statistics(self.cached_side):
             return self.attend(query, cache.keys[0].live, value, span)
         y, statistics = (keys.live for keys in cache.keys)

@@ -125,7 +125,7 @@ class Attention(nn.Module, abc.ABC):
 
     def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
         """Split keys of `project_for_cache`, made of tokens `x`, into the slices of the cache."""
-        return key.split([each.width for each in self.cache_layout().keys], dim=-1)
+        return key.split(self.cache_layout().key_widths, dim=-1)
 
     @abc.abstractmethod
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
@@ -135,7 +135,7 @@ class Attention(nn.Module, abc.ABC):
         self._check_cache(x, cache, key_end)
         read = cache.length
         query, key, value = self.project_for_cache(x, _positions(x, read, key_start))
-        cache.append(self.key_slices(x, key), value)
+        cache.append(self.key_slices(x, key), value.split(cache.layout.value_widths, dim=-1))
         # A row may still be all padding: it starts where the cache ends, and sees nothing.
         begun = None if key_start is None else key_start.clamp(max=cache.length)
         if read == 0:

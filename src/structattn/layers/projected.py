@@ -72,11 +72,12 @@ class ProjectedAttention(Attention):
 
     def cache_layout(self) -> CacheLayout:
         """Return a layout of all keys and values."""
-        return CacheLayout((CacheSlice(self.kv_heads, self.head_dim),), CacheSlice(self.kv_heads, self.value_dim))
+        keys, values = (CacheSlice(self.kv_heads, width) for width in (self.head_dim, self.value_dim))
+        return CacheLayout((keys,), (values,))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
-        return self.attend(query, cache.keys[0].live, cache.value.live, span)
+        return self.attend(query, cache.keys[0].live, cache.values[0].live, span)
 
 
 class ScaledAttention(ProjectedAttention):

@@ -61,11 +61,11 @@ class SlidingWindowAttention(ScaledAttention):
         """Return a layout of the keys and values of the last `window` tokens."""
         near = Retention(window=self.window)
         keys = CacheSlice(self.kv_heads, self.head_dim, near)
-        return CacheLayout((keys,), CacheSlice(self.kv_heads, self.value_dim, near))
+        return CacheLayout((keys,), (CacheSlice(self.kv_heads, self.value_dim, near),))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
-        return self.attend(query, cache.keys[0].live, cache.value.live, span.from_key(cache.value.first))
+        return self.attend(query, cache.keys[0].live, cache.values[0].live, span.from_key(cache.values[0].first))
 
     def key_numbers(self, length: int) -> int:
         """Return `min(T, window) · r` for each key head where causal, `T · r` where not."""
@@ -144,14 +144,14 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         """Return a layout of all global keys, near keys in the window, all values."""
         far = CacheSlice(self.kv_heads, self.global_rank)
         near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
-        return CacheLayout((far, near), CacheSlice(self.kv_heads, self.value_dim))
+        return CacheLayout((far, near), (CacheSlice(self.kv_heads, self.value_dim),))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_keys, near_keys = cache.keys
-        far = self._attend_globally(global_query, global_keys.live, cache.value.live, span)
-        near_value, near_span = cache.value.live[:, :, near_keys.first :], span.from_key(near_keys.first)
+        far = self._attend_globally(global_query, global_keys.live, cache.values[0].live, span)
+        near_value, near_span = cache.values[0].live[:, :, near_keys.first :], span.from_key(near_keys.first)
         near = _attend_in_window(
             self, near_query, near_keys.live, near_value, self.window, self.window_scale, near_span
         )

@@ -52,10 +52,11 @@ class GenerationCacheLayer(CacheLayerMixin):
         """Do nothing: the store allocates when it is appended to."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store and its values."""
-        widths = [each.width for each in self.store.layout.keys]
-        self.store.append(key_states.split(widths, dim=-1), value_states)
-        return self.store, self.store.value.live
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store, which stands for keys and for values."""
+        layout = self.store.layout
+        keys, values = key_states.split(layout.key_widths, dim=-1), value_states.split(layout.value_widths, dim=-1)
+        self.store.append(keys, values)
+        return self.store, self.store
 
     def get_seq_length(self) -> int:
         """Return the number of tokens read."""

@@ -42,8 +42,8 @@ class CachedKeys:
     def shape(self) -> torch.Size:
         """`(B, Hkv, T, r)`, counting dropped keys."""
         parts = self.store.layout.keys
-        rows, _, length, _ = self.store.value.live.shape
-        return torch.Size((rows, parts[0].heads, length, sum(part.width for part in parts)))
+        rows = self.store.rows or 0
+        return torch.Size((rows, parts[0].heads, self.store.length, sum(part.width for part in parts)))
 
     def check(self, module: nn.Module, levels: LayerLevels, *, causal: bool) -> None:
         """Raise ValueError unless the cache was made for this layer with these levels."""
@@ -66,9 +66,9 @@ class _LevelLayer(GenerationCacheLayer):
         self._source = (levels.serial, id(layer.module))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeys` and values."""
-        store, values = super().update(self._levels.arrange(key_states), value_states)
-        return CachedKeys(store, self._source), values
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeys` and the new values."""
+        store, _ = super().update(self._levels.arrange(key_states), value_states)
+        return CachedKeys(store, self._source), value_states
 
 
 class MLRCache(GenerationCache):

@@ -1,14 +1,14 @@
 """Cache the keys and values of an attention layer.
 
-**What is kept.** Each layer describes its cache by a `CacheLayout`: one or more `CacheSlice` of keys and one of values.
-A slice is a number of heads, a width, and a `Retention`.
+**What is kept.** Each layer describes its cache by a `CacheLayout`: one or more `CacheSlice` of the keys and of the
+values. A slice is a number of heads, a width, and a `Retention`.
 
 | layer | key slices | values |
 |---|---|---|
 | standard | all keys | all |
 | sliding window | last `window` keys | last `window` values |
 | global + sliding window | the first `g` dimensions of all keys; the rest for the last `window` tokens | all |
-| MLR | level 1 of all keys; level `l >= 2` of the keys in the current block of `b_l` positions | all |
+| MLR | level `l` of the keys in the current block of `b_l` positions, or of the last `w_l` keys | the same |
 | bilinear, query side | one input vector `y` (width `D`), shared by all heads; two norm statistics per head | all |
 | bilinear, other sides | all keys | all |
 
@@ -21,9 +21,9 @@ and then `forget`. MLR attention reads its slices with `attend_mlr_cache` (`mlr_
 transformers. `models/generation_cache.py` wraps one `KeyValueCache` for each layer as the `Cache` of transformers that
 `generate` uses.
 
-**Where the numbers lie.** Each slice is a `GrowingBuffer`: one tensor with spare room, which is copied when it is full
-and when tokens are dropped. MLR keys are stored dimension-major, `(B, heads, width, T)`: a decoding step then reads one
-stream for each dimension.
+**Where the numbers lie.** Each slice is a `GrowingBuffer`: one tensor with spare room. It is copied when it is full and
+when many tokens have been dropped. MLR keys are stored dimension-major, `(B, heads, width, T)`: a decoding step then
+reads one stream for each dimension.
 """
 
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 QUANTUM = 64
-"""Positions by which storage grows. A decoding step reads every live number, so copying them once in `QUANTUM` steps
-adds 1/QUANTUM to its cost. Storage exceeds the live entries by less than `QUANTUM` positions."""
+"""Positions that storage grows by, and dropped positions that it holds before it is compacted.
+
+A decoding step reads every live number, so copying them once in `QUANTUM` steps adds 1/QUANTUM to its cost. Storage
+exceeds the live entries by less than `2 * QUANTUM` positions."""
 
 
 class GrowingBuffer:
     """Entries `first … end - 1` of a sequence, along one tensor axis.
 
-    Axis 0 is the batch. Dropping entries copies the remaining ones to new storage, so that the old storage is freed.
+    Axis 0 is the batch. The oldest entries are dropped in place: the views begin later in the same storage. Once
+    `QUANTUM` positions have been dropped, the others are copied to new storage, so that the old storage is freed.
 
     Args:
         axis: the axis of time, negative.
@@ -28,48 +31,55 @@ class GrowingBuffer:
         self.first = 0
         self.end = 0
         self._storage: Tensor | None = None
+        self._dropped = 0  # positions of the storage before the oldest entry
 
     @property
     def storage(self) -> Tensor:
-        """Entries, oldest first, with unused room after the newest."""
-        if self._storage is None:
-            raise ValueError("the cache is empty: append to it first")
-        return self._storage
+        """A view of the entries, oldest first, and of the unused room after the newest."""
+        whole = self._whole
+        return whole.narrow(self.axis, self._dropped, whole.shape[self.axis] - self._dropped)
 
     @property
     def live(self) -> Tensor:
         """A view of the entries."""
-        return self.storage.narrow(self.axis, 0, self.end - self.first)
+        return self._whole.narrow(self.axis, self._dropped, self.end - self.first)
 
     @property
     def nbytes(self) -> int:
         """Bytes of storage, its unused room included."""
         return 0 if self._storage is None else self._storage.untyped_storage().nbytes()
 
+    @property
+    def _whole(self) -> Tensor:
+        if self._storage is None:
+            raise ValueError("the cache is empty: append to it first")
+        return self._storage
+
     def append(self, entries: Tensor) -> None:
         """Copy new entries to the end."""
         count, live = entries.shape[self.axis], self.end - self.first
         if self._storage is None:
-            self._storage = _allocate(entries, self.axis, count)
-        elif live + count > self._storage.shape[self.axis]:
-            grown = _allocate(entries, self.axis, live + count)
-            grown.narrow(self.axis, 0, live).copy_(self.live)
-            self._storage = grown
-        self._storage.narrow(self.axis, live, count).copy_(entries)
+            self._storage, self._dropped = _allocate(entries, self.axis, count), 0
+        elif self._dropped + live + count > self._storage.shape[self.axis]:
+            self._move(self.live, live + count)
+        self._storage.narrow(self.axis, self._dropped + live, count).copy_(entries)
         self.end += count
 
     def drop_before(self, index: int) -> None:
         """Drop the entries before an index. Do nothing where they are dropped already."""
         if index > self.first:
             index = min(index, self.end)
-            self._keep(self.live.narrow(self.axis, index - self.first, self.end - index))
+            self._dropped += index - self.first
             self.first = index
+            if self._dropped >= QUANTUM:
+                # Room for one more: the next entry would else move them all again.
+                self._move(self.live, self.end - self.first + 1)
 
     def crop(self, end: int) -> None:
         """Drop the entries from index `end` on, which is at least `first`."""
         if end < self.end:
             self.end = end
-            self._keep(self.live)
+            self._move(self.live, self.end - self.first)
 
     def take_rows(self, rows: Tensor) -> None:
         """Replace the batch by the rows at these indices."""
@@ -78,13 +88,14 @@ class GrowingBuffer:
 
     def reset(self) -> None:
         """Drop all entries."""
-        self.first = self.end = 0
+        self.first = self.end = self._dropped = 0
         self._storage = None
 
-    def _keep(self, entries: Tensor) -> None:
-        kept = _allocate(entries, self.axis, entries.shape[self.axis])
-        kept.narrow(self.axis, 0, entries.shape[self.axis]).copy_(entries)
-        self._storage = kept
+    def _move(self, entries: Tensor, positions: int) -> None:
+        """Copy entries to the start of new storage of so many positions, rounded up."""
+        moved = _allocate(entries, self.axis, positions)
+        moved.narrow(self.axis, 0, entries.shape[self.axis]).copy_(entries)
+        self._storage, self._dropped = moved, 0
 
 
 def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:

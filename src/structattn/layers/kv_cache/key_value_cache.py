@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
-from structattn.layers.kv_cache.layout import CacheLayout
+from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:
@@ -24,9 +24,8 @@ def to_autocast_dtype(x: Tensor) -> Tensor:
 class KeyValueCache:
     """Keys and values that one attention layer has read.
 
-    It serves generation without gradients. For MLR attention it keeps level 1 of all tokens and level `l` of the
-    current block. An unpadded row then has `Hierarchy.key_numbers(T)` live key numbers (count from arXiv 2509.07963,
-    section 4).
+    It serves generation without gradients. For MLR attention it keeps each level as far back as the level reaches. An
+    unpadded row then has `Hierarchy.cache_numbers(T, dv)` live numbers for each key head.
 
     Call `append` with the new tokens, attend, then `forget`, which drops what no later query reads. While `recording`,
     `forget` drops nothing until the next `crop`: tokens can then be taken back across the edge of a block or window.
@@ -37,14 +36,14 @@ class KeyValueCache:
     Attributes:
         recording: keep the past until the next `crop`.
         keys: a buffer for each slice of the keys.
-        value: the buffer of the values.
+        values: a buffer for each slice of the values.
     """
 
     def __init__(self, layout: CacheLayout) -> None:
         self.layout = layout
         self.recording = False
         self.keys = tuple(GrowingBuffer(-1 if layout.dimension_major else -2) for _ in layout.keys)
-        self.value = GrowingBuffer(-2)
+        self.values = tuple(GrowingBuffer(-2) for _ in layout.values)
         self._has_blocks = any(part.retention.block is not None for part in layout.slices)
         self._row_starts: tuple[int, ...] = (0,)  # of all rows, without repetition
         self._rows_have_begun = False
@@ -52,18 +51,22 @@ class KeyValueCache:
     @property
     def length(self) -> int:
         """Tokens read, `T`."""
-        return self.value.end
+        return self.values[0].end
 
     @property
     def rows(self) -> int | None:
         """Rows `B`; None while the cache is empty."""
-        return self.value.storage.shape[0] if self.length else None
+        return self.values[0].storage.shape[0] if self.length else None
 
     @property
     def key_numbers(self) -> int:
         """Live key numbers of one row, all heads."""
-        slices = zip(self.layout.keys, self.keys, strict=True)
-        return sum(part.heads * part.width * (keys.end - keys.first) for part, keys in slices)
+        return _live_numbers(self.layout.keys, self.keys)
+
+    @property
+    def value_numbers(self) -> int:
+        """Live value numbers of one row, all heads."""
+        return _live_numbers(self.layout.values, self.values)
 
     @property
     def key_bytes(self) -> int:
@@ -73,24 +76,25 @@ class KeyValueCache:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values, room for growth included."""
-        return self.key_bytes + self.value.nbytes
+        return sum(buffer.nbytes for buffer in self._buffers)
 
-    def append(self, keys: Sequence[Tensor], value: Tensor) -> None:
+    def append(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Append the keys and values of new tokens.
 
         Under autocast they are stored in its dtype.
 
         Args:
             keys: for each slice of the keys `(B, heads, T', width)`.
-            value: `(B, Hkv, T', dv)`.
+            values: the same for each slice of the values.
 
         Raises:
             ValueError: tensors that require gradients, or whose rows, heads or widths are not those of the cache.
         """
-        self._check(keys, value)
+        self._check(keys, values)
         for buffer, entries in zip(self.keys, map(to_autocast_dtype, keys), strict=True):
             buffer.append(entries.transpose(-2, -1) if self.layout.dimension_major else entries)
-        self.value.append(to_autocast_dtype(value))
+        for buffer, entries in zip(self.values, map(to_autocast_dtype, values), strict=True):
+            buffer.append(entries)
 
     def forget(self, key_start: Tensor | None = None) -> None:
         """Drop what no query after the last token reads.
@@ -156,7 +160,7 @@ class KeyValueCache:
 
     @property
     def _buffers(self) -> tuple[GrowingBuffer, ...]:
-        return (*self.keys, self.value)
+        return (*self.keys, *self.values)
 
     def _drop(self) -> None:
         # The block of the last token stays even where it is full: its keys are read again after a crop by one.
@@ -170,17 +174,24 @@ class KeyValueCache:
         ]
         return list(zip(self._buffers, needed, strict=True))
 
-    def _check(self, keys: Sequence[Tensor], value: Tensor) -> None:
-        tensors, slices = [*keys, value], self.layout.slices
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    def _check(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*keys, *values)):
             raise ValueError("a cache carries no gradients: generate under torch.no_grad(), train without a cache")
-        if len(tensors) != len(slices):
-            raise ValueError(f"keys must come in {len(self.layout.keys)} slices ({self.layout}), got {len(keys)}")
-        rows = value.shape[0] if self.rows is None else self.rows
-        for tensor, part in zip(tensors, slices, strict=True):
-            expected = (rows, part.heads, value.shape[2], part.width)
+        if (len(keys), len(values)) != (len(self.keys), len(self.values)):
+            raise ValueError(
+                f"keys must come in {len(self.keys)} slices and values in {len(self.values)} ({self.layout}), got "
+                f"{len(keys)} and {len(values)}"
+            )
+        rows = values[0].shape[0] if self.rows is None else self.rows
+        for tensor, part in zip((*keys, *values), self.layout.slices, strict=True):
+            expected = (rows, part.heads, values[0].shape[2], part.width)
             if tuple(tensor.shape) != expected:
                 raise ValueError(
                     f"the cache holds {rows} rows of {self.layout}, so that new keys or values must be {expected}; "
                     f"got {tuple(tensor.shape)}"
                 )
+
+
+def _live_numbers(slices: Sequence[CacheSlice], buffers: Sequence[GrowingBuffer]) -> int:
+    parts = zip(slices, buffers, strict=True)
+    return sum(part.heads * part.width * (buffer.end - buffer.first) for part, buffer in parts)

@@ -53,20 +53,30 @@ class CacheLayout:
 
     Args:
         keys: slices of the keys.
-        value: the slice of the values.
+        values: slices of the values.
         dimension_major: store keys as `(B, heads, width, T)`, which `mlr_decode` reads fastest, instead of
             `(B, heads, T, width)`.
     """
 
     keys: tuple[CacheSlice, ...]
-    value: CacheSlice
+    values: tuple[CacheSlice, ...]
     dimension_major: bool = False
+
+    @property
+    def key_widths(self) -> list[int]:
+        """Width of each slice of the keys."""
+        return [part.width for part in self.keys]
+
+    @property
+    def value_widths(self) -> list[int]:
+        """Width of each slice of the values."""
+        return [part.width for part in self.values]
 
     @property
     def slices(self) -> tuple[CacheSlice, ...]:
         """All slices, keys first."""
-        return (*self.keys, self.value)
+        return (*self.keys, *self.values)
 
     def __str__(self) -> str:
         """Return text such as `keys 2 x 8 in blocks of 64; values 2 x 16`."""
-        return f"keys {', '.join(map(str, self.keys))}; values {self.value}"
+        return f"keys {', '.join(map(str, self.keys))}; values {', '.join(map(str, self.values))}"

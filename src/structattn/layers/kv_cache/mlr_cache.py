@@ -1,9 +1,12 @@
-"""Cache the keys of MLR attention level by level, and attend to them."""
+"""Cache the keys and values of MLR attention level by level, and attend to them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.layers.kv_cache.key_value_cache import KeyValueCache, to_autocast_dtype
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
 from structattn.ops.attention import mlr_attention
@@ -16,13 +19,16 @@ slices costs less than a pass for each."""
 
 
 def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
-    """Return the layout of MLR attention.
+    """Return the layout of MLR attention: keys and values of each level for as long as the level reaches.
 
-    It keeps level 1 of all keys, level `l >= 2` of the keys in the current block, and all values.
+    Keys have a slice for each level, values one for each level that owns value dimensions.
     """
-    levels = zip(hierarchy.ranks, hierarchy.sizes, strict=True)
-    keys = tuple(CacheSlice(kv_heads, rank, Retention(block=size)) for rank, size in levels)
-    return CacheLayout(keys, CacheSlice(kv_heads, value_dim), dimension_major=True)
+    kept = [Retention(window=size) if hierarchy.by_window else Retention(block=size) for size in hierarchy.sizes]
+    keys, values = (
+        tuple(CacheSlice(kv_heads, width, each) for width, each in zip(widths, kept, strict=True) if width)
+        for widths in (hierarchy.ranks, hierarchy.value_widths(value_dim))
+    )
+    return CacheLayout(keys, values, dimension_major=True)
 
 
 def attend_mlr_cache(
@@ -51,8 +57,8 @@ def attend_mlr_cache(
     if queries > _MOST_DECODED_QUERIES or attn_bias is not None:
         return mlr_attention(
             query,
-            _joined_keys(cache),
-            cache.value.live,
+            _joined([buffer.live.transpose(-2, -1) for buffer in cache.keys], cache.keys),
+            _joined([buffer.live for buffer in cache.values], cache.values),
             hierarchy,
             is_causal=True,
             scale=scale,
@@ -63,28 +69,34 @@ def attend_mlr_cache(
         )
     return mlr_decode(
         to_autocast_dtype(query),
-        [keys.storage for keys in cache.keys],
-        cache.value.storage,
+        [buffer.storage for buffer in cache.keys],
+        _value_levels(cache, hierarchy, sum(cache.layout.value_widths)),
         hierarchy,
         key_length=cache.length,
-        level_starts=[keys.first for keys in cache.keys],
+        level_starts=[buffer.first for buffer in cache.keys],
         key_start=key_start,
         scale=scale,
         enable_gqa=True,
     )
 
 
-def _joined_keys(cache: KeyValueCache) -> Tensor:
-    """Return keys `(B, Hkv, T, r)`, zero where a level was dropped.
+def _value_levels(cache: KeyValueCache, hierarchy: Hierarchy, value_dim: int) -> list[Tensor]:
+    """Return the values of each level, without dimensions where the level owns none."""
+    owned = [buffer.storage for buffer in cache.values]
+    rows, heads = owned[0].shape[:2]
+    slices = iter(owned)
+    return [
+        next(slices) if width else owned[0].new_empty(rows, heads, cache.length - keys.first, 0)
+        for width, keys in zip(hierarchy.value_widths(value_dim), cache.keys, strict=True)
+    ]
 
-    No query reads those zeros.
-    """
-    levels = [keys.live for keys in cache.keys]
-    rows, heads, _, length = levels[0].shape
-    joined = levels[0].new_zeros(rows, heads, length, sum(keys.shape[2] for keys in levels))
-    offset = 0
-    for keys, buffer in zip(levels, cache.keys, strict=True):
-        width = keys.shape[2]
-        joined[:, :, buffer.first :, offset : offset + width] = keys.transpose(-2, -1)
-        offset += width
+
+def _joined(slices: Sequence[Tensor], buffers: Sequence[GrowingBuffer]) -> Tensor:
+    """Return slices `(B, Hkv, T, width)` side by side, zero where a level was dropped; no query reads those zeros."""
+    rows, heads = slices[0].shape[:2]
+    joined = slices[0].new_zeros(rows, heads, buffers[0].end, sum(each.shape[3] for each in slices))
+    for columns, each, buffer in zip(
+        joined.split([each.shape[3] for each in slices], -1), slices, buffers, strict=True
+    ):
+        columns[:, :, buffer.first :] = each
     return joined
