@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
@@ -218,6 +220,66 @@ def test_levels_are_read_as_in_one_call(hierarchy, chunks, padding, biased):
     expected = mlr_attention(*given, hierarchy, is_causal=True, scale=0.5, attn_bias=bias, key_start=key_start,
                              enable_gqa=True, backend="reference")  # fmt: skip
     torch.testing.assert_close(read_by_level(hierarchy, given, chunks, key_start, bias), expected, **CLOSE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@torch.no_grad()
+def test_any_chunks_starts_and_crops_by_level(data):
+    """Also where some rows are all padding at first, and where the cache keeps more than is read."""
+    hierarchy = data.draw(st.sampled_from(list(KEPT.values())))
+    starts = data.draw(st.none() | st.lists(st.integers(0, LENGTH), min_size=3, max_size=3))
+    key_start = None if starts is None else torch.tensor(starts)
+    given = operands()
+    bias = torch.randn(4, LENGTH, 1, dtype=torch.float64) if data.draw(st.booleans()) else None
+    cache, read, parts = KeyValueCache(mlr_cache_layout(hierarchy, 2, 7)), 0, {}
+    cache.recording = data.draw(st.booleans())
+    while read < LENGTH:
+        count = data.draw(st.integers(1, LENGTH - read))
+        q, k, v = (each[:, :, read : read + count] for each in given)
+        cache.append(k.split(cache.layout.key_widths, -1), v.split(cache.layout.value_widths, -1))
+        begun = None if key_start is None else key_start.clamp(max=cache.length)
+        part = None if bias is None else bias[:, read : read + count]
+        out = attend_mlr_cache(q, cache, hierarchy, scale=0.5, key_start=begun, attn_bias=part)
+        parts |= {read + index: out[:, :, index] for index in range(count)}
+        cache.forget(key_start)
+        read += count
+        if cache.recording:
+            read -= data.draw(st.integers(0, count - 1))
+            cache.crop(read)
+    expected = mlr_attention(*given, hierarchy, is_causal=True, scale=0.5, attn_bias=bias, key_start=key_start,
+                             enable_gqa=True, backend="reference")  # fmt: skip
+    torch.testing.assert_close(torch.stack([parts[index] for index in range(LENGTH)], 2), expected, **CLOSE)
+
+
+class Allocations(TorchDispatchMode):
+    """Records the bytes of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        known = {each.untyped_storage().data_ptr() for each in tree_leaves(args) if isinstance(each, torch.Tensor)}
+        made = [each.untyped_storage() for each in tree_leaves(out) if isinstance(each, torch.Tensor)]
+        self.sizes += [each.nbytes() for each in made if each.data_ptr() not in known]
+        return out
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+@torch.no_grad()
+def test_a_chunk_takes_memory_for_itself_and_what_is_live(biased):
+    """Keys and values of full length are never joined. What the op makes inside is not counted."""
+    hierarchy, length, chunk = Hierarchy((2, 30), windows=(None, 40), value_ranks=(2, 30)), 4000, 50
+    cache = KeyValueCache(mlr_cache_layout(hierarchy, 1, 32))
+    for count in (length, chunk):
+        cache.append(*([torch.zeros(1, 1, count, width) for width in (2, 30)] for _ in range(2)))
+        cache.forget() if count == length else None
+    bias = torch.zeros(1, 1, 1, length + chunk) if biased else None
+    with Allocations() as made:
+        attend_mlr_cache(torch.zeros(1, 1, chunk, 32), cache, hierarchy, scale=1.0, key_start=None, attn_bias=bias)
+    assert max(made.sizes) <= (40 + chunk) * 32 * 4
 
 
 @pytest.mark.parametrize("hierarchy", KEPT.values(), ids=KEPT)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops import operator, registry
+from structattn.ops import operator, registry, schema
 from structattn.ops.arguments import (
     bias_with_four_axes,
     check_hierarchy,
@@ -80,6 +80,74 @@ def mlr_attention(
         NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: a second derivative is asked for.
     """
+    bounds = (key_start, key_end)
+    call = _checked_call(
+        query, key, value, hierarchy, is_causal, scale, attn_bias, bounds, query_offset, enable_gqa, dropout_p, backend
+    )
+    return operator.attend(call, backend)
+
+
+def attend_with_lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hierarchy: Hierarchy,
+    *,
+    is_causal: bool,
+    scale: float,
+    attn_bias: Tensor | None = None,
+    key_start: Tensor | None = None,
+    key_end: Tensor | None = None,
+    query_offset: int = 0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp of `mlr_attention`, for `merge_segments`; the latter has no gradient.
+
+    Arguments are those of `mlr_attention`, with `enable_gqa`. The log-sum-exp is as `Backend.forward` defines it.
+    """
+    bounds = (key_start, key_end)
+    call = _checked_call(
+        query, key, value, hierarchy, is_causal, scale, attn_bias, bounds, query_offset, True, 0.0, backend
+    )
+    out: tuple[Tensor, Tensor] = torch.ops.structattn.mlr_attention(
+        *schema.tensors_of(call), *schema.options_of(call, backend)
+    )
+    return out
+
+
+def merge_segments(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the attention over two sets of keys from output and log-sum-exp over each.
+
+    Args:
+        first: from `attend_with_lse`. Its output may be narrower than the second's: it then has the first of the value
+            dimensions, and the second alone mixes the others.
+        second: likewise.
+
+    Returns:
+        `(B, Hq, Tq, dv)` in the outputs' dtype; zeros for queries that see no key of either.
+    """
+    lse = torch.stack([each.masked_fill(each == torch.inf, -torch.inf) for _, each in (first, second)])
+    weights = torch.softmax(lse.masked_fill((lse == -torch.inf).all(0), 0.0), 0)[..., None]
+    merged = second[0] * weights[1]
+    merged[..., : first[0].shape[3]] += first[0] * weights[0]
+    return merged.to(second[0].dtype)
+
+
+def _checked_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hierarchy: Hierarchy,
+    is_causal: bool,
+    scale: float | None,
+    attn_bias: Tensor | None,
+    bounds: tuple[Tensor | None, Tensor | None],
+    query_offset: int,
+    enable_gqa: bool,
+    dropout_p: float,
+    backend: str,
+) -> Call:
+    """Return the call of arguments that `mlr_attention` explains; `bounds` are `key_start` and `key_end`."""
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)
     check_hierarchy(hierarchy, query, value)
@@ -88,10 +156,11 @@ def mlr_attention(
     check_query_offset(query_offset, query_length, key_length)
     checks.boolean("is_causal", is_causal)
     bias = None if attn_bias is None else bias_with_four_axes(attn_bias, query, key_length)
-    start, end = check_key_bound("key_start", key_start, query), check_key_bound("key_end", key_end, query)
+    start, end = (
+        check_key_bound(name, bound, query) for name, bound in zip(("key_start", "key_end"), bounds, strict=True)
+    )
     seed = None
     if checks.probability("dropout_p", dropout_p) > 0:
         seed = torch.randint(2**62, (), device=query.device)
     scale = 1 / math.sqrt(rank) if scale is None else checks.finite("scale", scale)
-    call = Call(query, key, value, bias, start, end, seed, hierarchy, is_causal, scale, query_offset, dropout_p)
-    return operator.attend(call, backend)
+    return Call(query, key, value, bias, start, end, seed, hierarchy, is_causal, scale, query_offset, dropout_p)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.layers.kv_cache.key_value_cache import KeyValueCache, to_autocast_dtype
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
-from structattn.ops.attention import mlr_attention
+from structattn.ops.attention import attend_with_lse, merge_segments
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
 
@@ -53,20 +54,8 @@ def attend_mlr_cache(
     Returns:
         Mixed values `(B, Hq, Tq, dv)`.
     """
-    queries = query.shape[2]
-    if queries > _MOST_DECODED_QUERIES or attn_bias is not None:
-        return mlr_attention(
-            query,
-            _joined([buffer.live.transpose(-2, -1) for buffer in cache.keys], cache.keys),
-            _joined([buffer.live for buffer in cache.values], cache.values),
-            hierarchy,
-            is_causal=True,
-            scale=scale,
-            attn_bias=attn_bias,
-            key_start=key_start,
-            query_offset=cache.length - queries,
-            enable_gqa=True,
-        )
+    if query.shape[2] > _MOST_DECODED_QUERIES or attn_bias is not None:
+        return _attend_segments(query, cache, hierarchy, scale=scale, key_start=key_start, attn_bias=attn_bias)
     return mlr_decode(
         to_autocast_dtype(query),
         [buffer.storage for buffer in cache.keys],
@@ -91,12 +80,86 @@ def _value_levels(cache: KeyValueCache, hierarchy: Hierarchy, value_dim: int) ->
     ]
 
 
-def _joined(slices: Sequence[Tensor], buffers: Sequence[GrowingBuffer]) -> Tensor:
-    """Return slices `(B, Hkv, T, width)` side by side, zero where a level was dropped; no query reads those zeros."""
-    rows, heads = slices[0].shape[:2]
-    joined = slices[0].new_zeros(rows, heads, buffers[0].end, sum(each.shape[3] for each in slices))
-    for columns, each, buffer in zip(
-        joined.split([each.shape[3] for each in slices], -1), slices, buffers, strict=True
-    ):
-        columns[:, :, buffer.first :] = each
+def _attend_segments(
+    query: Tensor,
+    cache: KeyValueCache,
+    hierarchy: Hierarchy,
+    *,
+    scale: float,
+    key_start: Tensor | None,
+    attn_bias: Tensor | None,
+) -> Tensor:
+    """Attend to far keys by level 1 and to near keys by all levels, and merge both.
+
+    Near keys begin at the first that level 2 reaches from the queries. Joining their levels takes memory for what is
+    live of level 2 and for the queries' own.
+    """
+    read, first = cache.length - query.shape[2], cache.keys[0].first
+    edge = _first_near_key(cache, hierarchy, read, is_padded=key_start is not None)
+    edges = None if key_start is None else _near_starts(hierarchy, read, key_start, edge)
+    near = attend_with_lse(
+        query,
+        _joined([buffer.live.mT for buffer in cache.keys], cache.keys, edge),
+        _joined([buffer.live for buffer in cache.values], cache.values, edge),
+        hierarchy,
+        is_causal=True,
+        scale=scale,
+        attn_bias=_from_column(edge, attn_bias),
+        key_start=None if edges is None else edges - edge,
+        query_offset=read - edge,
+    )
+    near_size = hierarchy.sizes[1] if hierarchy.levels > 1 else None
+    if near_size is None or (edge == first and (edges is None or hierarchy.by_window or read < near_size)):
+        return near[0]  # no row has far keys
+    far_end = query.new_full(query.shape[:1], edge, dtype=torch.int64) if edges is None else edges
+    values, value_width = cache.values[0].live, hierarchy.value_widths(sum(cache.layout.value_widths))[0]
+    far = attend_with_lse(
+        query[..., : hierarchy.ranks[0]],
+        cache.keys[0].live.mT,
+        values if value_width else values.new_empty(*values.shape[:2], cache.length - first, 0),
+        Hierarchy(hierarchy.ranks[:1], gains=hierarchy.gains[:1], windows=hierarchy.sizes[:1]),
+        is_causal=False,
+        scale=scale,
+        attn_bias=_from_column(first, attn_bias),
+        key_start=None if key_start is None else torch.minimum(key_start, far_end).sub(first).clamp(min=0),
+        key_end=far_end - first,
+        query_offset=read - first,
+    )
+    return merge_segments(far, near)
+
+
+def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, is_padded: bool) -> int:
+    """Return the first key that level 2 may reach from a query index in some row."""
+    if hierarchy.levels == 1:
+        return cache.keys[0].first
+    kept = cache.keys[1].first
+    # While the cache records, it keeps more. Blocks of padded rows begin where only the device knows.
+    return kept if is_padded and not hierarchy.by_window else max(kept, hierarchy.span(1, index)[0])
+
+
+def _near_starts(hierarchy: Hierarchy, index: int, key_start: Tensor, edge: int) -> Tensor:
+    """Return each row's first near key `(B,)`, from which its blocks can be counted."""
+    size = hierarchy.sizes[1] if hierarchy.levels > 1 else None
+    if size is None or hierarchy.by_window:
+        return key_start.clamp(min=edge)
+    return key_start + (index - key_start).clamp(min=0) // size * size
+
+
+def _from_column(first: int, bias: Tensor | None) -> Tensor | None:
+    """Return the columns of a bias from an index on."""
+    return bias if bias is None or bias.shape[-1] == 1 else bias[..., first:]
+
+
+def _joined(slices: Sequence[Tensor], buffers: Sequence[GrowingBuffer], first: int) -> Tensor:
+    """Return slices `(B, Hkv, n, width)` side by side from index `first` on, zero where a level was dropped.
+
+    No query reads those zeros.
+    """
+    if len(slices) == 1:
+        return slices[0][:, :, first - buffers[0].first :]
+    widths = [each.shape[3] for each in slices]
+    joined = slices[0].new_zeros(*slices[0].shape[:2], buffers[0].end - first, sum(widths))
+    for columns, each, buffer in zip(joined.split(widths, -1), slices, buffers, strict=True):
+        start = max(buffer.first, first)
+        columns[:, :, start - first :] = each[:, :, start - buffer.first :]
     return joined
