@@ -21,6 +21,9 @@ SPELLINGS = [
     "mlr",
     "mlr:2|1|1",
     "mlr:1x4+gains=none+level_weight=1/sqrt(r_l)",
+    "mlr:1|1|2+windows=7|3+value_ranks=1|2|1",
+    "mlr:3|1+windows=9|2",
+    "mlr:2|1|1+value_ranks=1|0|3",
     "lowrank",
     "lowrank:3+norm=none",
     "bmlr:2|1|1",
@@ -32,7 +35,7 @@ SPELLINGS = [
     "kronecker",
     "butterfly",
 ]
-ROTARY = ["standard", "swa:3", "gswa:3|2", "mlr:2|2", "lowrank", "btt"]
+ROTARY = ["standard", "swa:3", "gswa:3|2", "mlr:2|2", "mlr:2|2+windows=3+value_ranks=1|3", "lowrank", "btt"]
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 """What `tests/tolerance.py` allows in float64."""

@@ -117,6 +117,28 @@ def test_mlr_is_the_paper_s_sum_of_levels(weight: str, gains: str) -> None:
     torch.testing.assert_close(layer(x), expected, **CLOSE)
 
 
+def test_mlr_by_window_with_levels_in_values() -> None:
+    layer, x = build("mlr:1|2|1+windows=7|3+value_ranks=1|2|1+level_weight=1/sqrt(r)"), tokens(2, 19)
+    query, key, value = projected(layer, x)
+    position = torch.arange(19)
+    near = [(position[:, None] - position).abs() < window for window in (10**9, 7, 3)]
+    levels = list(zip(query.split((1, 2, 1), -1), key.split((1, 2, 1), -1), near, strict=True))
+    score = sum(pairs.to(F64) * (q @ k.mT) for q, k, pairs in levels) / sum(pairs.to(F64) for pairs in near) / 2
+    probability = torch.softmax(score.masked_fill(~causal(19), -math.inf), -1)
+    mixed = [(probability * pairs) @ v for v, pairs in zip(value.split((1, 2, 1), -1), near, strict=True)]
+    torch.testing.assert_close(layer(x), joined(layer, torch.cat(mixed, -1)), **CLOSE)
+
+
+def test_the_value_head_is_as_wide_as_the_value_ranks() -> None:
+    layer = MLRAttention(16, 4, Hierarchy((4, 4), windows=(None, 3), value_ranks=(3, 2)), dtype=F64)
+    assert (layer.value_dim, layer.head_dim, layer.v_proj.out_features) == (5, 8, 20)
+    assert layer.cache_numbers(10) == 4 * (10 * 7 + 3 * 6)
+    assert layer.value_numbers(10) == 4 * (10 * 3 + 3 * 2)
+    assert layer(tokens(1, 6)).shape == (1, 6, 16)
+    with pytest.raises(ValueError, match=r"value_ranks must sum to the values' width 4, got 3\|2 = 5"):
+        MLRAttention(16, 4, layer.hierarchy, head_dim=4)
+
+
 def test_mlr_with_one_level_is_standard_attention() -> None:
     flat, standard = build("mlr:4+level_weight=1/sqrt(r)"), build("standard")
     flat.load_state_dict(standard.state_dict())

@@ -52,6 +52,13 @@ EXAMPLES = {
     "mlr:64": MLRConfig((64,)),
     "mlr+levels=4": MLRConfig(levels=4),
     "mlr:8|8|16+block_sizes=*|96|48+gains=none": MLRConfig((8, 8, 16), block_sizes=(None, 96, 48), gains="none"),
+    "mlr:16|16|32+windows=*|512|128": MLRConfig((16, 16, 32), windows=(512, 128)),
+    "mlr:64+windows=128": MLRConfig((64,), windows=(128,)),
+    "mlr:16|48+windows=512|64+value_ranks=0|64": MLRConfig((16, 48), windows=(512, 64), value_ranks=(0, 64)),
+    "mlr:8|8|16+block_sizes=*|96|48+value_ranks=16|16|0": MLRConfig(
+        (8, 8, 16), block_sizes=(None, 96, 48), value_ranks=(16, 16, 0)
+    ),
+    "mlr:16x4+value_ranks=16x4": MLRConfig((16,) * 4, value_ranks=(16,) * 4),
     "lowrank": LowRankConfig(),
     "lowrank:64": LowRankConfig(64),
     "bmlr:16|8|4|4": BilinearMLRConfig((16, 8, 4, 4)),
@@ -78,6 +85,9 @@ def test_spelling_and_config_are_each_other(text: str) -> None:
         ("mlr:32,8,6,4,4,4,4,2", "mlr:32|8|6|4|4|4|4|2"),
         ("gswa:128,32", "gswa:128|32"),
         ("mlr:8,8+block_sizes=*,4", "mlr:8|8+block_sizes=*|4"),
+        ("mlr:16,16,32+windows=512,128", "mlr:16|16|32+windows=*|512|128"),
+        ("mlr:16,16,32+windows=1024,512,128", "mlr:16|16|32+windows=1024|512|128"),
+        ("mlr:8,8+value_ranks=8x2+windows=4", "mlr:8|8+windows=*|4+value_ranks=8|8"),
         ("btt:1", "btt"),
         (" swa:8 ", "swa:8"),
         ("swa+window=8", "swa:8"),
@@ -113,10 +123,15 @@ def configs(draw: st.DrawFn) -> AttentionConfig:
     if config is MLRConfig:  # its fields depend on one another
         ranks = draw(values(tuple[int, ...] | None))
         levels = None if ranks else draw(st.none() | st.integers(1, 8))
-        sizes = None
+        reach = draw(st.sampled_from(("block_sizes", "windows", None))) if ranks else None
+        fixed = {"ranks": ranks, "levels": levels, "block_sizes": None, "windows": None, "value_ranks": None}
+        if reach:
+            fixed[reach] = (None, *(3 * 2**power for power in reversed(range(len(ranks) - 1))))
         if ranks and draw(st.booleans()):
-            sizes = (None, *(3 * 2**power for power in reversed(range(len(ranks) - 1))))
-        fixed = {"ranks": ranks, "levels": levels, "block_sizes": sizes}
+            entry = st.integers(0, 90)
+            fixed["value_ranks"] = draw(
+                st.lists(entry, min_size=len(ranks), max_size=len(ranks)).map(tuple).filter(any)
+            )
     else:
         fixed = {}
     others = {name: draw(values(hint)) for name, hint in config.field_types().items() if name not in fixed}
@@ -154,6 +169,15 @@ def test_every_config_survives_text_json_and_pickle(config: AttentionConfig) -> 
         ("mlr:8|8+levels=2", "levels must not be given with ranks"),
         ("mlr+block_sizes=*|8", "block_sizes need ranks"),
         ("mlr:8|8|8+block_sizes=*|8|3", "block_sizes must shrink and nest"),
+        ("mlr+windows=8", "windows need ranks"),
+        ("mlr+value_ranks=8|8", "value_ranks need ranks"),
+        ("mlr:8|8+block_sizes=*|8+windows=8", "block_sizes or windows, not both"),
+        ("mlr:8|8|8+windows=8|8", r"windows must shrink: windows\[2\] = 8 must be below windows\[1\] = 8"),
+        ("mlr:8|8|8+windows=8", "windows must have one entry per level \\(3\\), got 1"),
+        ("mlr:8|8+windows=0", r"windows\[0\] must be a positive integer, got 0"),
+        ("mlr:8|8+value_ranks=8", "value_ranks must have one entry per level"),
+        ("mlr:8|8+value_ranks=0|0", "value_ranks must sum to the width of the values"),
+        ("mlr:8|8+value_ranks=8|-8", "expected a positive integer, got '-8'"),
         ("mlr+gain=none", "a field of mlr must be one of .* did you mean 'gains'"),
         ("mlr+gains=men", "gains must be one of mean, none, got 'men'; did you mean 'mean'"),
         ("mlr+gains", r"expected '\+field=value'"),
@@ -197,6 +221,8 @@ def test_bad_dicts(values: dict, message: str) -> None:
         ({"kind": "swa", "window": True}, "window must be a positive integer, got True"),
         ({"kind": "mlr", "ranks": "8|8"}, "ranks must be a sequence"),
         ({"kind": "mlr", "ranks": [8.0]}, r"ranks\[0\] must be a positive integer"),
+        ({"kind": "mlr", "ranks": [8], "value_ranks": [8.0]}, r"value_ranks\[0\] must be a positive integer"),
+        ({"kind": "mlr", "ranks": [8], "value_ranks": [False]}, r"value_ranks\[0\] must be a positive integer"),
         ({"kind": "standard", "qk_norm": 1}, "qk_norm must be True or False, got 1"),
     ],
 )
@@ -209,6 +235,56 @@ def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         StandardConfig().heads = 2  # type: ignore[misc]
     assert dataclasses.replace(BTTConfig(), rank=2) == BTTConfig(2)
+
+
+# --- what was saved before --------------------------------------------------------------------------------------------
+
+_MLR = {"level_weight": "1/r_l", "qk_norm": True, "basis": False, "windows": None, "value_ranks": None}
+_MLR |= {"ranks": None, "levels": None, "block_sizes": None, "gains": "mean"}
+MEANINGS = {
+    "standard": {"kind": "standard", "heads": None, "qk_norm": True, "scale": "1/sqrt(r)"},
+    "standard:1+scale=8/r": {"kind": "standard", "heads": 1, "qk_norm": True, "scale": "8/r"},
+    "swa:128": {"kind": "swa", "window": 128, "qk_norm": True, "scale": "1/sqrt(r)"},
+    "gswa:128|32": {"kind": "gswa", "window": 128, "global_rank": 32, "qk_norm": True, "scale": "1/sqrt(r)"},
+    "mlr": {"kind": "mlr"} | _MLR,
+    "mlr+levels=4": {"kind": "mlr"} | _MLR | {"levels": 4},
+    "mlr:8x8": {"kind": "mlr"} | _MLR | {"ranks": [8] * 8},
+    "mlr:8|8|16+block_sizes=*|96|48+gains=none": {"kind": "mlr"}
+    | _MLR
+    | {"ranks": [8, 8, 16], "block_sizes": [None, 96, 48], "gains": "none"},
+    "mlr:4|2|2+gains=none+level_weight=1/sqrt(r)+basis=true": {"kind": "mlr"}
+    | _MLR
+    | {"ranks": [4, 2, 2], "gains": "none", "level_weight": "1/sqrt(r)", "basis": True},
+}
+"""Every field of what a spelling has always meant. It must not change, since saved runs and models hold spellings."""
+
+
+@pytest.mark.parametrize("text", MEANINGS)
+def test_old_spellings_keep_their_meaning(text: str) -> None:
+    assert parse_attention(text).to_dict() == MEANINGS[text]
+
+
+@pytest.mark.parametrize("text", [text for text in MEANINGS if text.startswith("mlr")])
+def test_dicts_from_before_windows_keep_their_meaning(text: str) -> None:
+    before = {name: value for name, value in MEANINGS[text].items() if name not in ("windows", "value_ranks")}
+    assert config_from_dict(before) == parse_attention(text)
+
+
+def test_old_spellings_build_the_same_levels() -> None:
+    levels = {
+        "mlr:32|16|16": ((32, 16, 16), (None, 512, 256), (1.0, 0.5, 1 / 3)),
+        "mlr:8|24|32+block_sizes=*|96|48+gains=none": ((8, 24, 32), (None, 96, 48), (1.0, 1.0, 1.0)),
+    }
+    for text, (ranks, sizes, gains) in levels.items():
+        hierarchy = parse_attention(text).hierarchy(64, 1024)  # type: ignore[attr-defined]
+        assert hierarchy == Hierarchy(ranks, sizes, gains)
+
+
+def test_windows_and_value_ranks_build_their_levels() -> None:
+    config = parse_attention("mlr:16|16|32+windows=512|128+value_ranks=32|16|16")
+    assert isinstance(config, MLRConfig)
+    assert config.hierarchy(64, 1024) == config.hierarchy(64, 77)  # nothing depends on the context
+    assert str(config.hierarchy(64, 1024)) == "16|16|32v32|16|16@w*|512|128/mean"
 
 
 # --- defaults ---------------------------------------------------------------------------------------------------------
@@ -270,6 +346,7 @@ def test_mlr_defaults_to_the_paper_s_language_setting() -> None:
         ("mlr", MLRAttention, None),
         ("mlr:8x8", MLRAttention, None),
         ("mlr+levels=2", MLRAttention, None),
+        ("mlr:16|48+windows=8+value_ranks=48|16", MLRAttention, None),
         ("lowrank:64", BilinearAttention, LowRank),
         ("bmlr", BilinearAttention, MLR),
         ("bmlr:16|8|4|4", BilinearAttention, MLR),
@@ -313,6 +390,7 @@ def test_bilinear_defaults_are_those_of_the_structure() -> None:
         ("standard", {"heads": 3}, "heads must divide dim = 16 unless head_dim is given, got 3"),
         ("standard:3", {}, "heads must divide .*16.* got 3"),
         ("mlr:8", {}, "ranks must sum to the head width 4, got 8 = 8; 8 levels are spelt mlr[+]levels=8"),
+        ("mlr:2|2+windows=3+value_ranks=2|3", {}, r"value_ranks must sum to the values' width 4, got 2\|3 = 5"),
         ("mlr:4x4", {}, r"ranks must sum to the head width 4, got 4\|4\|4\|4 = 16"),
         ("gswa:8|4", {}, "global_rank must be below the head width 4, got 4"),
         ("btt+factors=4x4|4x8", {}, "factors"),

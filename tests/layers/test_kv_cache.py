@@ -103,6 +103,8 @@ def test_live_key_numbers_are_those_stated(spelling):
         with torch.no_grad():
             layer(x[:, length - 1 : length], cache=cache)
         assert cache.key_numbers == layer.key_numbers(length)
+        assert cache.value_numbers == layer.value_numbers(length)
+        assert cache.key_numbers + cache.value_numbers == layer.cache_numbers(length)
     prefilled = layer.new_cache()
     with torch.no_grad():
         layer(x, cache=prefilled)

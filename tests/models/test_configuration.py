@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError as WrongT
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from structattn.layers import MLRConfig, RotaryEmbedding
+from structattn.layers import MLRConfig, RotaryEmbedding, parse_attention
 from structattn.models import LanguageModelConfig, RegressionModelConfig
 
 
@@ -19,6 +19,16 @@ def test_round_trip_through_a_folder(tmp_path):
     assert type(loaded) is LanguageModelConfig
     assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
     assert loaded.attention == ["standard", "mlr:8|8"]
+
+
+@pytest.mark.parametrize("attention", ["mlr:8,8+windows=4", ["standard", "mlr:8,8"]])
+def test_files_hold_every_field_of_the_attention(attention, tmp_path):
+    config = LanguageModelConfig(layers=2, dim=32, heads=2, attention=attention)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["attention"]
+    given = attention if isinstance(attention, list) else [attention]
+    assert (saved if isinstance(saved, list) else [saved]) == [parse_attention(text).to_dict() for text in given]
+    assert AutoConfig.from_pretrained(tmp_path).attention == config.attention
 
 
 def test_attention_is_kept_in_its_shortest_spelling():

@@ -52,7 +52,7 @@ class AttentionConfig:
     @classmethod
     def field_types(cls) -> dict[str, Any]:
         """Return the type of every field by name."""
-        hints = get_type_hints(cls)
+        hints = get_type_hints(cls, include_extras=True)
         return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
 
     def __str__(self) -> str:
@@ -141,6 +141,9 @@ class MLRConfig(AttentionConfig):
             paper's split of 64 scaled to the head width, see `default_ranks`.
         levels: number of levels of the default split.
         block_sizes: `None` (global), then nested sizes; by default the context halves with every level.
+        windows: windows of the levels in place of blocks, see `Hierarchy`. The first may be left out where level 1 sees
+            everything.
+        value_ranks: value dimensions that each level owns, which sum to the head width; by default level 1 owns all.
         gains: `"mean"` is `c_m = 1/m`, `"none"` is 1.
         level_weight: `w_l`, the factor on a level's share of the score.
         qk_norm: LayerNorm on queries and keys.
@@ -158,21 +161,32 @@ class MLRConfig(AttentionConfig):
     level_weight: LevelWeight = "1/r_l"
     qk_norm: bool = True
     basis: bool = False
+    windows: tuple[int | None, ...] | None = None
+    value_ranks: tuple[fields.Count, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ranks is not None and self.levels is not None:
             raise ValueError(f"levels must not be given with ranks, got levels = {self.levels}, ranks = {self.ranks}")
-        if self.block_sizes is not None:
-            if self.ranks is None:
-                raise ValueError(f"block_sizes need ranks, one for each level, got {self.block_sizes} alone")
-            Hierarchy(self.ranks, self.block_sizes)
+        for name in ("block_sizes", "windows", "value_ranks"):
+            if self.ranks is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} need ranks, one for each level, got {getattr(self, name)} alone")
+        if self.ranks is not None:
+            if self.windows is not None and len(self.windows) == len(self.ranks) - 1:
+                object.__setattr__(self, "windows", (None, *self.windows))
+            self._hierarchy(self.ranks, 2 ** len(self.ranks))
+
+    def _hierarchy(self, ranks: tuple[int, ...], context_length: int) -> Hierarchy:
+        gains: Literal["mean"] | None = "mean" if self.gains == "mean" else None
+        if self.block_sizes is None and self.windows is None:
+            return Hierarchy.dyadic(ranks, context_length, gains, value_ranks=self.value_ranks)
+        return Hierarchy(ranks, self.block_sizes, gains, windows=self.windows, value_ranks=self.value_ranks)
 
     def hierarchy(self, head_dim: int, context_length: int) -> Hierarchy:
         """Return the levels for a head width and a context length.
 
         Raises:
-            ValueError: the ranks do not sum to `head_dim`.
+            ValueError: the ranks, or the value ranks, do not sum to `head_dim`.
         """
         ranks = self.ranks or default_ranks(head_dim, context_length, self.levels)
         if sum(ranks) != head_dim:
@@ -180,10 +194,9 @@ class MLRConfig(AttentionConfig):
             raise ValueError(
                 f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}{hint}"
             )
-        gains: Literal["mean"] | None = "mean" if self.gains == "mean" else None
-        if self.block_sizes is not None:
-            return Hierarchy(ranks, self.block_sizes, gains)
-        return Hierarchy.dyadic(ranks, context_length, gains)
+        hierarchy = self._hierarchy(ranks, context_length)
+        hierarchy.value_widths(head_dim)
+        return hierarchy
 
 
 @dataclass(frozen=True)

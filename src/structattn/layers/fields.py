@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from structattn import checks
 from structattn.ops.hierarchy_text import parse_ranks, parse_sizes
 
-_RANKS = tuple[int, ...]
+Count = Annotated[int, "at least 0"]
+"""An integer that may be 0; a plain `int` of a field is positive."""
+
+_RANKS = (tuple[int, ...], tuple[Count, ...])
 _BLOCKS = tuple[int | None, ...]
 _PAIRS = (tuple[tuple[int, int], ...], tuple[tuple[int, int], tuple[int, int]])
 
@@ -21,6 +24,8 @@ def checked(name: str, hint: Any, value: Any) -> Any:
         return None
     if get_origin(hint) is Literal:
         return checks.one_of(name, value, get_args(hint))
+    if hint == Count:
+        return 0 if value == 0 and not isinstance(value, bool) else checks.positive_int(name, value)
     if hint is int:
         return checks.positive_int(name, value)
     if hint is bool:
@@ -69,7 +74,7 @@ def from_text(name: str, hint: Any, text: str) -> Any:
         return {"true": True, "false": False}[checks.one_of(name, text, ["true", "false"])]
     if hint is int:
         return _integer(name, text)
-    if hint == _RANKS:
+    if hint in _RANKS:
         return parse_ranks(text)
     if hint == _BLOCKS:
         return parse_sizes(text)

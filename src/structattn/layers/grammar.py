@@ -12,6 +12,9 @@ Configs and command lines use it.
 | `mlr` | MLR attention, the paper's ranks scaled to the head and the context |
 | `mlr:32,8,6,4,4,4,4,2`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
 | `mlr+levels=4` | the default split in four levels |
+| `mlr:32,16,16+block_sizes=*,96,48` | with these blocks, the first of which is everything |
+| `mlr:16,16,32+windows=512,128` | by windows in place of blocks: level 1 everywhere, then 512 and 128 tokens |
+| `mlr:16,16,32+windows=512,128+value_ranks=16,16,32` | levels in the values too |
 | `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
 | `bmlr:16,8,4,4` | bilinear, Multi-Level Low Rank |
 | `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |

@@ -163,6 +163,14 @@ class Attention(nn.Module, abc.ABC):
     def key_numbers(self, length: int) -> int:
         """Return one row's live key numbers, all heads, after `length` tokens."""
 
+    def value_numbers(self, length: int) -> int:
+        """Return one row's live value numbers, all heads, after `length` tokens."""
+        return self.kv_heads * self.value_dim * length
+
+    def cache_numbers(self, length: int) -> int:
+        """Return one row's live key and value numbers, all heads, after `length` tokens."""
+        return self.key_numbers(length) + self.value_numbers(length)
+
     # ---- cost and initialisation
 
     def flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 class MLRAttention(ProjectedAttention):
     """Multi-head attention with a Multi-Level Low Rank score matrix.
 
-    See arXiv 2509.07963, section 4. With level weights `w_l`, and block sizes, ranks and gains `c_m` of the hierarchy::
+    See arXiv 2509.07963, section 4, and `Hierarchy`. With level weights `w_l`, ranks and gains `c_m` of the hierarchy::
 
         score(i, j) = c_m · Σ_{l <= m} w_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
+
+    Values are mixed by level where the hierarchy has value ranks.
 
     The paper's setting for language is the default with `Hierarchy.dyadic(ranks, context_length, gains="mean")`:
     LayerNorm on each query and key head, `w_l = 1/r_l`, `c_m = 1/m`.
@@ -36,8 +38,9 @@ class MLRAttention(ProjectedAttention):
         dim: `D`.
         heads: query heads `H`.
         hierarchy: the levels; the width of a query and key head is the sum of its ranks.
-        head_dim: the width of a value head; `D / H` by default. The attribute `head_dim` is another width, that of a
-            query and key head (the sum of the ranks); the attribute `value_dim` is this one.
+        head_dim: the width of a value head; by default the sum of the value ranks, or `D / H` where there are none. The
+            attribute `head_dim` is another width, that of a query and key head (the sum of the ranks); the attribute
+            `value_dim` is this one.
         level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
         basis: map queries and keys by a `structattn.layers.head_basis.HeadBasis` before the levels. It orders the
             dimensions of a model that was trained without levels.
@@ -60,7 +63,10 @@ class MLRAttention(ProjectedAttention):
         if not isinstance(hierarchy, Hierarchy):
             raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
         weights = level_weights(level_weight, hierarchy.ranks)
-        value_dim = width_per_head(dim, heads, head_dim)
+        if hierarchy.value_ranks is None:
+            value_dim = width_per_head(dim, heads, head_dim)
+        else:
+            value_dim = sum(hierarchy.value_widths(head_dim))
         super().__init__(dim, heads, hierarchy.ranks, value_dim, qk_norm=qk_norm, options=LayerOptions(**options))
         self.hierarchy = hierarchy
         self.level_weights = weights
@@ -101,12 +107,15 @@ class MLRAttention(ProjectedAttention):
         return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
 
     def key_numbers(self, length: int) -> int:
-        """Return the live key numbers of one row.
-
-        Each key head has `T·r_1 + Σ_{l≥2} r_l · (T mod b_l or b_l)` where causal, `T·r` where not.
-        """
+        """Return `Hierarchy.key_numbers(T)` for each key head where causal, `T·r` where not."""
         per_head = self.hierarchy.key_numbers(length) if self.is_causal else length * self.head_dim
         return self.kv_heads * per_head
+
+    def value_numbers(self, length: int) -> int:
+        """Return `Hierarchy.value_numbers(T, dv)` for each key head where causal, `T·dv` where not."""
+        if not self.is_causal:
+            return super().value_numbers(length)
+        return self.kv_heads * self.hierarchy.value_numbers(length, self.value_dim)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of scores, of mixing values, and of the basis."""

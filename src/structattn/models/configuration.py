@@ -73,8 +73,8 @@ class BackboneConfig(PreTrainedConfig):
     """Rows of the learned position table, and the length that blocks of MLR attention halve."""
 
     attention: str | dict[str, Any] | list[Any] = "standard"
-    """Attention by its spelling (`structattn.layers.grammar`) or dict form; stored as the shortest spelling. A list is
-    cycled over the blocks."""
+    """Attention by its spelling (`structattn.layers.grammar`) or dict form; held as the shortest spelling, saved with
+    every field. A list is cycled over the blocks."""
 
     kv_heads: int | None = None
     """Heads of keys and values, a divisor of `heads`; None for as many."""
@@ -115,6 +115,12 @@ class BackboneConfig(PreTrainedConfig):
     def structure(self, block: int) -> str:
         """Return the spelling of the attention in a block."""
         return str(self.attention[block % len(self.attention)] if isinstance(self.attention, list) else self.attention)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, the attention with all of its own: a saved model keeps them when a default changes."""
+        attention = self.attention if isinstance(self.attention, list) else [self.attention]
+        full = [as_config(structure).to_dict() for structure in attention]
+        return super().to_dict() | {"attention": full if isinstance(self.attention, list) else full[0]}
 
     @property
     def rotary(self) -> RotaryEmbedding | None:

@@ -115,6 +115,11 @@ class GenerationCache(Cache):
         return sum(store.key_numbers for store in self.stores)
 
     @property
+    def value_numbers(self) -> int:
+        """Live value numbers of one row, all layers."""
+        return sum(store.value_numbers for store in self.stores)
+
+    @property
     def key_bytes(self) -> int:
         """Bytes of the keys of all rows and layers, room for growth included."""
         return sum(store.key_bytes for store in self.stores)

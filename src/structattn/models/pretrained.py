@@ -67,6 +67,10 @@ class StructuredModel(PreTrainedModel):
         """Return one row's live key numbers, all blocks, after `length` tokens."""
         return sum(block.attention.key_numbers(length) for block in self.backbone.layers)
 
+    def value_numbers(self, length: int) -> int:
+        """Return one row's live value numbers, all blocks, after `length` tokens."""
+        return sum(block.attention.value_numbers(length) for block in self.backbone.layers)
+
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Draw every parameter that `from_pretrained` has not filled.

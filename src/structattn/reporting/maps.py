@@ -40,7 +40,7 @@ def pair_widths(structure: str, sizes: Mapping[str, int]) -> NDArray[np.int64] |
             width = torch.full((len(at), len(at)), sizes["dim"] // (heads or sizes["heads"]))
         case MLRConfig():
             hierarchy: Hierarchy = config.hierarchy(head_dim, length)
-            width = torch.tensor(hierarchy.prefix_ranks)[hierarchy.depth(query, key) - 1]
+            width = torch.tensor((0, *hierarchy.prefix_ranks))[hierarchy.depth(query, key)]
         case SlidingWindowConfig(window=window):
             width = head_dim * ((query - key).abs() < window).long()
         case GlobalSlidingWindowConfig(window=window, global_rank=global_rank):
