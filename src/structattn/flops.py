@@ -13,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from structattn.ops.hierarchy import Hierarchy
-from structattn.ops.window import block_calls
 from structattn.structures.base import Operation, Structure
 
 
@@ -65,6 +64,8 @@ def attention(
 ) -> Flops:
     """Return the cost of one call of `mlr_attention`.
 
+    `Hierarchy.flat(r)` gives that of standard attention, `Hierarchy((r,), windows=(w,))` that of a sliding window.
+
     With `P_l` the visible pairs that level `l` reaches, `S = Σ_l r_l·P_l` and `V = Σ_l u_l·P_l`: forward `2(S + V)`,
     backward `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
 
@@ -84,31 +85,6 @@ def attention(
     return batch * heads * Flops(scores + mixing, 3 * scores + 2 * mixing, scores)
 
 
-def sliding_window(
-    window: int, rank: int, value_dim: int, length: int, *, heads: int = 1, batch: int = 1, is_causal: bool = True
-) -> Flops:
-    """Return the cost of one unpadded call of `window_attention`.
-
-    The first `window` queries count their visible pairs; each later block of `window` queries counts all of its
-    `2·window` keys (`3·window` where not causal), about twice the pairs inside the window.
-
-    Args:
-        window: keys a query sees, see `structattn.ops.window.window_attention`.
-        rank: `r`, the width of query and key.
-        value_dim: `dv`.
-        length: tokens.
-        heads: query heads.
-        batch: rows.
-        is_causal: the window covers only earlier tokens.
-    """
-    flat = Hierarchy.flat(rank)
-    total = Flops(0, 0)
-    for call in block_calls(length, window, is_causal):
-        one = attention(flat, value_dim, call.queries, call.keys, heads=heads, batch=batch, is_causal=call.is_causal)
-        total += call.blocks * one
-    return total
-
-
 def counter() -> FlopCounterMode:
     """Return a context that counts real calls by this module's formulas.
 
@@ -120,7 +96,7 @@ def counter() -> FlopCounterMode:
         count.get_total_flops()
 
     Count on the eager module: torch's counter raises around a compiled one. Shapes do not show padding, so a padded
-    call counts as an unpadded one of its length. A padded sliding window is the exception: its blocks lie otherwise.
+    call counts as an unpadded one of its length.
     """
     names = [
         "_scaled_dot_product_flash_attention_for_cpu",

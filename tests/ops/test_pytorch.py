@@ -11,11 +11,10 @@ from torch.autograd import forward_ad
 
 from structattn import Hierarchy, mlr_attention
 from structattn.ops.decode import mlr_decode
-from structattn.ops.key_span import KeySpan
-from structattn.ops.window import window_attention
 from tests.ops.battery import names
 
 LEVELS = Hierarchy.dyadic((4, 2, 2), 16)
+SLIDING = Hierarchy((8,), windows=(6,))
 
 
 def tensors(*batch, rows=2, requires_grad=False):
@@ -219,21 +218,21 @@ class TestGraphs:
     @pytest.mark.parametrize("is_causal", [True, False])
     def test_a_compiled_window_with_changing_lengths(self, is_causal):
         torch._dynamo.reset()
-        compiled = torch.compile(window_attention, fullgraph=True, dynamic=True, backend="aot_eager")
+        compiled = torch.compile(mlr_attention, fullgraph=True, dynamic=True, backend="aot_eager")
         for length in (23, 31):
             query = torch.randn(2, 2, length, 8)
             assert_same(
-                [compiled(query, query, query, 6, is_causal=is_causal)],
-                [window_attention(query, query, query, 6, is_causal=is_causal)],
+                [compiled(query, query, query, SLIDING, is_causal=is_causal)],
+                [mlr_attention(query, query, query, SLIDING, is_causal=is_causal)],
             )
 
     def test_a_compiled_window_refuses_bad_bounds(self):
         torch._dynamo.reset()
-        compiled = torch.compile(window_attention, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(mlr_attention, fullgraph=True, backend="aot_eager")
         query = torch.randn(2, 2, 23, 8)
-        compiled(query, query, query, 6, KeySpan(torch.tensor([3, 0])))
-        with pytest.raises(RuntimeError, match="expected 0 <= key_start <= key_end"):
-            compiled(query, query, query, 6, KeySpan(torch.tensor([30, 0])))
+        compiled(query, query, query, SLIDING, key_start=torch.tensor([3, 0]))
+        with pytest.raises(ValueError, match="expected 0 <= key_start <= key_end"):
+            compiled(query, query, query, SLIDING, key_start=torch.tensor([30, 0]))
 
     def test_a_profiler_sees_it(self):
         given = tensors(requires_grad=True)

@@ -181,7 +181,7 @@ class Attention(nn.Module, abc.ABC):
         Args:
             length: `T`.
             batch: rows.
-            dense: count masked pairs too, and a sliding window without its blocks, as the paper does.
+            dense: count masked pairs too, and a full window for every token, as the paper does.
         """
         linears = [module for module in self.children() if isinstance(module, nn.Linear)]
         projections = [flops.linear(each.in_features, each.out_features, batch * length) for each in linears]

@@ -10,13 +10,20 @@ from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.layers.interface import width_per_head
-from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
+from structattn.layers.kv_cache import (
+    CacheLayout,
+    CacheSlice,
+    KeyValueCache,
+    Retention,
+    attend_mlr_cache,
+    mlr_cache_layout,
+)
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.layers.projected import ProjectedAttention, ScaledAttention
+from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.ops.standard import standard_attention
-from structattn.ops.window import window_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,7 +33,7 @@ class SlidingWindowAttention(ScaledAttention):
     """Multi-head attention to near tokens alone, in O(T · window).
 
     A causal token sees the `window` tokens up to and including itself; otherwise token `i` sees `j` where
-    `|i - j| < window`.
+    `|i - j| < window`. It is MLR attention of one level, `Hierarchy((r,), windows=(window,))`.
 
     Args:
         dim: `D`.
@@ -52,28 +59,34 @@ class SlidingWindowAttention(ScaledAttention):
         checks.positive_int("window", window)
         super().__init__(dim, heads, head_dim=head_dim, scale=scale, qk_norm=qk_norm, **options)
         self.window = window
+        self.hierarchy = Hierarchy((self.head_dim,), windows=(window,))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
-        return _attend_in_window(self, query, key, value, self.window, self.scale, span)
+        return _attend_in_window(self, query, key, value, self.hierarchy, self.scale, span)
 
     def cache_layout(self) -> CacheLayout:
         """Return a layout of the keys and values of the last `window` tokens."""
-        near = Retention(window=self.window)
-        keys = CacheSlice(self.kv_heads, self.head_dim, near)
-        return CacheLayout((keys,), (CacheSlice(self.kv_heads, self.value_dim, near),))
+        return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
-        return self.attend(query, cache.keys[0].live, cache.values[0].live, span.from_key(cache.values[0].first))
+        return attend_mlr_cache(query, cache, self.hierarchy, scale=self.scale, key_start=span.key_start)
 
     def key_numbers(self, length: int) -> int:
         """Return `min(T, window) · r` for each key head where causal, `T · r` where not."""
-        return self.kv_heads * self.head_dim * (min(length, self.window) if self.is_causal else length)
+        return self.kv_heads * self.head_dim * self._kept(length)
+
+    def value_numbers(self, length: int) -> int:
+        """Return `min(T, window) · dv` for each key head where causal, `T · dv` where not."""
+        return self.kv_heads * self.value_dim * self._kept(length)
+
+    def _kept(self, length: int) -> int:
+        return self.hierarchy.live(0, length) if self.is_causal else length
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the op's blocks; if `dense`, of a full window for every token."""
-        return _window_flops(self, self.window, self.head_dim, length, batch, dense)
+        """Return the FLOPs of the pairs in the window; if `dense`, of a full window for every token."""
+        return _window_flops(self, self.hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:
         """Return the settings, the window first."""
@@ -120,6 +133,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         super().__init__(dim, heads, ranks, head_dim, qk_norm=qk_norm, options=LayerOptions(**options))
         self.window = window
         self.global_rank = global_rank
+        self.near_hierarchy = Hierarchy((head_dim - global_rank,), windows=(window,))
         self.global_scale, self.window_scale = factors
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
@@ -127,7 +141,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         global_query, near_query = query.split(self.level_ranks, -1)
         global_key, near_key = key.split(self.level_ranks, -1)
         far = self._attend_globally(global_query, global_key, value, span)
-        return far + _attend_in_window(self, near_query, near_key, value, self.window, self.window_scale, span)
+        return far + _attend_in_window(self, near_query, near_key, value, self.near_hierarchy, self.window_scale, span)
 
     def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan) -> Tensor:
         return standard_attention(
@@ -153,7 +167,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         far = self._attend_globally(global_query, global_keys.live, cache.values[0].live, span)
         near_value, near_span = cache.values[0].live[:, :, near_keys.first :], span.from_key(near_keys.first)
         near = _attend_in_window(
-            self, near_query, near_keys.live, near_value, self.window, self.window_scale, near_span
+            self, near_query, near_keys.live, near_value, self.near_hierarchy, self.window_scale, near_span
         )
         return far + near
 
@@ -165,7 +179,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of both parts, each with its scores and its mixing of all values."""
         far = self._dot_product_flops(self.global_rank, length, batch, dense)
-        return far + _window_flops(self, self.window, self.head_dim - self.global_rank, length, batch, dense)
+        return far + _window_flops(self, self.near_hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:
         """Return the settings, window and global rank first."""
@@ -173,25 +187,34 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
 
 
 def _attend_in_window(
-    layer: ProjectedAttention, query: Tensor, key: Tensor, value: Tensor, window: int, scale: float, span: KeySpan
+    layer: ProjectedAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hierarchy: Hierarchy,
+    scale: float,
+    span: KeySpan,
 ) -> Tensor:
-    return window_attention(
+    return mlr_attention(
         query,
         key,
         value,
-        window,
+        hierarchy,
         is_causal=layer.is_causal,
         scale=scale,
         enable_gqa=True,
         dropout_p=layer._dropout_p(),
-        span=span,
+        key_start=span.key_start,
+        key_end=span.key_end,
+        query_offset=span.query_offset,
     )
 
 
-def _window_flops(layer: ProjectedAttention, window: int, rank: int, length: int, batch: int, dense: bool) -> Flops:
-    if dense:
-        seen = min(length, window if layer.is_causal else 2 * window - 1)
-        return flops.attention(Hierarchy.flat(rank), layer.value_dim, length, seen, heads=layer.heads, batch=batch)
-    return flops.sliding_window(
-        window, rank, layer.value_dim, length, heads=layer.heads, batch=batch, is_causal=layer.is_causal
-    )
+def _window_flops(layer: ProjectedAttention, hierarchy: Hierarchy, length: int, batch: int, dense: bool) -> Flops:
+    if not dense:
+        causal = layer.is_causal
+        return flops.attention(hierarchy, layer.value_dim, length, heads=layer.heads, batch=batch, is_causal=causal)
+    window = hierarchy.sizes[0] or length
+    seen = min(length, window if layer.is_causal else 2 * window - 1)
+    flat = Hierarchy.flat(hierarchy.rank)
+    return flops.attention(flat, layer.value_dim, length, seen, heads=layer.heads, batch=batch)

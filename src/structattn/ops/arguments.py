@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from structattn.ops.hierarchy import Hierarchy
-from structattn.ops.key_span import KeySpan
 from structattn.ops.torch_internals import assert_later
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -107,13 +106,6 @@ def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | 
     if bound.device != query.device:
         raise ValueError(f"{name} must be on the query's device {query.device}, got {bound.device}")
     return bound.to(torch.int64).contiguous()  # Kernels read one number after another.
-
-
-def check_key_span(span: KeySpan, query: Tensor, key_length: int) -> KeySpan:
-    """Return `span` with int64 bounds; TypeError or ValueError naming `key_start`, `key_end` or `query_offset`."""
-    check_query_offset(span.query_offset, query.shape[2], key_length)
-    start, end = check_key_bound("key_start", span.key_start, query), check_key_bound("key_end", span.key_end, query)
-    return KeySpan(start, end, span.query_offset)
 
 
 def check_key_bounds(start: Tensor | None, end: Tensor | None, key_length: int) -> None:

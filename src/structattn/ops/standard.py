@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,7 +18,6 @@ def standard_attention(
     *,
     is_causal: bool = False,
     scale: float | None = None,
-    mask: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Compute softmax attention over all of `r`.
@@ -38,7 +36,6 @@ def standard_attention(
         span: valid keys of each row and offset of the queries.
         is_causal: as in `mlr_attention`.
         scale: factor on every score; `1/sqrt(r)` by default.
-        mask: bool, broadcastable to `(B, Hq, Tq, Tk)`, True where a pair is visible. Every query must see a key.
         dropout_p: as in `mlr_attention`.
 
     Returns:
@@ -52,9 +49,8 @@ def standard_attention(
         is_causal, offset = False, 0  # the last query sees every key
     if not (span.is_padded or unserved_on_cpu or offset):
         return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped
+            query, key, value, None, dropout_p, is_causal, scale=scale, enable_gqa=grouped
         )
-    bias = None if mask is None else torch.where(mask, 0.0, -torch.inf).to(query.dtype)
     return mlr_attention(
         query,
         key,
@@ -62,7 +58,6 @@ def standard_attention(
         Hierarchy.flat(query.shape[-1]),
         is_causal=is_causal,
         scale=scale,
-        attn_bias=bias,
         key_start=span.key_start,
         key_end=span.key_end,
         query_offset=offset,
