@@ -64,13 +64,11 @@ def attention(
 ) -> Flops:
     """Return the cost of one call of `mlr_attention`.
 
-    `Hierarchy.flat(r)` gives that of standard attention, `Hierarchy((r,), windows=(w,))` that of a sliding window.
-
     With `P_l` the visible pairs that level `l` reaches, `S = Σ_l r_l·P_l` and `V = Σ_l u_l·P_l`: forward `2(S + V)`,
     backward `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
 
     Args:
-        hierarchy: the levels; `Hierarchy.flat(r)` for standard attention.
+        hierarchy: the levels; `Hierarchy.flat(r)` for standard attention, `Hierarchy((r,), windows=(w,))` for a window.
         value_dim: `dv`.
         query_length: `Tq`.
         key_length: `Tk`; `Tq` by default.

@@ -8,10 +8,11 @@ from transformers import DynamicCache, TextStreamer
 
 from structattn.models import ModelCache
 from structattn.models.transformers_internals import CACHE
-from tests.models.test_language import STRUCTURES, small, tokens, woken
+from tests.models.test_language import STRUCTURES, WINDOWS, small, tokens, woken
 from tests.tolerance import assert_calibrated
 
 GREEDY = {"max_new_tokens": 30, "do_sample": False}
+LEVELS = ["mlr:4,2,2", WINDOWS, "swa:4"]
 POSITIONS = {"learned": {"context_length": 64}, "rotary": {"positions": "rotary"}}
 
 
@@ -53,10 +54,12 @@ def test_logits_of_every_step(attention, positions):
         assert_calibrated_logits(step_by_step(model, x, prompt, chunk), model, x)
 
 
+@pytest.mark.parametrize("attention", LEVELS)
 @pytest.mark.parametrize("prompt", [1, 2, 15, 16, 17, 63, 64, 65, 200, 300])
 @pytest.mark.parametrize("chunk", [1, 5, 64, 300])
-def test_prompts_of_any_length(prompt, chunk):
-    model, x = model_of("mlr:4,2,2"), tokens(1, prompt + 9)
+def test_prompts_of_any_length(prompt, chunk, attention):
+    """Also beyond the context of 16."""
+    model, x = model_of(attention), tokens(1, prompt + 9)
     assert_calibrated_logits(step_by_step(model, x, prompt, chunk), model, x)
 
 
@@ -82,7 +85,7 @@ DECODING = {
 }
 
 
-@pytest.mark.parametrize("attention", ["standard", "mlr:4,2,2", "swa:4", "btt"])
+@pytest.mark.parametrize("attention", ["standard", *LEVELS, "btt"])
 @pytest.mark.parametrize("how", DECODING.values(), ids=DECODING)
 def test_generate_with_and_without_the_cache(attention, how):
     model, x = model_of(attention), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 13)
@@ -94,7 +97,33 @@ def test_generate_with_and_without_the_cache(attention, how):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("attention", ["mlr:4,2,2", "swa:4"])
+@pytest.mark.parametrize("attention", LEVELS)
+@pytest.mark.parametrize("padding", [1, 9, 40])
+@torch.no_grad()
+def test_left_padding_by_any_amount_changes_nothing(attention, padding):
+    """In the logits of a chunked prompt and of what is written after it."""
+    model, x = model_of(attention), tokens(1, 50)
+    padded = torch.cat([torch.zeros(1, padding, dtype=torch.long), x], 1)
+    mask = torch.cat([torch.zeros(1, padding, dtype=torch.long), torch.ones_like(x)], 1)
+    logits = step_by_step(model, padded, padding + 30, 20, mask)[:, padding:]
+    assert_calibrated_logits(logits, model, x)
+
+
+@pytest.mark.parametrize("attention", LEVELS)
+def test_a_chunk_is_taken_back_and_read_again(attention):
+    model, x = model_of(attention), tokens(1, 60)
+    cache = ModelCache(model)
+    for layer in cache.layers:
+        layer.activate_past_recording()
+    with torch.no_grad():
+        parts = [model(x[:, :30], cache=cache).logits]
+        model(x[:, :22], cache=cache)
+        cache.crop(-22)
+        parts += [model(part, cache=cache).logits for part in x[:, 30:].split([17, 1, 12], 1)]
+    assert_calibrated_logits(torch.cat(parts, 1), model, x)
+
+
+@pytest.mark.parametrize("attention", LEVELS)
 def test_generate_with_left_padding(attention):
     model, x = model_of(attention), tokens(2, 20)
     mask = torch.ones_like(x)
@@ -104,13 +133,15 @@ def test_generate_with_left_padding(attention):
     assert torch.equal(together[1, 9:], alone[0])
 
 
-def test_rotary_models_write_past_the_context():
-    model = model_of("mlr:4,2,2")
+@pytest.mark.parametrize("attention", LEVELS)
+def test_rotary_models_write_past_the_context(attention):
+    model = model_of(attention)
     assert model.generate(tokens(1, 3), max_length=100, do_sample=False).shape == (1, 100)
 
 
-def test_a_cache_goes_on_where_it_was():
-    model, x = model_of("mlr:4,2,2"), tokens(1, 10)
+@pytest.mark.parametrize("attention", LEVELS)
+def test_a_cache_goes_on_where_it_was(attention):
+    model, x = model_of(attention), tokens(1, 10)
     whole = model.generate(x, **GREEDY)
     first = model.generate(x, **GREEDY | {"max_new_tokens": 12}, return_dict_in_generate=True)
     rest = model.generate(first.sequences, **GREEDY | {"max_new_tokens": 18}, cache=first[CACHE])
@@ -142,11 +173,13 @@ def test_two_caches_are_refused():
             call(tokens(1, 3), **both)
 
 
-def test_the_cache_holds_what_the_model_states():
-    model = model_of("mlr:4,2,2")
+@pytest.mark.parametrize("attention", LEVELS)
+def test_the_cache_holds_what_the_model_states(attention):
+    model = model_of(attention)
     with torch.no_grad():
         cache = model(tokens(1, 21), use_cache=True)[CACHE]
     assert cache.key_numbers == model.key_numbers(21)
+    assert cache.value_numbers == model.value_numbers(21)
     assert cache.nbytes > cache.key_bytes > 0
 
 

@@ -14,7 +14,9 @@ from structattn.models.parameters import ParameterRole
 from tests.tolerance import assert_calibrated
 from tests.transformers_versions import checkpoint_activations
 
-STRUCTURES = ["standard", "mlr", "mlr:4,2,2", "swa:4", "gswa:4,4", "btt", "bmlr:4,2,2", "lowrank", "monarch"]
+WINDOWS = "mlr:4|2|2+windows=9|4+value_ranks=2|2|4"
+STRUCTURES = ["standard", "mlr", "mlr:4,2,2", WINDOWS, "swa:4", "gswa:4,4"]
+STRUCTURES += ["btt", "bmlr:4,2,2", "lowrank", "monarch"]
 
 
 def small(**fields):
@@ -181,7 +183,7 @@ def test_learned_positions_end_and_say_so():
     model(tokens(length=17), attention_mask=mask)
 
 
-@pytest.mark.parametrize("attention", ["standard", "mlr:4,4", "swa:4", "gswa:4,4"])
+@pytest.mark.parametrize("attention", ["standard", "mlr:4,4", WINDOWS, "swa:4", "gswa:4,4"])
 def test_rotary_positions_do_not_end(attention):
     model = woken(small(positions="rotary", attention=attention))
     check_padding(model)
@@ -208,9 +210,10 @@ class TestGenerate:
         for length in range(4, 9):
             assert torch.equal(out[:, length], model(out[:, :length]).logits[:, -1].argmax(-1))
 
+    @pytest.mark.parametrize("attention", ["mlr:4,2,2", WINDOWS, "swa:4"])
     @pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}])
-    def test_left_padding_changes_nothing(self, options):
-        model, x = woken(small(attention="mlr:4,2,2")), tokens(length=6)
+    def test_left_padding_changes_nothing(self, options, attention):
+        model, x = woken(small(attention=attention)), tokens(length=6)
         alone = model.generate(x[:1, :3], max_new_tokens=6, do_sample=False, **options)
         padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), x[:1, :3]], dim=1)
         mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])

@@ -53,6 +53,19 @@ def test_pairs_that_share_every_level_score_as_before(name):
     assert (fitted(x).logits[:, 8:] - model(x).logits[:, 8:]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_pairs_in_every_window_mix_as_before(name):
+    """Before the smallest window is full nothing is cut off, in keys or in values."""
+    model, x = model_of(name), tokens(length=32)
+    moments = measure_head_moments(model, batches())
+    fitted = convert_to_mlr(model, (4, 2, 2), moments, windows=(None, 16, 8), value_ranks=(2, 2, 4))
+    torch.testing.assert_close(fitted(x).logits[:, :8], model(x).logits[:, :8], rtol=1e-10, atol=1e-10)
+    assert (fitted(x).logits[:, 8:] - model(x).logits[:, 8:]).abs().max() > 1e-3
+    assert "+windows=*|16|8+value_ranks=2|2|4" in fitted.config.attention
+    sliding = convert_to_mlr(model, (8,), moments, windows=(8,))
+    torch.testing.assert_close(sliding(x).logits[:, :8], model(x).logits[:, :8], rtol=1e-10, atol=1e-10)
+
+
 def test_without_moments_dimensions_stay_in_their_order():
     model = model_of("learned")
     fitted = convert_to_mlr(model, (4, 4), None)
@@ -142,9 +155,10 @@ def test_far_moments_count_pairs_in_different_blocks():
     torch.testing.assert_close(moments.query[1], queries.T @ queries / len(queries))
 
 
-def test_files_and_generation(tmp_path):
+@pytest.mark.parametrize("levels", [{}, {"windows": (None, 8, 3), "value_ranks": (3, 0, 5)}], ids=["blocks", "windows"])
+def test_files_and_generation(levels, tmp_path):
     model = woken(small(context_length=32, positions="rotary"))
-    fitted = convert_to_mlr(model, (4, 2, 2), measure_head_moments(model, batches()))
+    fitted = convert_to_mlr(model, (4, 2, 2), measure_head_moments(model, batches()), **levels)
     fitted.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     x = tokens(length=20)
@@ -187,6 +201,14 @@ class TestBadInput:
             convert_to_mlr(model_of("learned"), (4, 2), None)
         with pytest.raises(ValueError, match=r"ranks\[1\] must be a positive integer, got 0"):
             convert_to_mlr(model_of("learned"), (8, 0), None)
+
+    def test_windows_and_value_ranks(self):
+        with pytest.raises(ValueError, match="block_sizes or windows, not both"):
+            convert_to_mlr(model_of("learned"), (4, 4), None, (None, 8), windows=(None, 8))
+        with pytest.raises(ValueError, match="windows must shrink"):
+            convert_to_mlr(model_of("learned"), (4, 2, 2), None, windows=(None, 8, 8))
+        with pytest.raises(ValueError, match=r"value_ranks must sum to the values' width 8, got 4\|2 = 6"):
+            convert_to_mlr(model_of("learned"), (4, 4), None, windows=(None, 8), value_ranks=(4, 2))
 
     def test_odd_ranks_under_a_rotary_embedding(self):
         with pytest.raises(ValueError, match="even level ranks"):

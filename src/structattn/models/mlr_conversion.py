@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,11 +94,14 @@ def convert_to_mlr(
     ranks: tuple[int, ...],
     moments: list[Moments] | None,
     block_sizes: tuple[int | None, ...] = (),
+    *,
+    windows: tuple[int | None, ...] = (),
+    value_ranks: tuple[int, ...] = (),
 ) -> LanguageModel:
     """Return a copy of the model with MLR attention.
 
     All other tensors are copied. With one level the logits are those of the model. With more levels, pairs at depth `m`
-    see the first `R_m` dimensions of each head's basis.
+    see the first `R_m` dimensions of each head's basis, and mix the first value dimensions if the values have levels.
 
     Args:
         model: with standard attention.
@@ -106,12 +109,15 @@ def convert_to_mlr(
         moments: of every layer, from `measure_head_moments`. They order dimensions by score energy: by balancing maps,
             or by whole pairs under a rotary embedding. None keeps the order that training left.
         block_sizes: `None` and nested sizes; by default the context halves with every level.
+        windows: windows of the levels in place of blocks.
+        value_ranks: value dimensions of each level, in the order that training left; by default level 1 owns all.
 
     Raises:
         TypeError, ValueError: the model has other attention than standard, or ranks do not fit its heads.
     """
     layers = [_check_standard(block.attention) for block in model.backbone.layers]
-    spelled = [_spelling(model.config, index, ranks, block_sizes) for index in range(len(layers))]
+    levels = {"block_sizes": block_sizes or None, "windows": windows or None, "value_ranks": value_ranks or None}
+    spelled = [_spelling(model.config, index, ranks, levels) for index in range(len(layers))]
     attention: str | list[str] = spelled[0] if len(set(spelled)) == 1 else spelled
     converted = LanguageModel(LanguageModelConfig(**_fields(model.config) | {"attention": attention}))
     converted.to(device=model.device, dtype=model.dtype)
@@ -140,23 +146,13 @@ def _check_standard(layer: nn.Module) -> StandardAttention:
     return layer
 
 
-def _spelling(
-    config: LanguageModelConfig, block: int, ranks: tuple[int, ...], block_sizes: tuple[int | None, ...]
-) -> str:
+def _spelling(config: LanguageModelConfig, block: int, ranks: tuple[int, ...], levels: dict[str, Any]) -> str:
     """Return the spelling whose scores at full depth are as before."""
     old = as_config(config.structure(block))
     if not isinstance(old, StandardConfig) or old.heads is not None:
         raise ValueError(f"attention must be standard in every block, got {old} in block {block}")
     checks.positive_ints("ranks", ranks)
-    new = MLRConfig(
-        ranks=ranks,
-        block_sizes=block_sizes or None,
-        gains="none",
-        level_weight=old.scale,
-        qk_norm=old.qk_norm,
-        basis=True,
-    )
-    return str(new)
+    return str(MLRConfig(ranks, gains="none", level_weight=old.scale, qk_norm=old.qk_norm, basis=True, **levels))
 
 
 def _fields(config: LanguageModelConfig) -> dict[str, object]:
