@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 QUANTUM = 64
-"""Positions that storage grows by, and dropped positions that it holds before it is compacted.
+"""Positions that storage grows by, or 1/QUANTUM of the entries where that is more; and dropped positions that storage
+holds before it is compacted.
 
-A decoding step reads every live number, so copying them once in `QUANTUM` steps adds 1/QUANTUM to its cost. Storage
-exceeds the live entries by less than `2 * QUANTUM` positions."""
+A decoding step reads every live number, so copying them once in `QUANTUM` steps adds about 1/QUANTUM to its cost, more
+where new pages of memory must be mapped. Storage exceeds the live entries by less than twice the growth."""
 
 
 class GrowingBuffer:
@@ -104,5 +105,6 @@ def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:
     Kernels may read the unused room, so it must be finite.
     """
     shape = list(like.shape)
-    shape[axis] = -(-positions // QUANTUM) * QUANTUM
+    growth = max(positions // QUANTUM**2, 1) * QUANTUM
+    shape[axis] = -(-positions // growth) * growth
     return torch.zeros(shape, dtype=like.dtype, device=like.device)
