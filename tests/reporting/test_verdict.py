@@ -86,4 +86,7 @@ def test_maps():
     assert window[100, 37] == 32
     assert window[100, 36] == 0
     assert set(np.unique(pair_widths("gswa:64|8", SIZES))) == {8, 32}
+    near = pair_widths("mlr:16|16+windows=64|9", SIZES)
+    assert set(np.unique(near)) == {0, 16, 32}  # pairs outside the first window share nothing
+    assert np.array_equal(near > 0, window > 0)
     assert pair_widths("btt", SIZES) is None
