@@ -140,6 +140,39 @@ def test_one_level_that_sees_everything():
     assert hash(flat) == hash(Hierarchy((8,), windows=(None,)))
 
 
+@settings(deadline=None, max_examples=80)
+@given(hierarchies(), st.integers(1, 70))
+def test_within_a_window(hierarchy, window):
+    """Near pairs keep their widths and gains, the others are invisible."""
+    if hierarchy.levels > 1 and not hierarchy.by_window:
+        with pytest.raises(ValueError, match="levels by block cannot lie within a window"):
+            hierarchy.within(window)
+        return
+    near = hierarchy.within(window)
+    assert near.sizes[0] <= window
+    for distance in range(80):
+        before, after = hierarchy.depth(distance, 0), near.depth(distance, 0)
+        if distance >= window or before == 0:
+            assert after == 0
+            continue
+        assert near.gains[after - 1] == hierarchy.gains[before - 1]
+        assert near.prefix_ranks[after - 1] == hierarchy.prefix_ranks[before - 1]
+        dim = None if hierarchy.value_ranks else 7
+        assert sum(near.value_widths(dim)[:after]) == sum(hierarchy.value_widths(dim)[:before])
+
+
+def test_within_a_window_by_example():
+    parse = Hierarchy.parse
+    assert Hierarchy.flat(8).within(5) == Hierarchy((8,), windows=(5,))
+    assert parse("16|16|32v8|0|24@w512|128/1|0.5|0.25").within(600) == parse("16|16|32v8|0|24@w600|512|128/1|0.5|0.25")
+    assert parse("16|16|32v8|0|24@w512|128/1|0.5|0.25").within(512) == parse("32|32v8|24@w512|128/0.5|0.25")
+    assert parse("16|16|32v8|0|24@w512|128").within(64) == parse("64v32@w64")
+    sliding = Hierarchy((4, 4), windows=(9, 3))
+    assert sliding.within(9) == sliding.within(12) == sliding
+    with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
+        Hierarchy.flat(8).within(0)
+
+
 def test_is_a_value():
     first, second = Hierarchy.dyadic([2, 1], 8, "mean"), Hierarchy((2, 1), [None, 4], [1, 0.5])
     assert first == second

@@ -234,6 +234,26 @@ class Hierarchy:
             depth = depth + self.reaches(level, i, j)
         return depth
 
+    def within(self, window: int) -> Hierarchy:
+        """Return the hierarchy of the same scores and values, with pairs outside a window invisible.
+
+        Levels that reach all pairs with `|i - j| < window` become one, with the gain of their last.
+
+        Raises:
+            ValueError: several levels by block, or `window` is not positive.
+        """
+        checks.positive_int("window", window)
+        if self.levels > 1 and not self.by_window:
+            raise ValueError(f"levels by block cannot lie within a window: use windows in place of blocks, got {self}")
+        whole = sum(size is None or size >= window for size in self.sizes)
+        if not whole:
+            return self
+        ranks, value_ranks = (
+            widths and (sum(widths[:whole]), *widths[whole:]) for widths in (self.ranks, self.value_ranks)
+        )
+        windows = (window, *self.sizes[whole:])
+        return Hierarchy(ranks or (), gains=self.gains[whole - 1 :], windows=windows, value_ranks=value_ranks)
+
     def span(self, level: int, i: Any) -> tuple[Any, Any]:
         """Return the first position that a level reaches from `i`, and one past the last.
 
