@@ -248,11 +248,9 @@ class Hierarchy:
         whole = sum(size is None or size >= window for size in self.sizes)
         if not whole:
             return self
-        ranks, value_ranks = (
-            widths and (sum(widths[:whole]), *widths[whole:]) for widths in (self.ranks, self.value_ranks)
-        )
-        windows = (window, *self.sizes[whole:])
-        return Hierarchy(ranks or (), gains=self.gains[whole - 1 :], windows=windows, value_ranks=value_ranks)
+        ranks, windows = _join_first(self.ranks, whole), (window, *self.sizes[whole:])
+        value_ranks = None if self.value_ranks is None else _join_first(self.value_ranks, whole)
+        return Hierarchy(ranks, gains=self.gains[whole - 1 :], windows=windows, value_ranks=value_ranks)
 
     def span(self, level: int, i: Any) -> tuple[Any, Any]:
         """Return the first position that a level reaches from `i`, and one past the last.
@@ -353,3 +351,7 @@ class Hierarchy:
         ax.figure.colorbar(image, ax=ax, label=label)
         ax.set(xlabel="key position", ylabel="query position", title=f"levels {self}")
         return ax
+
+
+def _join_first(widths: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return (sum(widths[:count]), *widths[count:])

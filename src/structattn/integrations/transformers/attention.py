@@ -5,6 +5,8 @@ Shapes: query (B, Hq, Tq, r), key (B, Hkv, Tk, r), value (B, Hkv, Tk, dv), outpu
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +16,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as is_causal_layer
-from structattn.integrations.transformers.masks import check_all, check_window, visible_keys
-from structattn.integrations.transformers.transformers_cache import CachedKeys
+from structattn.integrations.transformers.masks import check_all, split_window, visible_keys
+from structattn.integrations.transformers.transformers_cache import CachedLevels
 from structattn.layers.kv_cache import attend_mlr_cache
 from structattn.ops.attention import mlr_attention
+
+_LOGGER = logging.getLogger(__name__)
 
 _UNSUPPORTED_KWARGS = ("softcap", "s_aux", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
 """Keyword arguments of transformers models that MLR attention cannot honour; passing one raises."""
@@ -46,8 +50,8 @@ class _ScoreOptions(NamedTuple):
 def mlr_attention_forward(
     module: nn.Module,
     query: Tensor,
-    key: Tensor | CachedKeys,
-    value: Tensor,
+    key: Tensor | CachedLevels,
+    value: Tensor | CachedLevels,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -63,14 +67,16 @@ def mlr_attention_forward(
     Args:
         module: the attention layer, whose config has its hierarchy.
         query: `(B, Hq, Tq, r)`, of the last `Tq` of `Tk` tokens.
-        key: `(B, Hkv, Tk, r)`, or the keys in an `MLRCache`.
-        value: `(B, Hkv, Tk, dv)`.
-        attention_mask: `(B, Tk)`, true for real keys; None where all are. Positions count from a row's first real key.
+        key: `(B, Hkv, Tk, r)`, or a layer of an `MLRCache`.
+        value: `(B, Hkv, Tk, dv)`, or the same layer.
+        attention_mask: `(B, Tk)`, true for real keys; None where all are; with a third axis for a sliding window, see
+            `mlr_mask`. Positions count from a row's first real key.
         scaling: factor on every score; `1/sqrt(r)` by default.
         dropout: share of the attention probabilities to drop.
         position_bias: added to the scores, broadcastable to `(B, Hq, Tq, Tk)`.
         is_causal: overrides the module's own.
-        sliding_window: must be at least `Tk`.
+        sliding_window: the layer's native window: a query sees so many keys at most, its own the last. Levels lie
+            within it, see `Hierarchy.within`.
         kwargs: further arguments of transformers models. Those of `_UNSUPPORTED_KWARGS` must be None or left out, and
             `output_attentions` false; the others change nothing and are ignored.
 
@@ -78,7 +84,8 @@ def mlr_attention_forward(
         Mixed values `(B, Tq, Hq, dv)`, and None for the attention weights, which are never computed.
 
     Raises:
-        ValueError: the layer has no hierarchy, or an argument asks for what MLR attention does not have.
+        ValueError: the layer has no hierarchy, an argument asks for what MLR attention does not have, or levels by
+            block meet a window that hides keys.
     """
     _check_supported(module, kwargs)
     if is_cross_attention(module):
@@ -87,9 +94,8 @@ def mlr_attention_forward(
             module, query, key, value, mask, dropout, scaling, is_causal=False, position_bias=position_bias
         )
         return out
-    key_start, key_end, hole_bias = _padding_of(attention_mask, key.shape[2])
-    if sliding_window is not None:
-        check_window(sliding_window, key.shape[2])
+    mask, window = split_window(attention_mask, sliding_window, key.shape[2])
+    key_start, key_end, hole_bias = _padding_of(mask, key.shape[2])
     scores = _ScoreOptions(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         bias=_add_biases(position_bias, hole_bias, query.dtype),
@@ -98,25 +104,30 @@ def mlr_attention_forward(
         is_causal=is_causal_layer(module) if is_causal is None else is_causal,
         dropout=dropout,
     )
-    if isinstance(key, CachedKeys):
-        mixed = _attend_cached(module, query, key, scores)
+    if isinstance(key, CachedLevels):
+        mixed = _attend_cached(module, query, key, window, scores)
     else:
-        mixed = _attend(module, query, key, value, scores)
+        mixed = _attend(module, query, key, value, window, scores)
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: _ScoreOptions) -> Tensor:
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Any, window: int | None, scores: _ScoreOptions
+) -> Tensor:
     if not scores.is_causal and query.shape[2] != key.shape[2]:
         raise ValueError(
             f"{type(module).__name__} has {query.shape[2]} queries and {key.shape[2]} keys without a causal mask: "
             "MLR attention serves self-attention, where the numbers are equal"
         )
     levels = levels_of(module)
+    hierarchy = levels.within(window)
+    if hierarchy.levels > 1 and key.shape[2] > query.shape[2] and not torch.compiler.is_compiling():
+        _log_standard_cache()
     return mlr_attention(
         levels.arrange(query),
         levels.arrange(key),
         value,
-        levels.hierarchy,
+        hierarchy,
         is_causal=scores.is_causal,
         scale=scores.scale,
         attn_bias=scores.bias,
@@ -128,9 +139,11 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores
     )
 
 
-def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _ScoreOptions) -> Tensor:
+def _attend_cached(
+    module: nn.Module, query: Tensor, key: CachedLevels, window: int | None, scores: _ScoreOptions
+) -> Tensor:
     levels = levels_of(module)
-    key.check(module, levels, causal=scores.is_causal)
+    key.check(module, levels, window, causal=scores.is_causal)
     if scores.key_end is not None:
         check_all(
             scores.key_end == key.shape[2],
@@ -139,13 +152,23 @@ def _attend_cached(module: nn.Module, query: Tensor, key: CachedKeys, scores: _S
     mixed = attend_mlr_cache(
         levels.arrange(query),
         key.store,
-        levels.hierarchy,
+        key.hierarchy,
         scale=scores.scale,
         key_start=scores.key_start,
         attn_bias=scores.bias,
     )
     key.store.forget(scores.key_start)
     return mixed
+
+
+@functools.cache
+def _log_standard_cache() -> None:
+    """Say once per process that a cache of transformers holds whole keys and values."""
+    _LOGGER.warning(
+        "a model with %r generates with a cache of transformers. Its results are exact, but this cache is not "
+        "compressed: structattn.integrations.transformers.make_cache(model) makes one that is.",
+        IMPLEMENTATION,
+    )
 
 
 def _padding_of(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

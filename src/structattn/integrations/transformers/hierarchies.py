@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -47,23 +46,25 @@ def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Dime
     """Switch a model's self-attention to MLR attention.
 
     Cross-attention and weights stay as they are. One level (`Hierarchy.flat(width)`) is the attention that the model
-    had. The hierarchy is kept in `model.config`: `from_pretrained(..., attn_implementation="structattn_mlr")` restores
-    it from a saved model, and `model.set_attn_implementation` switches to another implementation and back.
+    had. A layer with a native sliding window keeps it: its levels lie within the window (`Hierarchy.within`).
+
+    The hierarchy is kept in `model.config`: `from_pretrained(..., attn_implementation="structattn_mlr")` restores it
+    from a saved model, and `model.set_attn_implementation` switches to another implementation and back.
 
     Args:
         model: its attention layers use the attention interface.
-        hierarchy: levels whose ranks sum to the head width, or their text form (`"16|8|4|4@1024"`): one for all layers
-            or a list with one per layer. For an encoder with a decoder: one for all, or
-            `{"encoder": …, "decoder": …}`.
+        hierarchy: levels whose ranks, and value ranks if any, sum to the head width, or their text form
+            (`"16|8|4|4@1024"`, `"16|16|32v@w512|128"`): one for all layers or a list with one per layer. For an encoder
+            with a decoder: one for all, or `{"encoder": …, "decoder": …}`. Value dimensions stay in their places.
         order: which dimensions come first within a head. A named order, or one permutation per layer or per key head
             (see `measure_order`). With a rotary embedding it permutes rotary pairs. Far tokens see only the first
             dimensions: measure the order, do not guess it. `"as_trained"` keeps the order (pair 0 rotates fastest);
             `"fastest_first"` and `"slowest_first"` sort pairs by frequency.
 
     Raises:
-        TypeError, ValueError: before anything is changed, naming the layer: ranks do not sum to the head width, a rank
-            is odd under a rotary embedding, the number of layers differs, an order is no permutation, or the model's
-            layers or rotary pairs cannot be found.
+        TypeError, ValueError: before anything is changed, naming the layer: ranks or value ranks do not sum to the head
+            width, a rank is odd under a rotary embedding, the number of layers differs, an order is no permutation,
+            the layer caps its scores (`attn_logit_softcapping`), or its rotary pairs cannot be found.
     """
     stacks = attention_layers(model)
     hierarchies = _by_layer("hierarchy", hierarchy, stacks)
@@ -72,6 +73,7 @@ def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Dime
     for stack, layers in stacks.items():
         settings[stack] = []
         for layer, spec, layer_order in zip(layers, hierarchies[stack], orders[stack], strict=True):
+            _check_scores(layer)
             parsed = _parse_hierarchy(spec)
             if parsed.levels > 1 or layer_order != "as_trained":
                 settings["pairing"] = find_pairing(model, layer.module, layer.name, layer.width)
@@ -177,6 +179,15 @@ def _one_per_layer(name: str, value: Any, layers: int) -> list[Any]:
     return list(value)
 
 
+def _check_scores(layer: AttentionLayer) -> None:
+    cap = getattr(layer.module, "attn_logit_softcapping", None)
+    if cap is not None:
+        raise ValueError(
+            f"{layer.name} caps its scores at {cap} (config.attn_logit_softcapping, as in Gemma 2), which MLR "
+            "attention does not do: it serves models that were trained without"
+        )
+
+
 def _parse_hierarchy(value: object) -> Hierarchy:
     if isinstance(value, str):
         return Hierarchy.parse(value)
@@ -199,9 +210,10 @@ def _permutations(order: Any, model: PreTrainedModel, layer: AttentionLayer) -> 
 
 
 def _by_frequency(model: PreTrainedModel, layer: AttentionLayer, *, fastest: bool) -> list[int]:
-    known = rates(model)
-    if not known or any(not torch.equal(rate, known[0]) for rate in known):
+    orders = [rate.argsort(descending=fastest, stable=True).tolist() for rate in rates(model)]
+    if not orders or any(order != orders[0] for order in orders):
         raise ValueError(
-            f"order by frequency needs one rotary embedding in the model, got {len(known)} at {layer.name}"
+            f"order by frequency needs one rotary embedding in the model, or several of one order, got {len(orders)} "
+            f"at {layer.name}"
         )
-    return known[0].argsort(descending=fastest, stable=True).tolist()
+    return orders[0]

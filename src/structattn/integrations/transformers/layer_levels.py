@@ -19,7 +19,7 @@ class LayerLevels(nn.Module):
     """A hierarchy, and the permutation of dimensions to its levels.
 
     Without an order dimensions stay in place, except that several levels need the two dimensions of a rotary pair side
-    by side.
+    by side. Dimensions of values always stay in place: the output projection reads them there.
 
     Args:
         hierarchy: the levels.
@@ -35,7 +35,8 @@ class LayerLevels(nn.Module):
         serial: a number that no other `LayerLevels` has.
 
     Raises:
-        ValueError: ranks do not sum to the width, a level would own half a pair, or an order is no permutation.
+        ValueError: ranks or value ranks do not sum to the width, a level would own half a pair, or an order is no
+            permutation.
     """
 
     index: Tensor | None
@@ -59,6 +60,8 @@ class LayerLevels(nn.Module):
         elif hierarchy.levels > 1 and pairing == "halves":
             index = units.flatten()[None]
         self.hierarchy = hierarchy
+        self._name = name
+        self._within: dict[int, Hierarchy] = {}
         self.serial = next(_SERIALS)
         self.settings: Mapping[str, Any] | None = None
         self.register_buffer("index", index, persistent=False)
@@ -72,6 +75,23 @@ class LayerLevels(nn.Module):
         index = self.index.repeat_interleave(x.shape[1] // len(self.index), dim=0)
         return x.gather(-1, index[:, None].expand(x.shape))
 
+    def within(self, window: int | None) -> Hierarchy:
+        """Return the hierarchy inside the layer's native window; None is no window.
+
+        Raises:
+            ValueError: several levels by block, whose blocks have no place in a window that moves.
+        """
+        if window is None:
+            return self.hierarchy
+        if window not in self._within:
+            if self.hierarchy.levels > 1 and not self.hierarchy.by_window:
+                raise ValueError(
+                    f"{self._name} has a window of {window} tokens, in which levels by block ({self.hierarchy}) cannot "
+                    "lie: use levels by window, or turn the window off in the model's config (`sliding_window=None`)"
+                )
+            self._within[window] = self.hierarchy.within(window)
+        return self._within[window]
+
     def extra_repr(self) -> str:
         """Return the hierarchy's text form."""
         return str(self.hierarchy)
@@ -82,6 +102,11 @@ def _check_hierarchy(hierarchy: Hierarchy, pairing: Pairing | None, width: int, 
     if hierarchy.rank != width:
         raise ValueError(
             f"hierarchy's ranks must sum to the head width {width} of {name}, got {ranks} = {hierarchy.rank}"
+        )
+    if hierarchy.value_ranks is not None and sum(hierarchy.value_ranks) != width:
+        raise ValueError(
+            f"hierarchy's value ranks must sum to the head width {width} of {name}, "
+            f"got {'|'.join(map(str, hierarchy.value_ranks))} = {sum(hierarchy.value_ranks)}"
         )
     for level, rank in enumerate(hierarchy.ranks, start=1):
         if pairing is not None and rank % 2:

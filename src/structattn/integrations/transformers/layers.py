@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class AttentionLayer:
         index: number of the layer in its stack.
         width: width of a query and key head.
         key_heads: heads of keys and values.
+        window: the sliding window that the layer has by its model's config; None without one.
     """
 
     name: str
@@ -33,6 +35,7 @@ class AttentionLayer:
     index: int
     width: int
     key_heads: int
+    window: int | None = None
 
     @property
     def config(self) -> Any:
@@ -106,4 +109,17 @@ def describe(name: str, module: nn.Module) -> AttentionLayer:
             f"head width {width}, config.num_attention_heads {heads}"
         )
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    return AttentionLayer(name, module, stack_of(module), module.layer_idx, width, key_heads)
+    return AttentionLayer(name, module, stack_of(module), module.layer_idx, width, key_heads, _native_window(module))
+
+
+def _native_window(module: nn.Module) -> int | None:
+    config: Any = module.config
+    types = getattr(config, "layer_types", None)
+    if types and types[module.layer_idx] != "sliding_attention":
+        return None
+    # Mistral and others read the config at each call; in a family without sliding windows its field means nothing.
+    family = sys.modules[type(module).__module__]
+    by_config = config if hasattr(family, "create_sliding_window_causal_mask") else None
+    holder: Any = module if hasattr(module, "sliding_window") else by_config
+    window: int | None = getattr(holder, "sliding_window", None)
+    return window

@@ -1,4 +1,4 @@
-"""Turn padding masks into key ranges and biases.
+"""Turn padding masks and sliding windows into key ranges and biases.
 
 A mask that MLR attention cannot honour is refused, never dropped.
 """
@@ -31,72 +31,111 @@ def mlr_mask(
 ) -> Tensor | None:
     """Return the mask `(B, Tk)`, true for real keys; None without padding.
 
+    A sliding window that hides keys is the size of a third axis, `(B, Tk, window)`, and `(B, 0, window)` without
+    padding. The attention function checks that the layer has this window. The third axis takes no memory.
+
     The signature is that of transformers' mask functions.
 
     Args:
         batch_size: `B`.
         q_length: queries `Tq`.
         kv_length: keys `Tk`, including those in the cache.
-        q_offset: index of the first query among the keys.
-        kv_offset: index of the first key.
+        q_offset: index of the first query, counted from the first token.
+        kv_offset: index of the first key; caches of sliding layers drop the keys before it.
         mask_function: returns whether a pair is visible.
-        attention_mask: `(B, Tk)`, false for padding.
+        attention_mask: `(B, kv_offset + Tk)`, false for padding.
         local_size: size of the window or chunk that `mask_function` leaves visible.
         use_vmap: True if the model or its user added to `mask_function`.
         device: device of the positions.
 
     Raises:
-        ValueError: sliding windows, packed sequences, masks of another form, static caches.
+        ValueError: chunks, packed sequences, masks of another form, static caches.
     """
-    if isinstance(q_offset, Tensor) or kv_offset:
-        raise ValueError("MLR attention does not serve static or sliding caches: use make_cache(model) or DynamicCache")
-    if local_size is not None:
-        check_window(local_size, kv_length)
+    if isinstance(q_offset, Tensor) or (kv_offset and local_size is None):
+        raise ValueError("MLR attention does not serve static caches: use make_cache(model) or DynamicCache")
     if use_vmap:
         raise ValueError("MLR attention does not serve masks that add a function to the causal one")
-    if mask_function is causal_mask_function and kv_length != q_offset + q_length:
+    tokens = kv_offset + kv_length
+    if (mask_function is causal_mask_function or local_size is not None) and tokens != q_offset + q_length:
         raise ValueError(
-            f"queries must be the last of the tokens; got {q_length} queries from index {q_offset} on and {kv_length} "
+            f"queries must be the last of the tokens; got {q_length} queries from index {q_offset} on and {tokens} "
             "keys: MLR attention serves neither static caches nor prefixes before the tokens"
         )
+    window = local_size if local_size is not None and tokens > local_size else None
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
-        _check_causal(mask_function, batch_size, q_length, q_offset, device)
-    if attention_mask is None:
-        return None
-    if attention_mask.shape != (batch_size, kv_length):
-        raise ValueError(
-            f"attention_mask must have the shape (B, Tk) = {(batch_size, kv_length)}, the tokens in the cache "
-            f"included, got {tuple(attention_mask.shape)}"
-        )
-    real = attention_mask.bool()
+        queries = range(q_offset, q_offset + q_length)
+        _check_causal(mask_function, batch_size, queries, kv_offset, window, device)
+    real = _real_keys(attention_mask, batch_size, tokens, kv_offset)
     # Keys of another stack: `kv_length` may be the mask's own length, which the attention function checks.
     # In a compiled graph: whether any key is padding depends on data.
-    if (mask_function is bidirectional_mask_function and kv_length != q_length) or torch.compiler.is_compiling():
+    cross = mask_function is bidirectional_mask_function and kv_length != q_length
+    if real is not None and not cross and not torch.compiler.is_compiling() and bool(real.all()):
+        real = None
+    if window is None:
         return real
-    return None if bool(real.all()) else real
+    real = torch.empty(batch_size, 0, dtype=torch.bool, device=device) if real is None else real
+    return real[:, :, None].expand(-1, -1, window)
 
 
-def check_window(window: int, key_length: int) -> None:
-    """Raise ValueError unless a sliding window covers all keys."""
-    if key_length > window:
+def _real_keys(attention_mask: Tensor | None, batch_size: int, tokens: int, kv_offset: int) -> Tensor | None:
+    """Return `(B, Tk)`, true for real keys, without the keys that a cache dropped."""
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (batch_size, tokens):
         raise ValueError(
-            f"MLR attention sees every key, but the model has a window of {window} tokens, got {key_length}; turn the "
-            "window off in the model's config (`sliding_window=None`)"
+            f"attention_mask must have the shape (B, Tk) = {(batch_size, tokens)}, the tokens in the cache "
+            f"included, got {tuple(attention_mask.shape)}"
         )
+    return attention_mask[:, kv_offset:].bool()
+
+
+def split_window(mask: Tensor | None, passed: int | None, key_length: int) -> tuple[Tensor | None, int | None]:
+    """Return the mask `(B, Tk)` of real keys, and the window that hides keys; each None where there is none.
+
+    Args:
+        mask: from `mlr_mask`.
+        passed: the window that the layer passes to its attention function.
+        key_length: keys that the layer passes.
+
+    Raises:
+        ValueError: mask and layer disagree about the window.
+    """
+    window = mask.shape[2] if mask is not None and mask.dim() == 3 else None
+    if window != passed and (window is not None or (passed is not None and key_length > passed)):
+        raise ValueError(
+            f"mask and layer must have one sliding window, got {window} in the mask and {passed} from the layer, which "
+            f"passes {key_length} keys"
+        )
+    if mask is None or window is None:
+        return mask, None
+    return (mask[:, :, 0] if mask.shape[1] else None), window
 
 
 def _check_causal(
-    mask_function: Callable[..., Any], batch_size: int, q_length: int, q_offset: int, device: torch.device | str
+    mask_function: Callable[..., Any],
+    batch_size: int,
+    queries: range,
+    kv_offset: int,
+    window: int | None,
+    device: torch.device | str,
 ) -> None:
-    """Raise ValueError unless every token sees the previous one and not the next."""
+    """Raise ValueError unless tokens see earlier ones, as far back as the window, and not the next.
+
+    It asks for the pairs of neighbours and for those at the window's edge.
+    """
     rows = torch.arange(batch_size, device=device)[:, None]
-    at = torch.arange(q_offset, q_offset + q_length, device=device)
-    sees_before = mask_function(rows, 0, at[1:], at[:-1])
-    sees_after = mask_function(rows, 0, at[:-1], at[1:])
+
+    def sees(distance: int) -> Tensor:
+        """Return True for each query that sees the key so far before it."""
+        start, stop = max(queries.start, kv_offset + distance), queries.stop + min(distance, 0)
+        at = torch.arange(start, max(start, stop), device=device)
+        return torch.as_tensor(mask_function(rows, 0, at, at - distance))
+
+    expected = {-1: False, 1: True} if window is None else {-1: False, window - 1: True, window: False}
     check_all(
-        torch.as_tensor(sees_before & ~sees_after),
-        "MLR attention serves causal masks alone: got one that hides a token from the next (several sequences packed "
-        "into a row, by position_ids that restart) or shows it a later one",
+        torch.cat([(sees(distance) == visible).flatten() for distance, visible in expected.items()]),
+        "MLR attention serves causal masks and sliding windows alone: got a mask that hides a token from the next "
+        "(several sequences packed into a row, by position_ids that restart; chunks) or shows it a later one",
     )
 
 

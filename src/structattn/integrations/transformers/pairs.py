@@ -31,8 +31,12 @@ def rotates(model: nn.Module) -> bool:
 
 
 def rates(model: nn.Module) -> list[Tensor]:
-    """Return each pair's angle per position `(r/2,)`, for every rotary embedding."""
-    return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "inv_freq"]
+    """Return each pair's angle per position `(r/2,)`, for every rotary embedding (Gemma 3 has one per layer type)."""
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+    ]
 
 
 def find_pairing(model: nn.Module, attention: nn.Module, name: str, width: int) -> Pairing | None:

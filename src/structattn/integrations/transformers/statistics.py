@@ -77,8 +77,9 @@ def _collecting_forward(
     if not is_cross_attention(module):
         batch, _, length, _ = key.shape
         real = torch.ones(batch, length, dtype=torch.bool, device=key.device)
-        # The last query sees every real key: under a causal mask it alone does, without one every query does.
-        real = real if attention_mask is None else attention_mask[:, 0, -1].expand(batch, -1)
+        if attention_mask is not None:
+            # A real token sees itself under every mask; a later one may not, in a sliding window.
+            real = attention_mask[:, 0].diagonal(dim1=1, dim2=2).expand(batch, -1)
         statistics[id(module)].add(query, key, real, is_causal=is_causal(module))
     out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out

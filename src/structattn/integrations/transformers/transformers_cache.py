@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -23,19 +24,24 @@ from structattn.integrations.transformers.layers import (
 from structattn.layers.kv_cache import KeyValueCache, mlr_cache_layout
 from structattn.models.generation_cache import GenerationCache, GenerationCacheLayer
 from structattn.models.transformers_internals import attention_implementation
+from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.torch_internals import count_writes
 
 
-class CachedKeys:
-    """Keys in an `MLRCache`, passed in place of a tensor.
+class CachedLevels:
+    """Keys and values of one layer of an `MLRCache`, passed in place of both tensors.
 
     Args:
         store: cached keys and values, including the new ones.
+        hierarchy: the levels that the cache keeps, inside the window.
+        window: the native window of the layer; None without one.
         source: serial number of the levels and `id` of the attention layer that the cache was made for.
     """
 
-    def __init__(self, store: KeyValueCache, source: tuple[int, int]) -> None:
+    def __init__(self, store: KeyValueCache, hierarchy: Hierarchy, window: int | None, source: tuple[int, int]) -> None:
         self.store = store
+        self.hierarchy = hierarchy
+        self._window = window
         self._source = source
 
     @property
@@ -45,8 +51,11 @@ class CachedKeys:
         rows = self.store.rows or 0
         return torch.Size((rows, parts[0].heads, self.store.length, sum(part.width for part in parts)))
 
-    def check(self, module: nn.Module, levels: LayerLevels, *, causal: bool) -> None:
-        """Raise ValueError unless the cache was made for this layer with these levels."""
+    def check(self, module: nn.Module, levels: LayerLevels, window: int | None, *, causal: bool) -> None:
+        """Raise ValueError unless the cache was made for this layer with these levels and this window.
+
+        `window` is the one that hides keys, None where there is none.
+        """
         if self._source != (levels.serial, id(module)):
             raise ValueError(
                 "cache was made for another model, or before this model's hierarchy was set anew: make a new "
@@ -54,6 +63,12 @@ class CachedKeys:
             )
         if not causal:
             raise ValueError("cache keeps the keys that a causal layer reads, and this layer is not causal")
+        levels.within(window)
+        if window != self._window and (window is not None or self.store.length > (self._window or math.inf)):
+            raise ValueError(
+                f"cache was made for a window of {self._window} tokens, and the layer has one of {window}: make a new "
+                "cache by make_cache(model)"
+            )
 
 
 class _LevelLayer(GenerationCacheLayer):
@@ -61,23 +76,29 @@ class _LevelLayer(GenerationCacheLayer):
 
     def __init__(self, layer: AttentionLayer) -> None:
         levels = levels_of(layer.module)
-        super().__init__(KeyValueCache(mlr_cache_layout(levels.hierarchy, layer.key_heads, layer.width)))
+        # Levels by block serve only sequences that the window does not cut.
+        by_block = levels.hierarchy.levels > 1 and not levels.hierarchy.by_window
+        self._window = None if by_block else layer.window
+        self._hierarchy = levels.within(self._window)
+        super().__init__(KeyValueCache(mlr_cache_layout(self._hierarchy, layer.key_heads, layer.width)))
         self._levels = levels
         self._source = (levels.serial, id(layer.module))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeys` and the new values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedLevels` for keys and for values."""
         store, _ = super().update(self._levels.arrange(key_states), value_states)
-        return CachedKeys(store, self._source), value_states
+        cached = CachedLevels(store, self._hierarchy, self._window, self._source)
+        return cached, cached
 
 
 class MLRCache(GenerationCache):
     """A `transformers.Cache` that keeps each level only while it is read.
 
-    It keeps level 1 of all keys, and level `l` of those in the current block.
+    It keeps keys and values of level `l` in the current block, or those of the last `w_l` tokens. A layer with a native
+    sliding window keeps nothing beyond it.
 
     Make one with `make_cache`. It serves only the model it was made for, with the hierarchy and parameters it had then.
-    `key_numbers`, `key_bytes` and `nbytes` are its size.
+    `key_numbers`, `value_numbers`, `key_bytes` and `nbytes` are its size.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -120,7 +141,8 @@ class _EncoderDecoderCache(EncoderDecoderCache):
 def make_cache(model: PreTrainedModel) -> Cache:
     """Return an empty cache for one call of `generate`: `model.generate(..., cache=make_cache(model))`.
 
-    At `T` tokens it holds `Hierarchy.key_numbers(T)` numbers for each key head, against `T · r` in a standard cache.
+    At `T` tokens it holds `Hierarchy.cache_numbers(T, dv)` numbers for each key head, against `T · (r + dv)` in a
+    standard cache; in a layer with a native sliding window those of `Hierarchy.within(window)`.
     Generated tokens are those of `use_cache=False`. Without it, `generate` uses a standard cache. Before transformers
     5.24 the keyword is `past_key_values`.
 
