@@ -1,6 +1,6 @@
 """Dense oracle of MLR attention in a model, by the formula's score matrix.
 
-It shares only `Hierarchy` with the package.
+It shares only `Hierarchy` with the package. A native sliding window is in the mask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from structattn import Hierarchy
 from structattn.models.transformers_internals import set_attention_implementation
 
 NAME = "dense_levels_of_the_tests"
-_SELF_ATTENTION = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "GPT2Attention")
+_ROTARY = ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma3")
+_SELF_ATTENTION = ("GPT2Attention", *(f"{family}Attention" for family in _ROTARY))
 
 
 def self_attention(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -63,14 +64,19 @@ def _forward(
     if attention_mask is not None:
         visible = visible & attention_mask
         start = attention_mask[:, :, -1:].int().argmax(-1, keepdim=True)
+    reached = [visible]
     if hasattr(module, "dense_levels"):
-        score = _score(*module.dense_levels, query, key, i - start, j - start)
+        hierarchy, dimensions = module.dense_levels
+        reached = [visible & _reaches(hierarchy, level, i - start, j - start) for level in range(hierarchy.levels)]
+        score = _score(hierarchy, dimensions, query, key, i - start, j - start)
+        values = value.split(hierarchy.value_widths(value.shape[-1]), -1)
     else:
-        score = query @ key.mT
+        score, values = query @ key.mT, [value]
     score = score * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     score = score + (0.0 if position_bias is None else position_bias)
-    weights = torch.softmax(score.masked_fill(~visible, torch.finfo(score.dtype).min), -1)
-    return (weights @ value).transpose(1, 2), weights
+    weights = torch.softmax(score.masked_fill(~reached[0], torch.finfo(score.dtype).min), -1)
+    mixed = [(weights * pairs) @ part for pairs, part in zip(reached, values, strict=True)]
+    return torch.cat(mixed, -1).transpose(1, 2), weights
 
 
 def _score(
@@ -80,11 +86,18 @@ def _score(
     heads = query.shape[1]
     index = torch.tensor(dimensions).repeat_interleave(heads // len(dimensions), dim=0)[None, :, None]
     query, key = (x.gather(-1, index.expand(x.shape)) for x in (query, key))
-    depth = sum((i // size == j // size).long() if size else torch.ones_like(i + j) for size in hierarchy.block_sizes)
+    depth = sum(_reaches(hierarchy, level, i, j).long() for level in range(hierarchy.levels))
     score = torch.zeros(1, dtype=query.dtype)
     for m, (width, gain) in enumerate(zip(hierarchy.prefix_ranks, hierarchy.gains, strict=True), start=1):
         score = score + torch.where(depth == m, gain * (query[..., :width] @ key[..., :width].mT), 0.0)
     return score
+
+
+def _reaches(hierarchy: Hierarchy, level: int, i: Tensor, j: Tensor) -> Tensor:
+    size = (hierarchy.windows or hierarchy.block_sizes)[level]
+    if size is None:
+        return torch.ones_like(i + j, dtype=torch.bool)
+    return (i - j).abs() < size if hierarchy.windows else i // size == j // size
 
 
 AttentionInterface.register(NAME, _forward)

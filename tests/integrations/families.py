@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -32,9 +38,15 @@ _ROTARY_SIZES = {
 }
 _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "t5")
-ROTARY = ("llama", "qwen2", "qwen3")
-DECODERS = ("llama", "qwen2", "qwen3", "gpt2")
+ROTARY = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3")
+DECODERS = (*ROTARY, "gpt2")
+FAMILIES = (*DECODERS, "t5")
+SLIDING = {
+    "mistral": {},
+    "gemma3": {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": HEAD},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 0},
+}
+"""Families whose layers may have a native sliding window, and the fields that give one to some layers."""
 
 
 def make(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **fields: object) -> torch.nn.Module:
@@ -48,11 +60,16 @@ def make(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **field
         model = T5ForConditionalGeneration(T5Config(**sizes | _TOKENS | {"decoder_start_token_id": 1} | fields))
     else:
         config, causal = {
+            "gemma": (GemmaConfig, GemmaForCausalLM),
+            "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
             "llama": (LlamaConfig, LlamaForCausalLM),
+            "mistral": (MistralConfig, MistralForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),
             "qwen3": (Qwen3Config, Qwen3ForCausalLM),
         }[family]
-        model = causal(config(**_ROTARY_SIZES | _TOKENS | {"initializer_range": 0.2} | fields))
+        # Sliding windows are longer than any sequence here unless a test asks for another.
+        sliding = {"sliding_window": 128} | SLIDING[family] if family in ("mistral", "gemma3") else {}
+        model = causal(config(**_ROTARY_SIZES | _TOKENS | {"initializer_range": 0.2} | sliding | fields))
     return model.to(dtype).eval()
 
 

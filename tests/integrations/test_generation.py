@@ -1,6 +1,7 @@
 """Generation with the compressed cache: the tokens of a full recompute, or an error."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
+from structattn.integrations.transformers import attention as attention_module
 from structattn.models.transformers_internals import CACHE, set_attention_implementation
 from tests.integrations import dense
-from tests.integrations.families import DECODERS, FAMILIES, HEAD, make, mask, tokens
+from tests.integrations.families import DECODERS, FAMILIES, HEAD, ROTARY, make, mask, tokens
 from tests.tolerance import assert_calibrated
 
 LEVELS = Hierarchy((2, 2, 4), (None, 12, 6))
+NEAR = Hierarchy.parse("2|2|4v4|0|4@w9|4/1|0.7|0.4")
+SLIDING = Hierarchy.parse("4|4v2|6@w17|5")
 NEW = 22  # from 21 tokens on (1 with T5), over edges of both blocks
 MODES = {
     "greedy": {},
@@ -41,19 +45,27 @@ def repetitive(length=21):
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEveryFamily:
-    @pytest.mark.parametrize("padding", ["none", "left"])
-    @pytest.mark.parametrize("mode", ["greedy", "beam", "sampling"])
-    def test_tokens_are_those_of_a_full_recompute(self, family, mode, padding):
+    @pytest.mark.parametrize(
+        ("mode", "padding", "levels"),
+        [
+            *itertools.product(("greedy", "beam", "sampling"), ("none", "left"), (LEVELS,)),
+            ("greedy", "left", NEAR),
+            ("beam", "left", SLIDING),
+            ("sampling", "none", NEAR),
+        ],
+    )
+    def test_tokens_are_those_of_a_full_recompute(self, family, mode, padding, levels):
         model, x, real = make(family), tokens(), mask(padding)
-        st.set_hierarchy(model, LEVELS)
+        st.set_hierarchy(model, levels)
         expected = write(model, x, real, cache=False, **MODES[mode])
         assert torch.equal(write(model, x, real, st.make_cache(model), **MODES[mode]), expected)
         assert torch.equal(write(model, x, real, **MODES[mode]), expected)  # the cache of transformers
         assert len(expected[0].unique()) > 4
 
-    def test_prompt_lookup(self, family, monkeypatch):
+    @pytest.mark.parametrize("levels", [LEVELS, SLIDING])
+    def test_prompt_lookup(self, family, levels, monkeypatch):
         model, x = make(family), repetitive()
-        st.set_hierarchy(model, LEVELS)
+        st.set_hierarchy(model, levels)
         expected = write(model, x, cache=False, no_repeat_ngram_size=0)
         cache, cropped = st.make_cache(model), []
         crop = cache.crop
@@ -61,12 +73,13 @@ class TestEveryFamily:
         assert torch.equal(write(model, x, cache=cache, **MODES["lookup"]), expected)
         assert min(cropped) < 0
 
-    def test_greedy_tokens_are_those_of_the_formula(self, family):
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR])
+    def test_greedy_tokens_are_those_of_the_formula(self, family, levels):
         model, x, real = make(family), tokens(), mask("left")
         modules = dense.self_attention(model)
-        st.set_hierarchy(model, LEVELS)
+        st.set_hierarchy(model, levels)
         written = write(model, x, real, st.make_cache(model))
-        dense.install(model, {stack: [LEVELS] * len(layers) for stack, layers in modules.items()})
+        dense.install(model, {stack: [levels] * len(layers) for stack, layers in modules.items()})
         assert torch.equal(write(model, x, real, cache=False), written)
         set_attention_implementation(model, "sdpa")
         assert not torch.equal(write(model, x, real), written)
@@ -77,28 +90,31 @@ class TestEveryFamily:
         st.set_hierarchy(model, Hierarchy.flat(HEAD))
         assert torch.equal(write(model, x, real, st.make_cache(model)), expected)
 
-    def test_the_cache_holds_the_key_numbers(self, family):
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING])
+    def test_the_cache_holds_the_numbers_of_the_levels(self, family, levels):
         model = make(family)
-        st.set_hierarchy(model, [LEVELS, Hierarchy.flat(HEAD)] if family != "t5" else LEVELS)
+        st.set_hierarchy(model, [levels, Hierarchy.flat(HEAD)] if family != "t5" else levels)
         cache = st.make_cache(model)
         write(model, tokens(), cache=cache)
         mine = cache.self_attention_cache if family == "t5" else cache
         length = cache.get_seq_length()
         assert length == (NEW if family == "t5" else 21 + NEW - 1)
-        layers = [LEVELS, LEVELS if family == "t5" else Hierarchy.flat(HEAD)]
-        heads = 2 if family in ("llama", "qwen2", "qwen3") else 4
+        layers = [levels, levels if family == "t5" else Hierarchy.flat(HEAD)]
+        heads = 2 if family in ROTARY else 4
         assert mine.key_numbers == heads * sum(hierarchy.key_numbers(length) for hierarchy in layers)
+        assert mine.value_numbers == heads * sum(hierarchy.value_numbers(length, HEAD) for hierarchy in layers)
         assert mine.key_numbers < 2 * heads * HEAD * length
+        assert mine.nbytes > mine.key_bytes >= 4 * 2 * mine.key_numbers
 
 
 @pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.parametrize("order", ["as_trained", "by head"])
-def test_logits_from_the_cache_are_those_of_a_full_recompute(family, order):
+@pytest.mark.parametrize(("levels", "order"), [(LEVELS, "as_trained"), (LEVELS, "by head"), (NEAR, "by head")])
+def test_logits_from_the_cache_are_those_of_a_full_recompute(family, levels, order):
     """Token by token and in chunks, over every edge, in float64; a permutation for each key head included."""
     model, x = make(family, dtype=torch.float64), tokens(length=40)
     heads, units = (4, HEAD) if family == "gpt2" else (2, HEAD // 2)
     orders = [[torch.randperm(units).tolist() for _ in range(heads)] for _ in range(2)]
-    st.set_hierarchy(model, LEVELS, order="as_trained" if order == "as_trained" else orders)
+    st.set_hierarchy(model, levels, order="as_trained" if order == "as_trained" else orders)
     with torch.no_grad():
         whole = model(x).logits
         for chunk in (1, 7, 23):
@@ -108,10 +124,11 @@ def test_logits_from_the_cache_are_those_of_a_full_recompute(family, order):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_under_autocast(family):
+@pytest.mark.parametrize("levels", [LEVELS, NEAR])
+def test_under_autocast(family, levels):
     """Logits from the cache err at most twice as much as those without one."""
     model, x = make(family), tokens(length=30)
-    st.set_hierarchy(model, LEVELS)
+    st.set_hierarchy(model, levels)
     given = {"encoder_outputs": (torch.randn(2, 9, 32),)} if family == "t5" else {}
     name, cache = "decoder_input_ids" if family == "t5" else "input_ids", st.make_cache(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -125,13 +142,60 @@ def test_under_autocast(family):
     assert_calibrated(part, exact, whole)
 
 
+@pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING])
 @pytest.mark.parametrize("chunk", [1, 3, 5])
-def test_a_left_padded_prompt_is_read_in_chunks(chunk):
+def test_a_left_padded_prompt_is_read_in_chunks(chunk, levels):
     """The first chunks of some rows are padding alone."""
     model, x, real = make("llama"), tokens(), mask("left")
-    st.set_hierarchy(model, LEVELS)
+    st.set_hierarchy(model, levels)
     expected = write(model, x, real, cache=False)
     assert torch.equal(write(model, x, real, st.make_cache(model), prefill_chunk_size=chunk), expected)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("amount", [1, 8, 40])
+def test_left_padding_by_any_amount_changes_nothing(family, levels, amount):
+    """A row among longer ones gives the logits that it gives alone, in one call and from either cache."""
+    model, x = make(family, dtype=torch.float64), tokens(1, 30)
+    st.set_hierarchy(model, levels)
+    padded = torch.cat([tokens(1, amount, seed=4), x], dim=1).repeat(2, 1)
+    real = torch.ones_like(padded)
+    real[0, :amount] = 0
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        alone = model(x).logits[0]
+        for cache in (None, st.make_cache(model), DynamicCache()):
+            pieces = []
+            for piece in torch.arange(30 + amount).split(30 + amount if cache is None else 11):
+                given = {"attention_mask": real[:, : piece[-1] + 1], "position_ids": positions[:, piece], CACHE: cache}
+                pieces.append(model(padded[:, piece], **given, use_cache=cache is not None).logits[0])
+            assert_calibrated(torch.cat(pieces)[amount:], alone, alone)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, NEAR])
+def test_an_assistant_proposes_tokens(levels):
+    model, assistant, x = make("llama"), make("llama", seed=1, num_hidden_layers=1), tokens(1)
+    for each in (model, assistant):
+        st.set_hierarchy(each, levels)
+    expected = write(model, x, cache=False, no_repeat_ngram_size=0)
+    for cache in (st.make_cache(model), None):
+        given = {"assistant_model": assistant, "no_repeat_ngram_size": 0}
+        assert torch.equal(write(model, x, cache=cache, **given), expected)
+
+
+def test_a_standard_cache_is_named_once(caplog):
+    attention_module._log_standard_cache.cache_clear()
+    model, x = make("llama"), tokens()
+    st.set_hierarchy(model, NEAR)
+    write(model, x, cache=st.make_cache(model))
+    assert not caplog.records
+    write(model, x)
+    write(model, x)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "not compressed" in record.getMessage()
+    assert "make_cache(model)" in record.getMessage()
 
 
 def test_a_prompt_is_read_once_for_several_continuations():
@@ -208,7 +272,9 @@ class TestACacheThatDoesNotFit:
         with pytest.raises(ValueError, match="pad on the left"), torch.no_grad():
             model(tokens(), attention_mask=mask("right"), **{CACHE: st.make_cache(model)})
 
-    def test_crop_past_what_is_kept(self, model):
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR])
+    def test_crop_past_what_is_kept(self, model, levels):
+        st.set_hierarchy(model, levels)
         cache = st.make_cache(model)
         read(model, cache)
         with pytest.raises(ValueError, match="cannot crop 13 tokens to 10"):

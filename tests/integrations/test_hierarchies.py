@@ -6,7 +6,16 @@ import sys
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+)
 
 from structattn import Hierarchy
 from structattn.integrations import transformers as st
@@ -28,6 +37,12 @@ def wrong(family, hierarchy, message, error=ValueError, **options):
 
 def test_ranks_must_sum_to_the_head_width():
     wrong("llama", [LEVELS, "4|2@8"], "head width 8 of model.layers.1.self_attn, got 4|2 = 6")
+
+
+def test_value_ranks_must_sum_to_the_head_width():
+    text = "4|2|2v4|2|4@w9|4"
+    wrong("llama", [LEVELS, text], r"value ranks .* head width 8 of model.layers.1.self_attn, got 4\|2\|4 = 10")
+    wrong("t5", {"encoder": LEVELS, "decoder": text}, "value ranks must sum to the head width 8 of decoder.block.0")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -90,10 +105,11 @@ class TestEveryFamily:
         set_attention_implementation(model, "structattn_mlr")
         assert torch.equal(real_logits(model, given), ours)
 
-    def test_files_bring_it_back(self, family, tmp_path):
+    @pytest.mark.parametrize("hierarchy", ["2|6@12/mean", "2|6v5|3@w21|6/mean"])
+    def test_files_bring_it_back(self, family, hierarchy, tmp_path):
         model, given = make(family), inputs(family, "left")
         order = st.measure_order(model, given if family != "t5" else [given], distance=4)
-        st.set_hierarchy(model, Hierarchy((2, 6), (None, 6), gains="mean"), order=order)
+        st.set_hierarchy(model, hierarchy, order=order)
         model.save_pretrained(tmp_path)
         json.loads((tmp_path / "config.json").read_text())
         loaded = type(model).from_pretrained(tmp_path, attn_implementation="structattn_mlr").eval()
@@ -102,6 +118,19 @@ class TestEveryFamily:
         cache = {CACHE: st.make_cache(loaded)}
         generated = loaded.generate(tokens(), **cache, max_new_tokens=9, do_sample=False)
         assert torch.equal(generated, model.generate(tokens(), use_cache=False, max_new_tokens=9, do_sample=False))
+
+
+def test_configs_of_version_0_1_load(tmp_path):
+    model = make("llama")
+    st.set_hierarchy(model, LEVELS)
+    expected = model(tokens()).logits
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    layer = {"hierarchy": "4|2|2@16", "order": None}
+    config["structattn_mlr"] = {"pairing": "halves", "decoder": [layer, layer]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation="structattn_mlr").eval()
+    assert torch.equal(loaded(tokens()).logits, expected)
 
 
 def test_a_config_of_another_shape_is_refused(tmp_path):
@@ -124,13 +153,27 @@ class TestOtherModels:
     def test_a_family_nobody_named(self):
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = MistralConfig(**sizes, num_key_value_heads=2, vocab_size=50, sliding_window=16)
-        model = MistralForCausalLM(config).eval()
-        plain, exact = own_logits(model, tokens(length=16))
+        config = Starcoder2Config(**sizes, num_key_value_heads=2, vocab_size=50, sliding_window=16)
+        model = Starcoder2ForCausalLM(config).eval()
+        plain, exact = own_logits(model, tokens())
         st.set_hierarchy(model, Hierarchy.flat(HEAD))
-        assert_calibrated(model(tokens(length=16)).logits.detach(), exact, plain)
-        with pytest.raises(ValueError, match="window of 16 tokens, got 17"):
+        assert_calibrated(model(tokens()).logits.detach(), exact, plain)
+
+    def test_a_window_that_a_layer_does_not_pass_to_its_attention(self):
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
+        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, **windows, num_key_value_heads=2, vocab_size=50)).eval()
+        st.set_hierarchy(model, Hierarchy.flat(HEAD))
+        model(tokens(length=16))
+        with pytest.raises(ValueError, match="one sliding window, got 16 in the mask and None from the layer"):
             model(tokens(length=17))
+
+    def test_scores_that_are_capped(self):
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = Gemma2ForCausalLM(Gemma2Config(**sizes, num_key_value_heads=2, head_dim=8, vocab_size=50))
+        with pytest.raises(ValueError, match=r"model.layers.0.self_attn caps its scores at 50.0 .*softcapping"):
+            st.set_hierarchy(model, Hierarchy.flat(HEAD))
+        assert not hasattr(model.config, "structattn_mlr")
 
     def test_heads_that_are_rotated_in_part(self):
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}

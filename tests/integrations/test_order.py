@@ -47,16 +47,18 @@ def brute_force(query, key, real, units, distance, causal):
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "t5"])
 def test_energy_is_the_sum_over_far_pairs(family, padding):
-    model, given = make(family, dtype=torch.float64), inputs(family, padding)
+    """Also over those that Mistral's sliding window hides."""
+    fields = {"sliding_window": 9} if family == "mistral" else {}
+    model, given = make(family, dtype=torch.float64, **fields), inputs(family, padding)
     energy = st.far_energy(model, given, distance=13)
     assert model.config._attn_implementation == "sdpa"
     set_attention_implementation(model, SPY)
     model(**given)
     units = unit_dimensions("halves" if family in ROTARY else None, HEAD)
     for stack, modules in self_attention(model).items():
-        own = given.get("attention_mask") if stack == "encoder" or family == "llama" else None
+        own = given.get("attention_mask") if stack == "encoder" or family != "t5" else None
         for index, module in enumerate(modules):
             query, key = seen[id(module)]
             real = torch.ones(2, key.shape[2], dtype=torch.bool) if own is None else own.bool()
@@ -98,7 +100,8 @@ def test_under_rotation_every_level_sees_relative_position_alone(family, order):
     st.set_hierarchy(model, LEVELS, order=by_head if order == "by head" else order)
     attention, length = model.model.layers[0].self_attn, 20
     query, key = (torch.randn(1, heads, 1, HEAD, dtype=torch.float64).expand(-1, -1, length, -1) for heads in (4, 2))
-    cos, sin = model.model.rotary_emb(query, torch.arange(length)[None])
+    kind = ("sliding_attention",) if family == "gemma3" else ()
+    cos, sin = model.model.rotary_emb(query, torch.arange(length)[None], *kind)
     query, key = apply_rotary_pos_emb(query, key, cos, sin)
 
     def uneven(query, key, width):

@@ -1,5 +1,7 @@
 """One level is the model's own attention; several are the formula."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -26,6 +28,8 @@ from tests.tolerance import assert_calibrated
 PADDING = ("none", "left", "right")
 DEEP = Hierarchy((4, 2, 2), (None, 8, 4), gains=(1.0, 0.7, 0.4))
 WIDE = Hierarchy((2, 6), (None, 6))
+NEAR = Hierarchy.parse("2|2|4v4|0|4@w9|4/1|0.7|0.4")
+SLIDING = Hierarchy.parse("4|4v2|6@w11|5")
 
 
 def stacks(family, value):
@@ -58,11 +62,18 @@ class TestEveryFamily:
         assert_calibrated(real_logits(model, given).detach(), exact, plain)
         assert_calibrated_gradients(gradients(model, given), exact_grads, plain_grads)
 
-    @pytest.mark.parametrize("ordered", [False, True])
-    @pytest.mark.parametrize("padding", PADDING)
-    def test_levels_are_the_formula(self, family, padding, ordered):
+    @pytest.mark.parametrize(
+        ("levels", "padding", "ordered"),
+        [
+            *itertools.product(([DEEP, WIDE],), PADDING, (False, True)),
+            ([NEAR, SLIDING], "none", True),
+            ([NEAR, SLIDING], "left", False),
+            ([DEEP, NEAR], "right", True),
+        ],
+    )
+    def test_levels_are_the_formula(self, family, levels, padding, ordered):
         model, given = make(family, dtype=torch.float64), inputs(family, padding)
-        hierarchies, orders = stacks(family, [DEEP, WIDE]), random_orders(family) if ordered else None
+        hierarchies, orders = stacks(family, levels), random_orders(family) if ordered else None
         flat = real_logits(model, given)
         dense.install(model, hierarchies, orders)
         expected, expected_grads = real_logits(model, given), gradients(model, given)

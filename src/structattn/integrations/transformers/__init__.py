@@ -3,16 +3,16 @@
 Importing this registers the attention implementation `structattn_mlr` and its mask.
 
 - `set_hierarchy` switches a model to MLR attention with given levels.
-- `make_cache` makes a cache for `generate` that keeps only the keys that a later query reads.
+- `make_cache` makes a cache for `generate` that keeps only the keys and values that a later query reads.
 - `measure_order` orders dimensions by their energy in the scores of far tokens.
 - `balance` puts the most score energy into the first dimensions of heads without a rotary embedding::
 
-    set_hierarchy(model, "32|16|8|8@1024")
+    set_hierarchy(model, "16|16|32v@w512|128")
     model.generate(**inputs, cache=make_cache(model))
 
 A model is served if its attention layers call the attention interface with queries, keys and values of one width, and
-if masks are causal or absent. Llama, Qwen2, Qwen3, GPT-2 and T5 are tested. Attention weights are never computed, so
-none can be returned.
+if masks are causal, sliding windows or absent. Llama, Qwen2, Qwen3, Mistral, Gemma, Gemma 3, GPT-2 and T5 are tested.
+Gemma 2 is not served: it caps its scores. Attention weights are never computed, so none can be returned.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def mlr_mask(
     """Return the mask `(B, Tk)`, true for real keys; None without padding.
 
     A sliding window that hides keys is the size of a third axis, `(B, Tk, window)`, and `(B, 0, window)` without
-    padding. The attention function checks that the layer has this window. The third axis takes no memory.
+    padding. The attention function checks that the layer has this window. The third axis takes no memory. Its size is 0
+    where a cache dropped keys that the mask leaves visible: models make such masks, and no layer may use one.
 
     The signature is that of transformers' mask functions.
 
@@ -51,7 +52,7 @@ def mlr_mask(
     Raises:
         ValueError: chunks, packed sequences, masks of another form, static caches.
     """
-    if isinstance(q_offset, Tensor) or (kv_offset and local_size is None):
+    if isinstance(q_offset, Tensor):
         raise ValueError("MLR attention does not serve static caches: use make_cache(model) or DynamicCache")
     if use_vmap:
         raise ValueError("MLR attention does not serve masks that add a function to the causal one")
@@ -61,7 +62,9 @@ def mlr_mask(
             f"queries must be the last of the tokens; got {q_length} queries from index {q_offset} on and {tokens} "
             "keys: MLR attention serves neither static caches nor prefixes before the tokens"
         )
-    window = local_size if local_size is not None and tokens > local_size else None
+    window = 0 if kv_offset else None
+    if local_size is not None and tokens > local_size:
+        window = local_size
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
         queries = range(q_offset, q_offset + q_length)
         _check_causal(mask_function, batch_size, queries, kv_offset, window, device)
@@ -104,7 +107,7 @@ def split_window(mask: Tensor | None, passed: int | None, key_length: int) -> tu
     if window != passed and (window is not None or (passed is not None and key_length > passed)):
         raise ValueError(
             f"mask and layer must have one sliding window, got {window} in the mask and {passed} from the layer, which "
-            f"passes {key_length} keys"
+            f"passes {key_length} keys (0 in the mask: its cache dropped keys that the layer sees)"
         )
     if mask is None or window is None:
         return mask, None
@@ -131,7 +134,7 @@ def _check_causal(
         at = torch.arange(start, max(start, stop), device=device)
         return torch.as_tensor(mask_function(rows, 0, at, at - distance))
 
-    expected = {-1: False, 1: True} if window is None else {-1: False, window - 1: True, window: False}
+    expected = {-1: False, window - 1: True, window: False} if window else {-1: False, 1: True}
     check_all(
         torch.cat([(sees(distance) == visible).flatten() for distance, visible in expected.items()]),
         "MLR attention serves causal masks and sliding windows alone: got a mask that hides a token from the next "
