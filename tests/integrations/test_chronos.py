@@ -38,6 +38,7 @@ CONTEXT, HORIZON, TOKENS = 24, 6, 40
 LENGTHS = {"context_length": CONTEXT, "prediction_length": HORIZON, "n_tokens": TOKENS}
 STANDARD = "standard+qk_norm=false+scale=1"
 MLR = "mlr:4|2|2+gains=none+level_weight=1+qk_norm=false"
+NEAR = "mlr:4|2|2+windows=9|3+value_ranks=4|0|4+gains=none+level_weight=1+qk_norm=false"
 EARLIER = {"encoder": "4|2|2@24", "decoder": "4|2|2@*|4|2"}
 """Hierarchies that version 0.1.0 wrote for `mlr:4|2|2`, which had neither gains nor level weights then."""
 PUBLISHED = {"tiny": 8_394_496, "mini": 20_456_192, "small": 46_154_240}
@@ -126,6 +127,9 @@ def test_levels_change_both_stacks_and_equal_weights_start_all():
         ("mlr+gains=none+level_weight=1+qk_norm=false", "4|4@24", "8"),
         ("mlr+levels=1+level_weight=1+qk_norm=false", "8", "8"),
         ("mlr:4|4+block_sizes=*|5+gains=none+level_weight=1+qk_norm=false", "4|4@*|5", "4|4@*|5"),
+        (NEAR, "4|2|2v4|0|4@w9|3", "4|2|2v4|0|4@w9|3"),
+        (NEAR.replace("windows=9|3", "windows=20|9|3"), "4|2|2v4|0|4@w20|9|3", "4|2|2v4|0|4@w20|9|3"),
+        ("mlr:4|4+value_ranks=6|2+level_weight=1+qk_norm=false", "4|4v6|2@24/mean", "4|4v6|2@6/mean"),
         (MLRConfig((4, 2, 2), level_weight="1", qk_norm=False), "4|2|2@24/mean", "4|2|2@*|4|2/mean"),
         ({"encoder": MLR, "decoder": STANDARD}, "4|2|2@24", "8"),
         ({"encoder": [MLR, MLR], "decoder": STANDARD}, "4|2|2@24", "8"),
@@ -139,7 +143,7 @@ def test_blocks_follow_from_context_and_horizon(attention, encoder, decoder):
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     "attention",
-    [STANDARD, MLR, "mlr:2|6+level_weight=1+qk_norm=false", "mlr+levels=2+level_weight=1+qk_norm=false"],
+    [STANDARD, MLR, NEAR, "mlr:2|6+level_weight=1+qk_norm=false", "mlr+levels=2+level_weight=1+qk_norm=false"],
 )
 def test_a_spelling_means_what_it_means_in_a_layer(attention, stack):
     """The T5's self-attention, its position bias at zero, against the layer that the spelling builds."""
@@ -170,9 +174,10 @@ def test_pipeline_predicts(attention):
     assert mean.shape == (3, HORIZON)
 
 
-def test_generation_reads_the_logits_that_training_sees():
+@pytest.mark.parametrize("attention", [MLR, NEAR])
+def test_generation_reads_the_logits_that_training_sees(attention):
     """The likeliest ids, token by token from the cache, are those of one forward pass."""
-    pipeline = make()
+    pipeline = make(attention)
     learner, context = ChronosLearner(pipeline), rows()[:, : CONTEXT + 1]
     ids = pipeline.inner_model.generate(
         context, attention_mask=context != 0, do_sample=False, min_new_tokens=HORIZON + 1, max_new_tokens=HORIZON + 1
@@ -183,8 +188,9 @@ def test_generation_reads_the_logits_that_training_sees():
     assert torch.equal(logits[:, :-1].argmax(-1), ids[:, :-1])
 
 
-def test_files_bring_attention_and_forecasts_back(tmp_path):
-    pipeline = make()
+@pytest.mark.parametrize("attention", [MLR, NEAR])
+def test_files_bring_attention_and_forecasts_back(attention, tmp_path):
+    pipeline = make(attention)
     pipeline.inner_model.save_pretrained(tmp_path)
     for again in (
         load_chronos(tmp_path),
@@ -232,7 +238,7 @@ def test_forecasts_are_named_by_their_seed():
 # --- cost and training ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", [STANDARD, MLR])
+@pytest.mark.parametrize("attention", [STANDARD, MLR, NEAR])
 @pytest.mark.parametrize("size", [SMALL, ChronosSize(24, 1, 3, 40, 8)])
 def test_flops_by_formula_are_those_counted(attention, size):
     learner = ChronosLearner(make(attention, size))
@@ -336,6 +342,7 @@ def test_seasonal_naive_repeats_the_last_season():
         ({"size": "tiney"}, ValueError, "size must be one of tiny, mini, small, got 'tiney'; did you mean 'tiny'"),
         ({"size": 3}, TypeError, "size must be"),
         ({"attention": MLR.replace("4|2|2", "4|2")}, ValueError, "must sum to the head width 8"),
+        ({"attention": NEAR.replace("4|0|4", "4|0|2")}, ValueError, r"values' width 8, got 4\|0\|2 = 6"),
         ({"attention": "swa:8"}, ValueError, "attention in a T5 must be standard or mlr, got 'swa:8'"),
         ({"attention": "mlr:4|4@64"}, ValueError, "expected a positive integer, got '4@64'"),
         ({"attention": "8@1"}, ValueError, "attention must be one of standard"),

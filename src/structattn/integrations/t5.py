@@ -2,7 +2,8 @@
 
 A T5 neither scales its scores nor normalises queries and keys, and its heads are its own. So its own attention is spelt
 `standard+qk_norm=false+scale=1`, or `standard` for short.
-MLR attention in it is `mlr:32|16|16+level_weight=1+qk_norm=false`.
+MLR attention in it is `mlr:32|16|16+level_weight=1+qk_norm=false`, by windows and with levels in the values
+`mlr:16|16|32+windows=128|32+value_ranks=16|16|32+level_weight=1+qk_norm=false`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
 def parse_t5_attention(attention: AttentionConfig | str) -> StandardConfig | MLRConfig:
     """Return the config of an attention that a T5 can have.
 
-    A T5 chooses ranks, levels, block sizes and gains; the other fields are given by the model.
+    A T5 chooses ranks, levels, block sizes or windows, value ranks and gains; the model gives the other fields.
 
     Args:
         attention: a config, or its spelling in the grammar of `structattn.layers.parse_attention`. `standard` alone
@@ -74,7 +75,7 @@ def t5_hierarchy(attention: AttentionConfig | str, head_dim: int, context_length
         context_length: tokens that the default blocks are halves, quarters, … of.
 
     Raises:
-        TypeError, ValueError: see `parse_t5_attention`; or ranks do not sum to `head_dim`.
+        TypeError, ValueError: see `parse_t5_attention`; or ranks or value ranks do not sum to `head_dim`.
     """
     config = parse_t5_attention(attention)
     return config.hierarchy(head_dim, context_length) if isinstance(config, MLRConfig) else Hierarchy.flat(head_dim)

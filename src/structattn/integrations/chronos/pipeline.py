@@ -147,9 +147,9 @@ def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = N
 def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention) -> None:
     """Set the self-attention of a Chronos-T5 in encoder and decoder; cross-attention stays standard.
 
-    Weights and the relative position bias stay as they are. Where a spelling gives no block sizes, blocks are halves,
-    quarters, … of the context in the encoder and of the horizon in the decoder; an end token, which follows the
-    context, lies in a block of its own.
+    Weights and the relative position bias stay as they are. Where a spelling gives neither block sizes nor windows,
+    blocks are halves, quarters, … of the context in the encoder and of the horizon in the decoder; an end token, which
+    follows the context, lies in a block of its own.
 
     Args:
         model: a Chronos-T5, or its pipeline.
