@@ -5,6 +5,9 @@ cache is largest. MLR attention uses its own cache. Standard attention (PyTorch'
 like transformers' `DynamicCache`, and this package's, which grows in place. Caches hold random numbers, since their
 values do not change the time. The variants are timed in turn.
 
+*Levels.* The same with levels by window in keys and values, for one row and for several, in a model of this project and
+in a Llama of transformers, against standard caches that are filled in place.
+
 *Memory.* A small model writes a long text; the bytes of its cache are recorded on the way.
 """
 
@@ -16,15 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Cache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from benchmarks import machine
 from benchmarks.output import describe_machine, table, write_json
 from benchmarks.timing import sample_warm
 from structattn.drawing.style import new_figure, styled
+from structattn.integrations.transformers import MLRCache, make_cache, set_hierarchy
+from structattn.layers import MLRConfig, parse_attention
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.models import LanguageModel, LanguageModelConfig, ModelCache
+from structattn.models.generation_cache import GenerationCache
+from structattn.models.transformers_internals import CACHE
 
 MLR = "mlr:8x8"
+NEAR = str(MLRConfig((16, 16, 32), windows=(None, 512, 128), value_ranks=(16, 16, 32)))
 SIZES = {"layers": 4, "dim": 512, "heads": 8, "positions": "rotary"}
 SMALL = {"layers": 1, "dim": 64, "heads": 1, "positions": "rotary", "context_length": 1024}
 PREFILL = 4096
@@ -47,6 +56,11 @@ VARIANTS: dict[str, tuple[str, bool]] = {
 }
 """Attention of each variant, and True if its cache concatenates."""
 
+STANDARD, LEVELS = "standard, cache in place", "levels, compressed cache"
+LLAMA_STANDARD, LLAMA_LEVELS = "Llama, StaticCache", "Llama, levels, compressed cache"
+LEVELS_VARIANTS = {STANDARD: "standard", LEVELS: NEAR, LLAMA_STANDARD: "standard", LLAMA_LEVELS: NEAR}
+"""Attention of each variant; each standard one comes before the one that it is compared with."""
+
 
 def build(attention: str, context: int) -> LanguageModel:
     """Return a model without zero weights.
@@ -61,7 +75,7 @@ def build(attention: str, context: int) -> LanguageModel:
     return model
 
 
-def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> ModelCache:
+def filled_cache(model: LanguageModel, length: int, concatenates: bool, rows: int = 1) -> ModelCache:
     """Return a cache of random numbers, as large as after `length` tokens."""
     cache = ModelCache(model)
     for store in cache.stores:
@@ -69,7 +83,7 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> Model
             store.keys = tuple(Concatenating(-2) for _ in store.keys)
             store.values = tuple(Concatenating(-2) for _ in store.values)
         keys, values = (
-            [torch.randn(1, part.heads, length, part.width) for part in slices]
+            [torch.randn(rows, part.heads, length, part.width) for part in slices]
             for slices in (store.layout.keys, store.layout.values)
         )
         store.append(keys, values)
@@ -77,17 +91,58 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool) -> Model
     return cache
 
 
-def decoding(name: str, context: int, rounds: int) -> tuple[Callable[[], None], ModelCache]:
-    """Return a function that decodes one token, and its cache."""
-    attention, concatenates = VARIANTS[name]
+def decoding(
+    attention: str, concatenates: bool, context: int, rounds: int, rows: int = 1
+) -> tuple[Callable[[], None], ModelCache]:
+    """Return a function that decodes one token of each row, and its cache."""
     model = build(attention, context)
-    cache = filled_cache(model, context - rounds - 1, concatenates)
-    token = torch.zeros(1, 1, dtype=torch.long)
+    cache = filled_cache(model, context - rounds - 1, concatenates, rows)
+    token = torch.zeros(rows, 1, dtype=torch.long)
 
     def step() -> None:
         model(token, cache=cache)
 
     return step, cache
+
+
+def llama_decoding(attention: str, context: int, rounds: int, rows: int) -> tuple[Callable[[], None], Cache]:
+    """Return a function that decodes one token of each row with a Llama, and its cache.
+
+    Standard attention has a `StaticCache`, which is filled in place.
+    """
+    torch.manual_seed(0)
+    dim, heads, layers = SIZES["dim"], SIZES["heads"], SIZES["layers"]
+    sizes = {
+        "hidden_size": dim,
+        "intermediate_size": 4 * dim,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=96, max_position_embeddings=context)).eval()
+    if attention == "standard":
+        cache: Cache = StaticCache(config=model.config, max_cache_len=context)
+    else:
+        set_hierarchy(model, parse_attention(attention).hierarchy(dim // heads, context))
+        cache = make_cache(model)
+    for layer in range(layers):
+        keys, values = torch.randn(2, rows, heads, context - rounds - 1, dim // heads)
+        cache.update(keys, values, layer)
+    if isinstance(cache, MLRCache):
+        for store in cache.stores:
+            store.forget()
+    token = torch.zeros(rows, 1, dtype=torch.long)
+
+    def step() -> None:
+        model(token, **{CACHE: cache})
+
+    return step, cache
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Return the bytes of a cache, room for growth included."""
+    if isinstance(cache, GenerationCache):
+        return cache.nbytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def prefill(name: str) -> Callable[[], None]:
@@ -101,7 +156,7 @@ def measure_speed(contexts: list[int], rounds: int) -> dict[str, Any]:
     """Time decoding at each context, and prefill."""
     decode = {}
     for context in contexts:
-        made = {name: decoding(name, context, rounds) for name in VARIANTS}
+        made = {name: decoding(*variant, context, rounds) for name, variant in VARIANTS.items()}
         samples = sample_warm({name: step for name, (step, _) in made.items()}, rounds)
         sizes = {name: {"key bytes": cache.key_bytes, "bytes": cache.nbytes} for name, (_, cache) in made.items()}
         decode[context] = {"seconds": samples, "cache": sizes}
@@ -109,14 +164,29 @@ def measure_speed(contexts: list[int], rounds: int) -> dict[str, Any]:
     return {"decode": decode, "prefill": sample_warm({name: prefill(name) for name in names}, max(2, rounds // 10))}
 
 
+def measure_levels(context: int, batches: list[int], rounds: int) -> dict[str, Any]:
+    """Time decoding with levels by window in keys and values, for each number of rows, and measure the caches."""
+    measured = {}
+    for rows in batches:
+        made = {
+            name: llama_decoding(attention, context, rounds, rows)
+            if name in (LLAMA_STANDARD, LLAMA_LEVELS)
+            else decoding(attention, False, context, rounds, rows)
+            for name, attention in LEVELS_VARIANTS.items()
+        }
+        samples = sample_warm({name: step for name, (step, _) in made.items()}, rounds)
+        measured[rows] = {"seconds": samples, "bytes": {name: cache_bytes(cache) for name, (_, cache) in made.items()}}
+    return {"attention": NEAR, "context": context, "rows": measured}
+
+
 def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
     """Record the bytes of the cache while a small model writes.
 
     Returns:
-        By attention, rows of `[tokens written, bytes of level 1 and values, bytes of the cache]`.
+        By attention, rows of `[tokens written, bytes of level 1 and its values, bytes of the cache]`.
     """
     grown: dict[str, list[list[int]]] = {}
-    for attention in ("standard", MLR):
+    for attention in ("standard", MLR, NEAR):
         torch.manual_seed(0)
         model = LanguageModel(LanguageModelConfig(**SMALL, attention=attention)).eval()
         cache, token, rows = ModelCache(model), torch.zeros(1, 1, dtype=torch.long), []
@@ -136,10 +206,9 @@ def draw_memory(grown: dict[str, list[list[int]]], path: Path) -> None:
         axes = figure.add_subplot()
         for attention, rows in grown.items():
             axes.plot([row[0] / 1e3 for row in rows], [row[2] / 2**20 for row in rows], label=attention)
-        rows = grown[MLR]
-        axes.plot(
-            [row[0] / 1e3 for row in rows], [row[1] / 2**20 for row in rows], ":", label=f"{MLR}: level 1 and values"
-        )
+        for attention in (MLR, NEAR):
+            label, rows = f"{attention}: level 1 and its values", grown[attention]
+            axes.plot([row[0] / 1e3 for row in rows], [row[1] / 2**20 for row in rows], ":", label=label)
         axes.set(xlabel="thousands of tokens written", ylabel="MiB in the cache, keys and values", xlim=(0, None))
         axes.set_ylim(0, None)
         axes.legend(frameon=False)
@@ -178,10 +247,46 @@ def page(document: dict[str, Any]) -> str:
         f"1 and the values, its cache holds {(last[2] - last[1]) / 2**10:.0f} KiB at the end and "
         f"{(first[2] - first[1]) / 2**10:.0f} KiB at token {first[0]:,}.",
         "",
+        *(_levels_section(document["levels"], document["memory"][NEAR]) if "levels" in document else []),
         "Written by `python -m benchmarks.generation`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _levels_section(levels: dict[str, Any], grown: list[list[int]]) -> list[str]:
+    """Return the lines on levels by window in keys and values."""
+    half, last = grown[(len(grown) - 1) // 2], grown[-1]
+    tokens = max(last[0] - half[0], 1)
+    return [
+        "## Levels by window, in keys and values",
+        "",
+        f"The attention is `{levels['attention']}`, with {levels['context']:,} tokens in the cache. Times are ms per "
+        "step of all rows. Standard caches are filled in place. In parentheses: the speed over that of the standard "
+        "cache in the column before.",
+        "",
+        *table(
+            ["rows", *LEVELS_VARIANTS, "cache, MiB", "share of the standard cache"],
+            [_levels_row(int(rows), row) for rows, row in levels["rows"].items()],
+        ),
+        "",
+        f"The model of one layer and one head writes {last[0]:,} tokens. In the second half its cache grows by "
+        f"{(last[2] - half[2]) / tokens:.0f} bytes per token, of which level 1 and its values are "
+        f"{(last[1] - half[1]) / tokens:.0f}.",
+        "",
+    ]
+
+
+def _levels_row(rows: int, row: dict[str, Any]) -> list[str]:
+    """Return the cells of one number of rows: times, cache size and its share."""
+    cells, standard = [str(rows)], 0.0
+    for name in LEVELS_VARIANTS:
+        median = machine.median(row["seconds"][name])
+        speed = "" if name in (STANDARD, LLAMA_STANDARD) else f" ({standard / median:.2f})"
+        cells.append(f"{1e3 * median:.2f}{speed}")
+        standard = median
+    small, whole = row["bytes"][LEVELS], row["bytes"][STANDARD]
+    return [*cells, f"{whole / 2**20:.1f} → {small / 2**20:.1f}", f"{small / whole:.1%}"]
 
 
 def _speed_row(context: int, row: dict[str, Any]) -> list[str]:
@@ -197,6 +302,9 @@ def _speed_row(context: int, row: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16_384])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1, 8], help="rows decoded together, with levels by window"
+    )
     parser.add_argument("--rounds", type=int, default=40, help="timed steps of each kind")
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens written for the memory figure")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder for JSON, Markdown and figure")
@@ -205,8 +313,9 @@ def main() -> None:
     facts = machine.facts()
     with torch.inference_mode():
         speed = measure_speed(options.contexts, options.rounds)
+        levels = measure_levels(options.contexts[-1], options.rows, options.rounds)
         memory = measure_memory(options.tokens, max(1, options.tokens // 200))
-    document = {"machine": facts, "sizes": SIZES, "speed": speed, "memory": memory}
+    document = {"machine": facts, "sizes": SIZES, "speed": speed, "levels": levels, "memory": memory}
     write_json(document, options.out / "generation-cpu.json")
     draw_memory(memory, options.out / "generation-cpu-memory.png")
     text = page(document)

@@ -107,6 +107,20 @@ class TestEveryFamily:
         assert mine.nbytes > mine.key_bytes >= 4 * 2 * mine.key_numbers
 
 
+def test_bytes_at_long_contexts():
+    """At most 28% of a standard cache at 16,384 tokens; from there a straight line with the slope of level 1."""
+    model = make("llama", num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=64)
+    st.set_hierarchy(model, "16|16|32v@w512|128")
+    cache, chunk, sizes = st.make_cache(model), torch.randn(1, 1, 2048, 64), []
+    for _ in range(48):
+        cache.update(chunk, chunk, 0)
+        cache.stores[0].forget()
+        sizes.append(cache.nbytes)
+    assert sizes[7] <= 0.28 * 4 * 128 * 16_384
+    assert [later - size for size, later in itertools.pairwise(sizes)] == [4 * 32 * 2048] * 47
+    assert cache.key_numbers + cache.value_numbers == Hierarchy.parse("16|16|32v@w512|128").cache_numbers(98_304)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize(("levels", "order"), [(LEVELS, "as_trained"), (LEVELS, "by head"), (NEAR, "by head")])
 def test_logits_from_the_cache_are_those_of_a_full_recompute(family, levels, order):
