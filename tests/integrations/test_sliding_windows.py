@@ -57,6 +57,14 @@ class TestEveryFamily:
         whole = make(family, dtype=torch.float64, **SLIDING[family])
         assert (real_logits(whole, given) - exact).abs().max() > 1e-3
 
+    def test_padding_between_tokens(self, family):
+        real = torch.ones(2, 21, dtype=torch.bool)
+        real[1, [0, 4, 5, 12]] = False
+        model, given = sliding(family, dtype=torch.float64), {"input_ids": tokens(), "attention_mask": real.long()}
+        expected = real_logits(model, given).detach()
+        st.set_hierarchy(model, FLAT)
+        assert_calibrated(real_logits(model, given).detach(), expected, expected)
+
     @pytest.mark.parametrize("padding", ["none", "left", "right"])
     def test_levels_lie_within_the_window(self, family, padding):
         """The oracle adds the model's own mask to the levels."""

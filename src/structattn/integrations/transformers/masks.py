@@ -18,9 +18,9 @@ from structattn.ops.torch_internals import assert_later
 def mlr_mask(
     batch_size: int,
     q_length: int,
-    kv_length: int,
+    kv_length: int | Tensor,
     q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
+    kv_offset: int | Tensor = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
     *,
@@ -52,6 +52,9 @@ def mlr_mask(
     Raises:
         ValueError: chunks, packed sequences, masks of another form, static caches.
     """
+    if isinstance(kv_length, Tensor) or isinstance(kv_offset, Tensor):
+        # Sliding caches of transformers 5.17 count in tensors once assisted decoding has taken tokens back.
+        q_offset, kv_length, kv_offset = int(q_offset), int(kv_length), int(kv_offset)
     if isinstance(q_offset, Tensor):
         raise ValueError("MLR attention does not serve static caches: use make_cache(model) or DynamicCache")
     if use_vmap:
