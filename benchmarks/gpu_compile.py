@@ -91,7 +91,8 @@ def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16
     hierarchy = Hierarchy.dyadic(ranks, _LENGTH)
     call = Call(query, key, value, None, None, None, None, hierarchy, True, rank**-0.5, 0, 0.0)
     levels, starts = list(key.split(ranks, dim=-1)), [0] * len(ranks)
-    decode_call = DecodeCall(query[:, :, :1], levels, value, None, hierarchy, _LENGTH, starts, call.scale)
+    values = [value, *(value[..., :0],) * (len(ranks) - 1)]
+    decode_call = DecodeCall(query[:, :, :1], levels, values, None, hierarchy, _LENGTH, starts, call.scale)
     return {
         "forward": lambda: forward_kernel.forward(call),
         "backward": lambda: backward_kernels.backward(call, value, value, lse, needs_bias_grad=False),
