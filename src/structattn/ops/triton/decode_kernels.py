@@ -42,7 +42,10 @@ def share_kernel(
     start = 0
     if key_start is not None:
         start = tl.load(key_start + batch).to(tl.int32)
-    stop = tl.minimum(first_key + (split + 1) * share, key_length)
+    begin, stop = split * share, (split + 1) * share
+    if BY_WINDOW:
+        begin, stop = begin + first_key, stop + first_key
+    begin, stop = tl.maximum(begin, start), tl.minimum(stop, key_length)
     position = key_length - queries + row % queries - start
     valid = (row < rows) & (position >= 0)
     earliest = tl.maximum(key_length - queries - start, 0)
@@ -54,12 +57,17 @@ def share_kernel(
     if static.is_resident(RANKS):
         for level in tl.static_range(len(RANKS)):
             own = own + (load_level(query + at, valid, level, RANKS, static.item(RANKS, level)),)
-    result = ()
+    result, value_rows = (), ()
     for piece in tl.static_range(len(VALUES)):
         result = result + (tl.zeros((ROWS, static.padded(static.item(VALUES, piece))), tl.float32),)
+        step = tl.cast(value_strides[3 * piece + 2], tl.int64)
+        at_values = value_levels[piece] + batch.to(tl.int64) * value_strides[3 * piece]
+        at_values += key_head.to(tl.int64) * value_strides[3 * piece + 1]
+        at_values -= value_starts[piece] * step
+        value_rows = value_rows + ((at_values, step),)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    for first in range(tl.maximum(first_key + split * share, start), stop, BLOCK_K):
+    for first in range(begin, stop, BLOCK_K):
         j = first + tl.arange(0, BLOCK_K)
         score = tl.zeros((ROWS, BLOCK_K), tl.float32)
         gain = tl.full((ROWS, BLOCK_K), GAINS[0], tl.float32)
@@ -87,11 +95,8 @@ def share_kernel(
         total = total * decay + tl.sum(probability, 1)
         mixed = ()
         for piece in tl.static_range(len(VALUES)):
-            values_at = value_levels[piece] + batch.to(tl.int64) * value_strides[3 * piece]
-            values_at += key_head.to(tl.int64) * value_strides[3 * piece + 1]
-            values_at -= tl.cast(value_starts[piece], tl.int64) * value_strides[3 * piece + 2]
             added = add_values(
-                result[piece] * decay[:, None], probability, (values_at, value_strides[3 * piece + 2]), position, start,
+                result[piece] * decay[:, None], probability, value_rows[piece], position, start,
                 earliest, first, stop, static.item(VALUES, piece), static.item(VALUE_SIZES, piece), BY_WINDOW, ROWS,
                 BLOCK_K, PRECISION,
             )  # fmt: skip
