@@ -201,6 +201,8 @@ def decode(call: DecodeCall) -> Tensor:
     owners = [level for level, values in enumerate(call.value_levels) if values.shape[3]]
     values = [launch.unit_stride(call.value_levels[level]) for level in owners]
     block, warps, stages = BLOCKS[launch.width_class(hierarchy.rank, width, query.dtype)]
+    if hierarchy.by_window:
+        block = max(block // 2, 32)  # masks of pairs take registers
     rows, pairs = heads // key_heads * queries, batch * key_heads
     tile = min(static.padded(rows), 64)
     row_tiles = triton.cdiv(rows, tile)
