@@ -146,7 +146,7 @@ def chunk_runs(ranks: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def sizes(hierarchy: Hierarchy) -> tuple[int, ...]:
     """Return block sizes or windows as kernels take them."""
-    return tuple(size or WHOLE for size in hierarchy.sizes)
+    return tuple(min(size or WHOLE, WHOLE) for size in hierarchy.sizes)
 
 
 def unit_stride(tensor: Tensor) -> Tensor:

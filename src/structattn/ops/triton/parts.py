@@ -9,99 +9,115 @@ import triton
 
 from structattn.ops.triton import static
 
-# The size of a block or window that is the whole sequence: longer than any, and a multiple of every tile.
 WHOLE = 2**30
+"""Size of a block or window that is the whole sequence: longer than any, and a multiple of every tile."""
 
 
 class Part(NamedTuple):
-    """Positions of the other side that share code."""
+    """Positions of the other side that share code. Levels count from 0."""
 
-    far: bool
-    """True if both tiles lie whole in each level's prefix: `level` runs through `first … stop`, and one is taken."""
     first: int
+    """First level whose positions these are. Parts that are not far have one."""
     stop: int
-    whole: int
-    """Not far: leading levels that all pairs share. A finite window may leave none."""
-    partial: int
-    """Not far: levels from `whole` to here reach some pairs."""
-    own: bool
-    """True if the part holds the own tile's positions, and so is one run: there the causal mask cuts."""
-    starts: tuple[int, ...]
-    """By window, starts and stops of the run before the own tile, counted from it, for each level `first … stop`."""
-    stops: tuple[int, ...]
-    masked: bool
+    """One past the last such level."""
+    far: bool
+    """True if the two tiles are at one depth: `first + 1 … stop`, known at run time."""
+    whole: int = 0
+    """If not far, leading levels that reach all pairs. A finite first window may leave none."""
+    partial: int = 0
+    """One past the last level that reaches some pair."""
+    own: bool = False
+    """True if the own tile's positions are among these, which are then one run. There the causal mask cuts."""
+    starts: tuple[int, ...] = (0,)
+    """By window, start of the run before the own tile, counted from it, for each of the levels `first … stop`."""
+    stops: tuple[int, ...] = (0,)
+    """By window, stop of that run."""
+    masked: bool = False
     """True if tiles of the other side may be less than full."""
 
 
 @triton.constexpr_function
 def parts_of(ranks, values, sizes, by_window, causal, own, other, step, even):
-    """Return the parts of tiles of `own` positions against tiles of `other` ones, as plain tuples.
+    """Return the parts for tiles of `own` positions against tiles of `other` ones, as plain tuples.
 
-    They go from far to near: a later part uses all chunks of values that an earlier one does.
+    They go from far to near: a later part mixes all chunks of values that an earlier one does.
     """
-    edges = _edges(ranks, values, step)
+    near = _near_by_block(sizes, own)
+    runs = dict.fromkeys(range(len(sizes)), (0, 0))
+    bands = []
     if by_window:
-        zones, bands = _window_runs(sizes, causal, own, other)
-    else:
-        zones = {level: (0, 0) for level in range(len(sizes))}
-        last, whole = len(sizes) - 1, _always_whole(sizes, own)
-        bands = [Part(False, last, last + 1, whole, last + 1, True, (0,), (0,), True)]
-    parts = [band._replace(masked=not even or (band.own and (causal or not by_window))) for band in bands]
-    for _, levels in itertools.groupby(sorted(zones), key=lambda level: edges[level]):
-        first, *more = levels
-        levels = range(first, [first, *more][-1] + 1)
-        runs = [zones.get(level, (0, 0)) for level in levels]
-        starts, stops = zip(*runs, strict=True)
-        parts.append(Part(True, levels.start, levels.stop, 0, levels.stop, False, starts, stops, not even))
-    return tuple(tuple(part) for part in sorted(parts, key=lambda part: (part.own, part.partial)))
+        bands = _bands(sizes, own, other)
+        near = _near_by_window(bands[-1:], sizes, causal, own)
+        bands = [band for band in bands if band.stops[0] <= 0]
+        runs = _far_runs(bands, near, sizes)
+    found = [band._replace(masked=not even) for band in bands]
+    found.append(near._replace(masked=not even or causal or not by_window))
+    edges = _edges(ranks, values, step)
+    for _, group in itertools.groupby(sorted(runs), key=lambda level: edges[level]):
+        levels = list(group)
+        first, stop = levels[0], levels[-1] + 1
+        starts, stops = zip(*(runs.get(level, (0, 0)) for level in range(first, stop)), strict=True)
+        found.append(Part(first, stop, True, partial=stop, starts=starts, stops=stops, masked=not even))
+    return tuple(tuple(part) for part in sorted(found, key=lambda part: (part.own, part.partial)))
 
 
 @triton.constexpr_function
 def _edges(ranks, values, step):
-    """Return the last chunks of r and of values that each level needs; levels of equal ones share a far part."""
-    values_at = static.value_step(values, step) or 2 * sum(values)
+    """Return the edges of the chunks of r and of values that end each level's prefixes.
+
+    Far levels of equal ones share a part.
+    """
+    at_values = static.value_step(values, step) or 2 * sum(values)
     return [
-        (-(-sum(ranks[:depth]) // step), -(-sum(values[:depth]) // values_at)) for depth in range(1, len(ranks) + 1)
+        (-(-sum(ranks[:depth]) // step), -(-sum(values[:depth]) // at_values)) for depth in range(1, len(ranks) + 1)
     ]
 
 
 @triton.constexpr_function
-def _always_whole(sizes, own):
-    """Return how many leading levels have blocks that hold any whole tile of `own` positions."""
-    return len(list(itertools.takewhile(lambda size: size % own == 0, sizes)))
+def _near_by_block(sizes, own):
+    """Return the near part: levels whose blocks may be finer than a tile of `own` positions are partial."""
+    levels = len(sizes)
+    whole = len(list(itertools.takewhile(lambda size: size % own == 0, sizes)))
+    return Part(levels - 1, levels, False, whole, levels, True)
 
 
 @triton.constexpr_function
-def _window_runs(sizes, causal, own, other):
-    """Return the far run of each level that has one, before the own tile, and the other parts, in order.
+def _bands(sizes, own, other):
+    """Return a part for the edge of each finite window, or for several that lie closer together than a tile.
 
-    Positions count from the own tile, and runs consist of whole tiles. A window's edge cuts a *band* of pairs.
+    Runs begin and end between tiles of `other` positions. Only the last band may reach into the own tile.
     """
-    bands: list[Part] = []
+    bands = []
     for level, size in enumerate(sizes):
         if size < WHOLE:
             start, stop = (1 - size) // other * other, -((size - own) // other) * other
-            if bands and bands[-1].stops[0] > start:  # there is no tile between the edges of two windows
+            if bands and bands[-1].stops[0] > start:
                 bands[-1] = bands[-1]._replace(partial=level + 1, stops=(stop,))
             else:
-                bands.append(Part(False, level, level + 1, level, level + 1, False, (start,), (stop,), False))
-    zones: dict[int, tuple[int, int]] = {}
-    at, depth = -WHOLE, int(sizes[0] == WHOLE)
-    for band in bands:
-        if depth and at < band.starts[0]:
-            zones[depth - 1] = (at, band.starts[0])
-        at, depth = band.stops[0], band.partial
-    last = len(sizes) - 1
-    if at > 0:
-        at, whole = bands[-1].starts[0], bands.pop().whole
-    else:
-        whole = len(sizes)
-        if causal:
-            if at < 0:
-                zones[last] = (at, 0)
-            at = 0
-    bands.append(Part(False, last, last + 1, whole, len(sizes), True, (at,), (own - at,), False))
-    return zones, bands
+                bands.append(Part(level, level + 1, False, level, level + 1, starts=(start,), stops=(stop,)))
+    return bands
+
+
+@triton.constexpr_function
+def _near_by_window(last, sizes, causal, own):
+    """Return the part around the own tile; the last band belongs to it where it reaches into the tile."""
+    levels, whole, start = len(sizes), len(sizes), -WHOLE
+    for band in last:
+        whole, start = (band.whole, band.starts[0]) if band.stops[0] > 0 else (levels, band.stops[0])
+    if causal and whole == levels:
+        start = 0  # a far run lies before
+    return Part(levels - 1, levels, False, whole, levels, True, (start,), (own - start,))
+
+
+@triton.constexpr_function
+def _far_runs(bands, near, sizes):
+    """Return, by level, start and stop of the positions at its depth before the own tile, between the other parts."""
+    at, depth, runs = -WHOLE, sizes.count(WHOLE), {}
+    for part in [*bands, near]:
+        if depth and at < part.starts[0]:
+            runs[depth - 1] = (at, part.starts[0])
+        at, depth = part.stops[0], part.partial
+    return runs
 
 
 @triton.constexpr_function
@@ -125,8 +141,7 @@ def part_start(parts, part):
 @triton.constexpr_function
 def part_stop(parts, part):
     """Return one past the last level that a part goes through."""
-    chosen = Part(*parts[part])
-    return chosen.stop if chosen.far else chosen.first + 1
+    return Part(*parts[part]).stop
 
 
 @triton.constexpr_function

@@ -394,9 +394,7 @@ def add_mixed(
 
 
 @triton.jit
-def decay_chunks(
-    totals, decay, PARTS: tl.constexpr, PART: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr
-):
+def decay_chunks(totals, decay, PARTS: tl.constexpr, PART: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
     """Return all chunks times `decay (A,)`; those that no level of a part reaches, nor of an earlier one, are zero."""
     reach: tl.constexpr = static.prefix(WIDTHS, parts.partial_levels(PARTS, PART))
     decayed = ()
