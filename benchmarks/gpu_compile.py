@@ -83,18 +83,22 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
         driver._active = active
 
 
-def calls(rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]]:
+def calls(
+    rank: int, ranks: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, hierarchy: Hierarchy | None = None
+) -> dict[str, Callable[[], object]]:
     """Return causal forward, backward and decode calls.
 
-    `r = dv`, with values of at most 256 dimensions.
+    `r = dv`, with values of at most 256 dimensions. The blocks of the hierarchy halve, unless one is given.
     """
     query, key = (torch.empty(1, _HEADS, _LENGTH, rank, dtype=dtype) for _ in range(2))
     value = torch.empty(1, _HEADS, _LENGTH, min(rank, 256), dtype=dtype)
     lse = torch.empty(1, _HEADS, _LENGTH)
-    hierarchy = Hierarchy.dyadic(ranks, _LENGTH)
+    hierarchy = Hierarchy.dyadic(ranks, _LENGTH) if hierarchy is None else hierarchy
     call = Call(query, key, value, None, None, None, None, hierarchy, True, rank**-0.5, 0, 0.0)
-    levels, starts = list(key.split(ranks, dim=-1)), [0] * len(ranks)
-    decode_call = DecodeCall(query[:, :, :1], levels, value, None, hierarchy, _LENGTH, starts, call.scale)
+    key_levels = [level.mT.contiguous() for level in key.split(ranks, dim=-1)]
+    value_levels = [level.contiguous() for level in value.split(list(call.value_widths), dim=-1)]
+    starts = [0] * len(ranks)
+    decode_call = DecodeCall(query[:, :, :1], key_levels, value_levels, None, hierarchy, _LENGTH, starts, call.scale)
     return {
         "forward": lambda: forward_kernel.forward(call),
         "backward": lambda: backward_kernels.backward(call, value, value, lse, needs_bias_grad=False),

@@ -16,7 +16,7 @@ from structattn import Hierarchy, mlr_attention
 from structattn.ops import registry, triton
 from structattn.ops.call import Call
 from structattn.ops.decode import mlr_decode
-from tests.ops.battery import DEEP, ODD, Case, cases, check, definition
+from tests.ops.battery import BLOCK_VALUES, DEEP, NEAR, ODD, WITHIN, Case, cases, check, definition
 from tests.tolerance import assert_calibrated
 
 ON_GPU = triton.ineligible() is None and not triton.interpreted()
@@ -33,7 +33,10 @@ SMALL = (
     "flat-65-causal", "flat-7-full", "deep-100-causal", "equal-65-full", "small-100-causal", "odd-100-full",
     "offset-33-70-0-causal", "offset-5-100-95-full", "queries-past-keys", "value-width-16", "bias-axis-2",
     "bias-no-axis", "scale",
+    "near-100-causal", "near-65-full", "sliding-100-causal", "sliding-65-full", "within-100-full", "within-63-causal",
+    "block-values-100-causal", "block-values-65-full", "within-queries-past-keys",
 )  # fmt: skip
+ALONE = {"batch": 1, "heads": 1, "key_heads": 1}
 ROWS = {
     "padding": Case(ODD, 70, batch=2, heads=1, key_heads=1, key_start=(0, 31), key_end=(61, 70)),
     "padding-offset": Case(DEEP, 33, 70, 37, False, 1, 1, batch=2, key_start=(50, 3), key_end=(70, 50)),
@@ -41,9 +44,20 @@ ROWS = {
     "gqa-bias": Case(ODD, 66, heads=4, key_heads=2, batch=1, bias=(True, True, True, True), value_width=20),
     "wide": Case(Hierarchy((260, 40), (None, 32), "mean"), 40, batch=1, heads=1, key_heads=1),
     "half": Case(DEEP, 70, batch=1, heads=1, key_heads=1, dtype=torch.float16),
+    # A band between two far zones, as wide as a tile, and one at the end of what is visible.
+    "bands": Case(Hierarchy((8, 8, 4), windows=(384, 192, 64), value_ranks=(4, 0, 4)), 448, value_width=8, **ALONE),
+    "windows-padding": Case(
+        NEAR, 130, batch=2, heads=1, key_heads=1, key_start=(0, 31), key_end=(121, 130), bias=(True, True, True, True)
+    ),
+    "windows-offset": Case(WITHIN, 33, 190, 157, False, 1, 1, batch=2, key_start=(50, 3), key_end=(170, 190)),
+    "windows-gqa": Case(NEAR, 66, heads=2, key_heads=1, batch=1, bias=(True, False, True, True)),
+    "windows-half": Case(NEAR, 100, dtype=torch.float16, **ALONE),
+    "windows-wide": Case(Hierarchy((260, 40), windows=(70, 9), value_ranks=(10, 30)), 90, value_width=40, **ALONE),
+    "block-values-half": Case(BLOCK_VALUES, 100, dtype=torch.float16, **ALONE),
+    "block-values-padding": Case(BLOCK_VALUES, 66, batch=2, heads=2, key_heads=1, key_start=(0, 31), key_end=(61, 66)),
     "strided": Case(DEEP, 40, batch=1, bias=(True, False, True, True), strided=True),
 }
-ONE = {"batch": 1, "heads": 1, "key_heads": 1, "key_start": None, "key_end": None}
+ONE = ALONE | {"key_start": None, "key_end": None}
 SINGLE = {name: replace(cases()[name], **ONE) for name in SMALL}
 TABLE = (cases() if ON_GPU else SINGLE) | ROWS
 
@@ -86,16 +100,43 @@ def test_against_definition_in_half_precision(name, dtype):
 
 
 @st.composite
-def drawn_cases(draw):
+def drawn_blocks(draw):
+    """Draw a hierarchy by block, in keys and at times in values."""
     sizes = [draw(st.sampled_from([4, 24, 32]))]
     for _ in range(draw(st.integers(0, 2))):
         sizes.append(sizes[-1] * draw(st.sampled_from([2, 3])))
-    ranks = draw(st.lists(st.integers(1, 20), min_size=len(sizes) + 1, max_size=len(sizes) + 1))
+    levels = len(sizes) + 1
+    ranks = draw(st.lists(st.integers(1, 20), min_size=levels, max_size=levels))
+    values = draw(st.none() | drawn_value_ranks(levels))
+    gains = draw(st.sampled_from([None, "mean"]))
+    return Hierarchy(ranks, (None, *reversed(sizes)), gains, value_ranks=values)
+
+
+@st.composite
+def drawn_windows(draw):
+    """Draw a hierarchy by window, at times a finite first one, in keys and at times in values."""
+    windows: list = sorted(draw(st.lists(st.integers(1, 90), min_size=1, max_size=3, unique=True)), reverse=True)
+    if draw(st.booleans()):
+        windows = [None, *windows]
+    levels = len(windows)
+    ranks = draw(st.lists(st.integers(1, 20), min_size=levels, max_size=levels))
+    values = draw(st.none() | drawn_value_ranks(levels))
+    gains = draw(st.sampled_from([None, "mean"]))
+    return Hierarchy(ranks, None, gains, windows=windows, value_ranks=values)
+
+
+def drawn_value_ranks(levels):
+    return st.lists(st.sampled_from([0, 3, 16, 17]), min_size=levels, max_size=levels).filter(any)
+
+
+@st.composite
+def drawn_cases(draw, hierarchies):
+    hierarchy = draw(hierarchies)
     keys = draw(st.integers(1, 80))
     queries = draw(st.integers(1, keys))
     start = draw(st.integers(0, keys))
     return Case(
-        Hierarchy(ranks, (None, *reversed(sizes)), draw(st.sampled_from([None, "mean"]))),
+        hierarchy,
         query_length=queries,
         key_length=keys,
         query_offset=draw(st.integers(0, keys - queries)),
@@ -103,7 +144,7 @@ def drawn_cases(draw):
         batch=1,
         heads=draw(st.sampled_from([1, 2])),
         key_heads=1,
-        value_width=draw(st.integers(1, 20)),
+        value_width=sum(hierarchy.value_ranks or ()) or draw(st.integers(1, 20)),
         key_start=draw(st.none() | st.just((start,))),
         key_end=(draw(st.integers(start, keys)),),
         bias=draw(st.none() | st.tuples(*[st.booleans()] * 4)),
@@ -111,24 +152,26 @@ def drawn_cases(draw):
     )
 
 
-def test_drawn_cases():
+@pytest.mark.parametrize("hierarchies", [drawn_blocks(), drawn_windows()], ids=["blocks", "windows"])
+def test_drawn_cases(hierarchies):
     @settings(max_examples=40 if ON_GPU else 8, deadline=None, derandomize=True)
-    @given(drawn_cases())
+    @given(drawn_cases(hierarchies))
     def run(case):
         check(case, "triton")
 
     run()
 
 
-def test_dropout_drops_what_every_backend_drops():
+@pytest.mark.parametrize("hierarchy", [ODD, WITHIN], ids=str)
+def test_dropout_drops_what_every_backend_drops(hierarchy):
     """Output and gradients with dropout are those of the definition with the same seed."""
-    query, key, value = Case(ODD, 66, batch=1).tensors().values()
+    query, key, value = Case(hierarchy, 66, batch=1).tensors().values()
 
     def run(backend, dtype, device):
         tensors = [x.to(device, dtype) for x in (query, key, value)]
         # The generator's state is the device's own, so the seed is given, as the operator takes it.
         seed = torch.tensor(2**40 + 12345, device=device)
-        call = Call(*tensors, None, None, None, seed, ODD, True, 0.125, 0, 0.3)
+        call = Call(*tensors, None, None, None, seed, hierarchy, True, 0.125, 0, 0.3)
         out, lse = registry.REGISTRY[backend].forward(call)
         grads = registry.REGISTRY[backend].backward(call, torch.ones_like(out), out, lse, needs_bias_grad=False)
         return [x.cpu() for x in (out, *grads[:3])]
@@ -183,6 +226,67 @@ def test_decode_reads_live_keys_alone():
     )
     expected = definition(query, key, value, hierarchy, is_causal=True, query_offset=69)
     assert_calibrated(actual.cpu(), *expected, largest_term=float(value.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16] + [torch.bfloat16] * ON_GPU, ids=str)
+@pytest.mark.parametrize(("queries", "start"), [(1, None), (3, (0, 280))])
+@pytest.mark.parametrize(
+    "hierarchy",
+    [
+        Hierarchy((20, 4, 2, 2), windows=(None, 150, 32, 1), gains="mean", value_ranks=(6, 0, 12, 2)),
+        Hierarchy((16, 2), windows=(140, 9), value_ranks=(0, 20)),
+        Hierarchy((16, 4), (None, 64), "mean", value_ranks=(4, 16)),
+    ],
+    ids=str,
+)
+def test_decode_of_levels_in_values(hierarchy, queries, start, dtype):
+    """Each level's buffers start at the first key it reaches; all that no query reads is NaN."""
+    heads, key_heads, key_length, width = 4, 2, 290, sum(hierarchy.value_ranks)
+    shapes = [(heads, hierarchy.rank), (key_heads, hierarchy.rank), (key_heads, width)]
+    query, key, value = (torch.randn(2, count, key_length, wide).to(dtype) for count, wide in shapes)
+    bounds = None if start is None else torch.tensor(start)
+    both = definition(query, key, value, hierarchy, is_causal=True, key_start=bounds, enable_gqa=True)
+    exact, plain = (out[:, :, -queries:] for out in both)
+
+    positions = [key_length - queries - first for first in start or (0, 0)]
+    firsts = [
+        min(first + max(hierarchy.span(level, at)[0], 0) for first, at in zip(start or (0, 0), positions, strict=True))
+        for level in range(hierarchy.levels)
+    ]
+    gap = torch.full((2, key_heads, 5, 1), torch.nan, dtype=dtype)
+
+    def live(tensor, widths):
+        parts = zip(tensor.split(list(widths), -1), firsts, strict=True)
+        return [torch.cat([part[:, :, first:], gap.expand(-1, -1, -1, part.shape[3])], 2) for part, first in parts]
+
+    actual = mlr_decode(
+        query[:, :, -queries:].to(DEVICE),
+        [part.mT.contiguous().to(DEVICE) for part in live(key, hierarchy.ranks)],
+        [part.to(DEVICE) for part in live(value, hierarchy.value_ranks)],
+        hierarchy,
+        key_length=key_length,
+        level_starts=firsts,
+        key_start=None if bounds is None else bounds.to(DEVICE),
+        enable_gqa=True,
+        backend="triton",
+    )
+    assert_calibrated(actual.cpu(), exact, plain, largest_term=float(value.abs().max()))
+
+
+def test_levels_that_no_tile_reaches_cost_nothing():
+    """Keys and values beyond a window are not read: NaN among them changes nothing."""
+    hierarchy = Hierarchy((8, 4), windows=(40, 9), value_ranks=(3, 5))
+    query, key, value = Case(hierarchy, 260, 260, value_width=8, **ALONE).tensors().values()
+    seed = [None, None, None, None]
+
+    def run(key, value):
+        query_on, key_on, value_on = (x.to(DEVICE) for x in (query, key, value))
+        call = Call(query_on[:, :, 200:], key_on, value_on, *seed, hierarchy, True, 0.3, 200, 0.0)
+        return triton.forward(call)[0]
+
+    expected = run(key, value)
+    key[:, :, :128], value[:, :, :128] = torch.nan, torch.nan
+    assert torch.equal(run(key, value), expected)
 
 
 @pytest.mark.skipif(ON_GPU, reason="about the interpreter")

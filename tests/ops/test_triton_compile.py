@@ -40,6 +40,19 @@ def test_two_levels(operation, capability):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("operation", LAUNCHES)
+@pytest.mark.parametrize("text", ["64@w512", "32|32v@w512", "16|16|32v24|0|40@w1024|512|96/mean", "32|32v48|16@512"])
+def test_windows_and_value_ranks(text, operation, capability):
+    hierarchy = Hierarchy.parse(text)
+    with compiling(capability) as made:
+        calls(64, hierarchy.ranks, hierarchy=hierarchy)[operation]()
+    assert [each.kernel for each in made] == LAUNCHES[operation]
+    assert all(each.fits for each in made), made
+    assert made[0].products == ("wgmma" if capability == 90 and operation != "decode" else "mma")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", LAUNCHES)
 def test_the_widest_rows(operation):
     """Of bilinear attention: dimensions of q and k in pieces."""
@@ -50,11 +63,12 @@ def test_the_widest_rows(operation):
 
 
 @pytest.mark.slow
-def test_all_that_a_call_may_have():
+@pytest.mark.parametrize("text", ["32|16|8|4|4@1000/mean", "32|32v24|40@w200|48/mean"])
+def test_all_that_a_call_may_have(text):
     """Levels finer than a tile, gains, padding, bias with gradient, dropout, grouped queries, an odd length."""
     from structattn.ops.triton import backward_kernels, forward_kernel
 
-    hierarchy = Hierarchy.dyadic((32, 16, 8, 4, 4), 1000, "mean")
+    hierarchy = Hierarchy.parse(text)
     query, key = (torch.empty(2, heads, 1000, 64, dtype=torch.float16) for heads in (4, 2))
     bounds = torch.tensor([0, 31]), torch.tensor([990, 1000])
     bias, seed = torch.empty(2, 1, 1000, 1000, dtype=torch.float16), torch.tensor(5)

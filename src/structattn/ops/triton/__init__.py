@@ -29,8 +29,6 @@ def ineligible(call: Call | DecodeCall | None = None) -> str | None:
     width = call.value_dim
     if width > MOST_VALUE_WIDTH:
         return f"it serves values of at most {MOST_VALUE_WIDTH} dimensions, got {width}"
-    if call.hierarchy.by_window or call.hierarchy.value_ranks is not None:
-        return "it serves levels by block, in keys alone"
     return None
 
 

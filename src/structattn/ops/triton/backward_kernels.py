@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from structattn.ops.call import Call
-from structattn.ops.triton import launch, static, tiles
+from structattn.ops.triton import launch, parts, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 
@@ -23,11 +23,13 @@ def query_grad_kernel(
     query, key, value, bias, key_start, key_end, seed, out, lse, grad_out, delta, query_grad, bias_grad,
     query_strides, key_strides, value_strides, bias_strides, grad_out_strides,
     batch_heads, heads, group, query_length, key_length, query_offset, scale, threshold, keep_scale, tuning_length,
-    RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
+    RANKS: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, GAINS: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of queries and bias, and `delta` for the kernel that follows; all contiguous."""
+    PARTS: tl.constexpr = parts.parts_of(RANKS, VALUES, SIZES, BY_WINDOW, CAUSAL, BLOCK_Q, BLOCK_K, STEP, EVEN)
+    VALUE_STEP: tl.constexpr = static.value_step(VALUES, STEP)
     pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(
         key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q, CAUSAL
     )
@@ -44,34 +46,39 @@ def query_grad_kernel(
     row = pair.to(tl.int64) * query_length - offset
     own_side = (query_rows, query_step, first, low, high)
     own = tiles.load_own(own_side, BLOCK_Q, RANKS, STEP)
-    upstream = tiles.load_values((grad_rows, grad_step, first, low, high), BLOCK_Q, WIDTH, True)
-    result = tiles.load_values((out + row * WIDTH, WIDTH, first, low, high), BLOCK_Q, WIDTH, True)
-    row_delta = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), 1)
+    row_delta = tl.zeros((BLOCK_Q,), tl.float32)
+    grad_side = (grad_rows, grad_step, first, low, high)
+    upstream = tiles.load_own(grad_side, BLOCK_Q, VALUES, VALUE_STEP)
+    out_rows = (out + row * static.prefix(VALUES, len(VALUES)), static.prefix(VALUES, len(VALUES)), first, low, high)
+    for c in tl.static_range(static.chunk_count(VALUES, VALUE_STEP)):
+        result = tiles.load_chunk(out_rows, BLOCK_Q, c, VALUES, VALUE_STEP, True)
+        row_delta += tl.sum(upstream[c].to(tl.float32) * result.to(tl.float32), 1)
     tl.store(delta + row + i, row_delta, mask=valid)
     row_lse = tl.load(lse + row + i, mask=valid, other=float("inf")) * LOG2E
     visible_end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
 
     grads = tiles.zero_chunks(CHUNKS, BLOCK_Q, RANKS, STEP)
-    for part in tl.static_range(static.part_count(RANKS, STEP)):
-        for level in range(static.part_start(part, RANKS, STEP), static.part_stop(part, RANKS, STEP)):
-            runs = tiles.bounds(first, level, 0, visible_end, part, BLOCK_Q, RANKS, SIZES, STEP, CAUSAL)
+    for part in tl.static_range(parts.part_count(PARTS)):
+        for level in range(parts.part_start(PARTS, part), parts.part_stop(PARTS, part)):
+            runs = tiles.bounds(first, level, 0, visible_end, PARTS, part, BLOCK_Q, SIZES, BY_WINDOW, CAUSAL)
             for step in range(tiles.steps(runs, BLOCK_K)):
                 at, stop = tiles.tile_at(step, runs, BLOCK_K)
                 j = at + tl.arange(0, BLOCK_K)
                 side = (key_rows, key_step, at, at, stop)
-                gain = tiles.gain_of(first, at, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, GAINS, STEP)
+                gain = tiles.gain_of(first, at, level, PARTS, part, BLOCK_Q, BLOCK_K, SIZES, BY_WINDOW, GAINS)
                 score = tiles.products(
-                    own, own_side, side, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, STEP, EVEN, PRECISION
+                    own, own_side, side, level, PARTS, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, BY_WINDOW, STEP,
+                    PRECISION,
                 ) * (gain * (scale * LOG2E))  # fmt: skip
                 score = tiles.finish_scores(
-                    score, i[:, None], j[None, :], low, high, stop, bias, shift, bias_strides, part, RANKS, STEP,
-                    CAUSAL, EVEN,
+                    score, i[:, None], j[None, :], low, high, stop, bias, shift, bias_strides, PARTS, part, SIZES,
+                    CAUSAL,
                 )  # fmt: skip
                 probability = tl.exp2(score - row_lse[:, None])
-                values = tiles.load_values(
-                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, static.is_masked(part, RANKS, STEP, EVEN)
-                )
-                score_grad = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+                score_grad = tiles.products(
+                    upstream, grad_side, (value_rows, value_step, at, at, stop), level, PARTS, part, BLOCK_Q, BLOCK_K,
+                    VALUES, SIZES, BY_WINDOW, VALUE_STEP, PRECISION,
+                )  # fmt: skip
                 if seed is not None:
                     score_grad *= tiles.dropout_factor(
                         seed, pair, (i - offset)[:, None], (j + start)[None, :], threshold, keep_scale
@@ -80,9 +87,9 @@ def query_grad_kernel(
                 if bias_grad is not None:
                     to = bias_grad + (row + i)[:, None] * key_length + (j + start)[None, :]
                     tl.store(to, score_grad, mask=valid[:, None] & (j < stop)[None, :])
-                grads = tiles.add_gradients(
-                    grads, score_grad * gain, first, side, level, part, CHUNKS, BLOCK_Q, BLOCK_K, RANKS, SIZES, STEP,
-                    EVEN, PRECISION,
+                grads = tiles.add_mixed(
+                    grads, score_grad * gain, first, side, level, PARTS, part, CHUNKS, BLOCK_Q, BLOCK_K, RANKS, SIZES,
+                    BY_WINDOW, STEP, PRECISION,
                 )  # fmt: skip
     tiles.store_chunks(query_grad, row, grads, own_side, scale, CHUNKS, BLOCK_Q, RANKS, STEP)
 
@@ -92,11 +99,13 @@ def key_grad_kernel(
     query, key, value, bias, key_start, key_end, seed, lse, grad_out, delta, key_grad, value_grad,
     query_strides, key_strides, value_strides, bias_strides, grad_out_strides,
     batch_heads, heads, group, query_length, key_length, query_offset, scale, threshold, keep_scale, tuning_length,
-    RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
+    RANKS: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, GAINS: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of valid keys and (with the first chunk) values, contiguous; scores are (key, query)."""
+    PARTS: tl.constexpr = parts.parts_of(RANKS, VALUES, SIZES, BY_WINDOW, CAUSAL, BLOCK_K, BLOCK_Q, STEP, EVEN)
+    VALUE_STEP: tl.constexpr = static.value_step(VALUES, STEP)
     key_tiles = tl.num_programs(0) // (batch_heads // group)
     key_pair, tile = tl.program_id(0) // key_tiles, tl.program_id(0) % key_tiles
     batch, key_head = key_pair // (heads // group), key_pair % (heads // group)
@@ -111,11 +120,12 @@ def key_grad_kernel(
     j = first + tl.arange(0, BLOCK_K)
     own_side = (key_rows, key_step, first, 0, keys)
     own = tiles.load_own(own_side, BLOCK_K, RANKS, STEP)
-    values = tiles.load_values((value_rows, value_step, first, 0, keys), BLOCK_K, WIDTH, True)
+    value_side = (value_rows, value_step, first, 0, keys)
+    values = tiles.load_own(value_side, BLOCK_K, VALUES, VALUE_STEP)
     seen_from = tl.maximum(low, first) if CAUSAL else low
 
     grads = tiles.zero_chunks(CHUNKS, BLOCK_K, RANKS, STEP)
-    value_grads = tl.zeros((BLOCK_K, static.padded(WIDTH)), tl.float32)
+    value_grads = tiles.zero_chunks(static.all_chunks(VALUES, VALUE_STEP), BLOCK_K, VALUES, VALUE_STEP)
     for member in range(group):
         head = key_head * group + member
         pair = batch * heads + head
@@ -123,28 +133,30 @@ def key_grad_kernel(
         grad_rows, grad_step = tiles.rows_of(grad_out, grad_out_strides, batch, head, -offset)
         shift = tiles.bias_shift(bias_strides, batch, head, -offset, start)
         row = pair.to(tl.int64) * query_length - offset
-        for part in tl.static_range(static.part_count(RANKS, STEP)):
-            for level in range(static.part_start(part, RANKS, STEP), static.part_stop(part, RANKS, STEP)):
-                runs = tiles.bounds(first, level, seen_from, high, part, BLOCK_K, RANKS, SIZES, STEP, CAUSAL)
+        for part in tl.static_range(parts.part_count(PARTS)):
+            for level in range(parts.part_start(PARTS, part), parts.part_stop(PARTS, part)):
+                runs = tiles.bounds(first, level, seen_from, high, PARTS, part, BLOCK_K, SIZES, BY_WINDOW, CAUSAL)
                 for step in range(tiles.steps(runs, BLOCK_Q)):
                     at, stop = tiles.tile_at(step, runs, BLOCK_Q)
                     i = at + tl.arange(0, BLOCK_Q)
                     side = (query_rows, query_step, at, at, stop)
-                    gain = tiles.gain_of(first, at, level, part, BLOCK_K, BLOCK_Q, RANKS, SIZES, GAINS, STEP)
+                    gain = tiles.gain_of(first, at, level, PARTS, part, BLOCK_K, BLOCK_Q, SIZES, BY_WINDOW, GAINS)
                     score = tiles.products(
-                        own, own_side, side, level, part, BLOCK_K, BLOCK_Q, RANKS, SIZES, STEP, EVEN, PRECISION
+                        own, own_side, side, level, PARTS, part, BLOCK_K, BLOCK_Q, RANKS, SIZES, BY_WINDOW, STEP,
+                        PRECISION,
                     ) * (gain * (scale * LOG2E))  # fmt: skip
                     score = tiles.finish_scores(
-                        score, i[None, :], j[:, None], low, stop, keys, bias, shift, bias_strides, part, RANKS, STEP,
-                        CAUSAL, EVEN,
+                        score, i[None, :], j[:, None], low, stop, keys, bias, shift, bias_strides, PARTS, part, SIZES,
+                        CAUSAL,
                     )  # fmt: skip
                     row_lse = tl.load(lse + row + i, mask=i < stop, other=float("inf")) * LOG2E
                     row_delta = tl.load(delta + row + i, mask=i < stop, other=0.0)
                     probability = tl.exp2(score - row_lse[None, :])
-                    upstream = tiles.load_values(
-                        (grad_rows, grad_step, at, at, stop), BLOCK_Q, WIDTH, static.is_masked(part, RANKS, STEP, EVEN)
-                    )
-                    score_grad = tl.dot(values, tl.trans(upstream), input_precision=PRECISION)
+                    grad_side = (grad_rows, grad_step, at, at, stop)
+                    score_grad = tiles.products(
+                        values, value_side, grad_side, level, PARTS, part, BLOCK_K, BLOCK_Q, VALUES, SIZES, BY_WINDOW,
+                        VALUE_STEP, PRECISION,
+                    )  # fmt: skip
                     kept = probability
                     if seed is not None:
                         factor = tiles.dropout_factor(
@@ -153,19 +165,23 @@ def key_grad_kernel(
                         kept = probability * factor
                         score_grad *= factor
                     if static.item(CHUNKS, 0) == 0:
-                        value_grads = tl.dot(kept.to(upstream.dtype), upstream, value_grads, input_precision=PRECISION)
+                        value_grads = tiles.add_mixed(
+                            value_grads, kept, first, grad_side, level, PARTS, part,
+                            static.all_chunks(VALUES, VALUE_STEP), BLOCK_K, BLOCK_Q, VALUES, SIZES, BY_WINDOW,
+                            VALUE_STEP, PRECISION,
+                        )  # fmt: skip
                     score_grad = probability * (score_grad - row_delta[None, :])
-                    grads = tiles.add_gradients(
-                        grads, score_grad * gain, first, side, level, part, CHUNKS, BLOCK_K, BLOCK_Q, RANKS, SIZES,
-                        STEP, EVEN, PRECISION,
+                    grads = tiles.add_mixed(
+                        grads, score_grad * gain, first, side, level, PARTS, part, CHUNKS, BLOCK_K, BLOCK_Q, RANKS,
+                        SIZES, BY_WINDOW, STEP, PRECISION,
                     )  # fmt: skip
     row = key_pair.to(tl.int64) * key_length + start
     tiles.store_chunks(key_grad, row, grads, own_side, scale, CHUNKS, BLOCK_K, RANKS, STEP)
     if static.item(CHUNKS, 0) == 0:
-        columns = tl.arange(0, static.padded(WIDTH))
-        stored = (j < keys)[:, None] & (columns < WIDTH)[None, :]
-        to = value_grad + (row + j)[:, None] * WIDTH + columns[None, :]
-        tl.store(to, value_grads.to(value_grad.dtype.element_ty), mask=stored)
+        tiles.store_chunks(
+            value_grad, row, value_grads, value_side, 1.0, static.all_chunks(VALUES, VALUE_STEP), BLOCK_K, VALUES,
+            VALUE_STEP,
+        )  # fmt: skip
 
 
 def backward(

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from structattn.ops.call import Call
-from structattn.ops.triton import launch, static, tiles
+from structattn.ops.triton import launch, parts, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 
@@ -17,10 +17,13 @@ def forward_kernel(
     query, key, value, bias, key_start, key_end, seed, out, lse,
     query_strides, key_strides, value_strides, bias_strides,
     batch_heads, heads, group, query_length, key_length, query_offset, scale, threshold, keep_scale, tuning_length,
-    RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+    RANKS: tl.constexpr, VALUES: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, GAINS: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """Write output and log-sum-exp, contiguous, of queries at positions 0 and on; leave the others as they are."""
+    PARTS: tl.constexpr = parts.parts_of(RANKS, VALUES, SIZES, BY_WINDOW, CAUSAL, BLOCK_Q, BLOCK_K, STEP, EVEN)
+    VALUE_STEP: tl.constexpr = static.value_step(VALUES, STEP)
     pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(
         key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q, CAUSAL
     )
@@ -36,23 +39,23 @@ def forward_kernel(
     own = tiles.load_own(own_side, BLOCK_Q, RANKS, STEP)
     visible_end = tl.minimum(keys, first + BLOCK_Q) if CAUSAL else keys
 
-    total_out = tl.zeros((BLOCK_Q, static.padded(WIDTH)), tl.float32)
+    mixed = tiles.zero_chunks(static.all_chunks(VALUES, VALUE_STEP), BLOCK_Q, VALUES, VALUE_STEP)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
-    for part in tl.static_range(static.part_count(RANKS, STEP)):
-        for level in range(static.part_start(part, RANKS, STEP), static.part_stop(part, RANKS, STEP)):
-            runs = tiles.bounds(first, level, 0, visible_end, part, BLOCK_Q, RANKS, SIZES, STEP, CAUSAL)
+    for part in tl.static_range(parts.part_count(PARTS)):
+        for level in range(parts.part_start(PARTS, part), parts.part_stop(PARTS, part)):
+            runs = tiles.bounds(first, level, 0, visible_end, PARTS, part, BLOCK_Q, SIZES, BY_WINDOW, CAUSAL)
             for step in range(tiles.steps(runs, BLOCK_K)):
                 at, stop = tiles.tile_at(step, runs, BLOCK_K)
                 j = at + tl.arange(0, BLOCK_K)
                 side = (key_rows, key_step, at, at, stop)
-                gain = tiles.gain_of(first, at, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, GAINS, STEP)
+                gain = tiles.gain_of(first, at, level, PARTS, part, BLOCK_Q, BLOCK_K, SIZES, BY_WINDOW, GAINS)
                 score = tiles.products(
-                    own, own_side, side, level, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, STEP, EVEN, PRECISION
+                    own, own_side, side, level, PARTS, part, BLOCK_Q, BLOCK_K, RANKS, SIZES, BY_WINDOW, STEP, PRECISION
                 ) * (gain * (scale * LOG2E))  # fmt: skip
                 score = tiles.finish_scores(
-                    score, i[:, None], j[None, :], low, high, stop, bias, shift, bias_strides, part, RANKS, STEP,
-                    CAUSAL, EVEN,
+                    score, i[:, None], j[None, :], low, high, stop, bias, shift, bias_strides, PARTS, part, SIZES,
+                    CAUSAL,
                 )  # fmt: skip
                 new_top = tl.maximum(top, tl.max(score, 1))
                 base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row without visible keys so far
@@ -63,23 +66,23 @@ def forward_kernel(
                     probability *= tiles.dropout_factor(
                         seed, pair, (i - offset)[:, None], (j + start)[None, :], threshold, keep_scale
                     )
-                values = tiles.load_values(
-                    (value_rows, value_step, at, at, stop), BLOCK_K, WIDTH, static.is_masked(part, RANKS, STEP, EVEN)
-                )
-                total_out = tl.dot(
-                    probability.to(values.dtype), values, total_out * decay[:, None], input_precision=PRECISION
-                )
+                mixed = tiles.decay_chunks(mixed, decay, PARTS, part, VALUES, VALUE_STEP)
+                mixed = tiles.add_mixed(
+                    mixed, probability, first, (value_rows, value_step, at, at, stop), level, PARTS, part,
+                    static.all_chunks(VALUES, VALUE_STEP), BLOCK_Q, BLOCK_K, VALUES, SIZES, BY_WINDOW, VALUE_STEP,
+                    PRECISION,
+                )  # fmt: skip
                 top = new_top
 
     empty = total == 0.0
-    total_out = total_out / tl.where(empty, 1.0, total)[:, None]
     log_sum = tl.where(empty, float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) / LOG2E)
-    index = pair.to(tl.int64) * query_length - offset + i
-    columns = tl.arange(0, static.padded(WIDTH))
-    valid = (i >= low) & (i < high)
-    stored = valid[:, None] & (columns < WIDTH)[None, :]
-    tl.store(out + index[:, None] * WIDTH + columns[None, :], total_out.to(out.dtype.element_ty), mask=stored)
-    tl.store(lse + index, log_sum, mask=valid)
+    row = pair.to(tl.int64) * query_length - offset
+    norm = tl.where(empty, 1.0, total)[:, None]
+    tiles.store_chunks(
+        out, row, tiles.divided(mixed, norm), own_side, 1.0, static.all_chunks(VALUES, VALUE_STEP), BLOCK_Q, VALUES,
+        VALUE_STEP,
+    )  # fmt: skip
+    tl.store(lse + row + i, log_sum, mask=(i >= low) & (i < high))
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.triton import interpreted
+from structattn.ops.triton.parts import WHOLE
 from structattn.ops.triton.static import RESIDENT, chunks_of
 
 # (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv (doubled for float32), since that sets
@@ -35,8 +36,6 @@ KEY_GRAD = {
     256: [(32, 64, 8, 1), (32, 32, 4, 1)],
     1024: [(32, 32, 4, 1)],
 }
-# The size of the block that is the whole sequence: longer than any, and a multiple of every tile.
-WHOLE = 2**30
 INTERPRETED = [(64, 32, 4, 1)]
 # Chunk edges of r: fine ones multiply less, coarse ones make larger products of the gradients.
 STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
@@ -52,7 +51,7 @@ def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
 def tuned(kernel: Any, name: str, row: int) -> Any:
     """Return the kernel with the block sizes of a row of its table; several are timed once per kind of call."""
     even = triton.heuristics({"EVEN": lambda args: is_even(args, name)})(kernel)
-    key = ("tuning_length", "RANKS", "WIDTH", "CAUSAL", "CHUNKS")
+    key = ("tuning_length", "RANKS", "VALUES", "BY_WINDOW", "CAUSAL", "CHUNKS")
     return triton.autotune(configs(name, row), [each for each in key if each in kernel.arg_names])(even)
 
 
@@ -66,11 +65,11 @@ def configs(name: str, row: int) -> list[triton.Config]:
 
 
 def is_even(args: dict[str, Any], name: str) -> bool:
-    """Return True if, in every program, far parts consist of full tiles only and so need no mask."""
+    """Return True if, in every program, parts but the near one consist of full tiles only and so need no mask."""
     streamed, own = ("BLOCK_Q", "BLOCK_K") if name == "key_grad" else ("BLOCK_K", "BLOCK_Q")
     tile, step = args[own], args[streamed]
     blocks = all(size % step == 0 or (size < tile and tile % size == 0) for size in args["SIZES"])
-    if tile % step or not blocks or args["key_start"] is not None or args["key_end"] is not None:
+    if tile % step or not (blocks or args["BY_WINDOW"]) or args["key_start"] is not None or args["key_end"] is not None:
         return False
     stop = args["query_offset"] + args["query_length"]
     if streamed == "BLOCK_Q":
@@ -107,9 +106,10 @@ def arguments(call: Call) -> dict[str, Any]:
         "keep_scale": 1 / (1 - call.dropout_p),
         "tuning_length": 1 << max(query_length - 1, 0).bit_length(),
         "RANKS": hierarchy.ranks,
+        "VALUES": call.value_widths,
         "SIZES": sizes(hierarchy),
+        "BY_WINDOW": hierarchy.by_window,
         "GAINS": hierarchy.gains,
-        "WIDTH": value.shape[3],
         "CAUSAL": call.is_causal,
         "PRECISION": precision(),
     }
@@ -145,8 +145,8 @@ def chunk_runs(ranks: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def sizes(hierarchy: Hierarchy) -> tuple[int, ...]:
-    """Return block sizes as kernels take them."""
-    return tuple(size or WHOLE for size in hierarchy.sizes)
+    """Return block sizes or windows as kernels take them."""
+    return tuple(min(size or WHOLE, WHOLE) for size in hierarchy.sizes)
 
 
 def unit_stride(tensor: Tensor) -> Tensor:

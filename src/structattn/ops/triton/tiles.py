@@ -1,15 +1,22 @@
-"""Functions that the kernels share: the place of tiles among the blocks, scores of two tiles, and their gradients.
+"""Functions that the kernels share: the place of tiles among the levels, products of two tiles, and their gradients.
 
 A program holds one tile of queries or keys, its *own* `A` positions, and streams tiles of `B` positions of the *other*
 side past it. The depth of a pair is the same seen from either side, so forward, query and key gradients share all this.
-For a level whose block holds the whole own tile, the other positions of that block outside the next finer block are all
-at one depth: these are *far*, and there only the level's prefix is loaded and multiplied. What remains is *near*, where
-depth varies or the causal mask cuts: there the finer levels are added one by one.
+
+By block: for a level whose block holds the whole own tile, the other positions of that block outside the next finer
+block are all at one depth: these are *far*, and there only the level's prefix is loaded and multiplied. What remains is
+*near*, where depth varies or the causal mask cuts: there the finer levels are added one by one.
+
+By window: positions far enough from one window's edge and from the next are all at one depth, and *far* too. At each
+edge lies a *band* about as wide as the own tile, where that level is added under a mask; edges closer together than a
+tile make one band, with several levels. The part at the own tile's positions is near. Far runs and bands lie on both
+sides of the own tile, as in a mirror.
 
 The r dimensions are cut into chunks, powers of two whose edges are the prefix ranks rounded up to `STEP` (16, the
-tensor core's step, or more). Levels whose prefix ends at one edge differ only in numbers, so they share the code of
-one part: `PART` 0, 1, … are far, the last one is near. Own rows are cut to the prefix, the other side's chunks are
-loaded whole, since a mask inside a chunk would break up its loads. Positions count from the row's first valid key.
+tensor core's step, or more), and value dimensions likewise; values that level 1 owns alone are one chunk. Far levels
+whose prefixes end at one edge differ only in numbers, so they share the code of one part of `PARTS`. Own rows are cut
+to the prefix, the other side's chunks are loaded whole, since a mask inside a chunk would break up its loads. `WIDTHS`
+are the ranks or the value dimensions of each level. Positions count from the row's first valid key.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from structattn.ops.triton import static
+from structattn.ops.triton import parts, static
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -34,11 +41,11 @@ def pick(VALUES: tl.constexpr, index):
 
 
 @triton.jit
-def prefix_at(level, RANKS: tl.constexpr):
-    """Return the prefix rank of a level known only at run time."""
-    value = RANKS[0]
-    for at in tl.static_range(1, len(RANKS)):
-        value = tl.where(level == at, static.prefix(RANKS, at + 1), value)
+def prefix_at(level, WIDTHS: tl.constexpr):
+    """Return the width of all levels up to one known only at run time."""
+    value = WIDTHS[0]
+    for at in tl.static_range(1, len(WIDTHS)):
+        value = tl.where(level == at, static.prefix(WIDTHS, at + 1), value)
     return value
 
 
@@ -110,10 +117,10 @@ def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CA
 
 
 @triton.jit
-def near_bounds(first, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
+def near_bounds(first, low, high, WHOLE: tl.constexpr, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
     """Return the same for the near part, whose second run is empty: the coarsest blocks that the own tile crosses."""
     start, stop = inner(first, len(SIZES) - 1, A, SIZES, CAUSAL)
-    for back in tl.static_range(len(SIZES) - static.always_whole(SIZES, A)):
+    for back in tl.static_range(len(SIZES) - WHOLE):
         size = SIZES[len(SIZES) - 1 - back]
         block_start, block_stop = span(first, size, A)
         crosses = block_stop - block_start != size
@@ -122,15 +129,29 @@ def near_bounds(first, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: 
 
 
 @triton.jit
+def window_bounds(first, level, low, high, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr):
+    """Return the same by window: a run before the own tile and its mirror image, or one run around the tile."""
+    at = level - parts.part_start(PARTS, PART)
+    start, stop = pick(parts.run_starts(PARTS, PART), at), pick(parts.run_stops(PARTS, PART), at)
+    left, left_stop = tl.maximum(first + start, low), tl.minimum(first + stop, high)
+    if parts.holds_own(PARTS, PART):
+        return left, left_stop, 0, 0
+    else:
+        return left, left_stop, tl.maximum(first + A - stop, low), tl.minimum(first + A - start, high)
+
+
+@triton.jit
 def bounds(
-    first, level, low, high, PART: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, SIZES: tl.constexpr,
-    STEP: tl.constexpr, CAUSAL: tl.constexpr,
+    first, level, low, high, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr, SIZES: tl.constexpr,
+    BY_WINDOW: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Return the two runs of the other side, within `low … high`, that a part goes through for a level."""
-    if static.is_near(PART, RANKS, STEP):
-        return near_bounds(first, low, high, A, SIZES, CAUSAL)
-    else:
+    if BY_WINDOW:
+        return window_bounds(first, level, low, high, PARTS, PART, A)
+    elif parts.is_far(PARTS, PART):
         return far_bounds(first, level, low, high, A, SIZES, CAUSAL)
+    else:
+        return near_bounds(first, low, high, parts.whole_levels(PARTS, PART), A, SIZES, CAUSAL)
 
 
 @triton.jit
@@ -193,39 +214,30 @@ def load(
 
 @triton.jit
 def load_chunk(
-    side, COUNT: tl.constexpr, CHUNK: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr
+    side, COUNT: tl.constexpr, CHUNK: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr
 ):
     """Return one chunk of a side's tile, `(COUNT, width)`.
 
     A side is (rows, stride, first, low, high): pointer to position 0, the tile's first position, its valid range.
     """
     rows, stride, first, low, high = side
-    start: tl.constexpr = static.chunk_start(RANKS, STEP, CHUNK)
-    width: tl.constexpr = static.chunk_width(RANKS, STEP, CHUNK)
-    rank: tl.constexpr = static.prefix(RANKS, len(RANKS))
-    return load(rows, stride, first, low, high, start, rank, COUNT, width, MASKED, start + width > rank)
+    start: tl.constexpr = static.chunk_start(WIDTHS, STEP, CHUNK)
+    width: tl.constexpr = static.chunk_width(WIDTHS, STEP, CHUNK)
+    end: tl.constexpr = static.prefix(WIDTHS, len(WIDTHS))
+    return load(rows, stride, first, low, high, start, end, COUNT, width, MASKED, start + width > end)
 
 
 @triton.jit
-def load_own(side, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
+def load_own(side, A: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
     """Return the own tile as a tuple of chunks; an empty one if rows are too wide to be held."""
     chunks = ()
-    if static.is_resident(RANKS):
-        for c in tl.static_range(static.chunk_count(RANKS, STEP)):
-            chunks = chunks + (load_chunk(side, A, c, RANKS, STEP, True),)
+    if static.is_resident(WIDTHS):
+        for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
+            chunks = chunks + (load_chunk(side, A, c, WIDTHS, STEP, True),)
     return chunks
 
 
-@triton.jit
-def load_values(side, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """Return all WIDTH columns of a side's tile, padded to a power of two."""
-    rows, stride, first, low, high = side
-    return load(
-        rows, stride, first, low, high, 0, WIDTH, COUNT, static.padded(WIDTH), MASKED, static.padded(WIDTH) > WIDTH
-    )
-
-
-# --- scores and their gradients ---------------------------------------------------------------------------------------
+# --- products and their gradients -------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -238,158 +250,194 @@ def cut(x, first, start, stop):
 @triton.jit
 def add_products(
     total, own, own_side, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, A: tl.constexpr,
-    B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    B: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return `total (A, B)` plus the products over dimensions `start … stop`, which lie in chunks of `FROM … TO`."""
-    if static.is_resident(RANKS):
-        for c in tl.static_range(static.chunk_count(RANKS, STEP)):
-            if static.overlaps(RANKS, STEP, c, FROM, TO):
-                other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
+    if static.is_resident(WIDTHS):
+        for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
+            if static.overlaps(WIDTHS, STEP, c, FROM, TO):
+                other = load_chunk(other_side, B, c, WIDTHS, STEP, MASKED)
                 mine = own[c]
-                if not static.within(RANKS, STEP, c, FROM, TO):
-                    mine = cut(mine, static.chunk_start(RANKS, STEP, c), start, stop)
+                if not static.within(WIDTHS, STEP, c, FROM, TO):
+                    mine = cut(mine, static.chunk_start(WIDTHS, STEP, c), start, stop)
                 total = tl.dot(mine, tl.trans(other), total, input_precision=PRECISION)
     else:
-        rank: tl.constexpr = static.prefix(RANKS, len(RANKS))
+        end: tl.constexpr = static.prefix(WIDTHS, len(WIDTHS))
         width: tl.constexpr = 128
         rows, stride, first, low, high = other_side
         own_rows, own_stride, own_first, own_low, own_high = own_side
         for at in range(FROM // width * width, TO, width):
-            mine = load(own_rows, own_stride, own_first, own_low, own_high, at, rank, A, width, True, True)
-            other = load(rows, stride, first, low, high, at, rank, B, width, MASKED, True)
+            mine = load(own_rows, own_stride, own_first, own_low, own_high, at, end, A, width, True, True)
+            other = load(rows, stride, first, low, high, at, end, B, width, MASKED, True)
             total = tl.dot(cut(mine, at, start, stop), tl.trans(other), total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
-def same_block(mine, theirs, SIZE: tl.constexpr):
-    """Return `(A, B)`, True for pairs that share a level."""
-    return (mine // SIZE)[:, None] == (theirs // SIZE)[None, :]
+def reached(mine, theirs, SIZE: tl.constexpr, BY_WINDOW: tl.constexpr):
+    """Return `(A, B)`, True for pairs that a level reaches."""
+    if BY_WINDOW:
+        return tl.abs(mine[:, None] - theirs[None, :]) < SIZE
+    else:
+        return (mine // SIZE)[:, None] == (theirs // SIZE)[None, :]
 
 
 @triton.jit
 def gain_of(
-    own_first, first, level, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr, RANKS: tl.constexpr,
-    SIZES: tl.constexpr, GAINS: tl.constexpr, STEP: tl.constexpr,
+    own_first, first, level, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, GAINS: tl.constexpr,
 ):  # fmt: skip
     """Return the gain of the pairs of two tiles: one number, or `(A, B)` where it varies."""
-    whole: tl.constexpr = static.always_whole(SIZES, A)
-    if not static.is_near(PART, RANKS, STEP):
+    whole: tl.constexpr = parts.whole_levels(PARTS, PART)
+    if parts.is_far(PARTS, PART):
         return pick(GAINS, level) * 1.0
-    elif not static.differ(GAINS, whole - 1):
+    elif not static.differ(GAINS, whole - 1, parts.partial_levels(PARTS, PART)):
         return GAINS[whole - 1] * 1.0
     else:
         mine, theirs = own_first + tl.arange(0, A), first + tl.arange(0, B)
         gain = tl.full((A, B), GAINS[whole - 1], tl.float32)
-        for finer in tl.static_range(whole, len(SIZES)):
-            gain = tl.where(same_block(mine, theirs, SIZES[finer]), GAINS[finer], gain)
+        for finer in tl.static_range(whole, parts.partial_levels(PARTS, PART)):
+            gain = tl.where(reached(mine, theirs, SIZES[finer], BY_WINDOW), GAINS[finer], gain)
         return gain
 
 
 @triton.jit
 def products(
-    own, own_side, other_side, level, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
-    RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    own, own_side, other_side, level, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    WIDTHS: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `Σ_{d < R_m} own · other`, `(A, B)` float32, for tiles of a part; `level` is that of a far part."""
-    MASKED: tl.constexpr = static.is_masked(PART, RANKS, STEP, EVEN)
+    """Return `own · other` over the dimensions that each pair shares, `(A, B)` float32, for tiles of a part.
+
+    Those of queries and keys give scores, those of values and the output's gradient the gradients of probabilities.
+    `level` is that of a far part.
+    """
+    MASKED: tl.constexpr = parts.is_masked(PARTS, PART)
     total = tl.zeros((A, B), tl.float32)
-    if static.is_near(PART, RANKS, STEP):
-        mine, theirs = own_side[2] + tl.arange(0, A), other_side[2] + tl.arange(0, B)
-        whole: tl.constexpr = static.always_whole(SIZES, A)
-        shared: tl.constexpr = static.prefix(RANKS, whole)
-        total = add_products(
-            total, own, own_side, other_side, 0, shared, 0, shared, A, B, RANKS, STEP, MASKED, PRECISION
-        )
-        for finer in tl.static_range(whole, len(SIZES)):
-            added = add_products(
-                tl.zeros((A, B), tl.float32), own, own_side, other_side,
-                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1),
-                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1), A, B, RANKS, STEP, MASKED, PRECISION,
-            )  # fmt: skip
-            total += tl.where(same_block(mine, theirs, SIZES[finer]), added, 0.0)
-    else:
+    if parts.is_far(PARTS, PART):
         # Only chunks past the narrowest prefix of the part's levels may have to be cut.
-        least: tl.constexpr = static.prefix(RANKS, static.part_start(PART, RANKS, STEP) + 1)
-        stop = prefix_at(level, RANKS)
-        total = add_products(total, own, own_side, other_side, 0, stop, 0, least, A, B, RANKS, STEP, MASKED, PRECISION)
+        least: tl.constexpr = static.prefix(WIDTHS, parts.part_start(PARTS, PART) + 1)
+        stop = prefix_at(level, WIDTHS)
+        total = add_products(total, own, own_side, other_side, 0, stop, 0, least, A, B, WIDTHS, STEP, MASKED, PRECISION)
+    else:
+        mine, theirs = own_side[2] + tl.arange(0, A), other_side[2] + tl.arange(0, B)
+        whole: tl.constexpr = parts.whole_levels(PARTS, PART)
+        shared: tl.constexpr = static.prefix(WIDTHS, whole)
+        total = add_products(
+            total, own, own_side, other_side, 0, shared, 0, shared, A, B, WIDTHS, STEP, MASKED, PRECISION
+        )
+        for finer in tl.static_range(whole, parts.partial_levels(PARTS, PART)):
+            if static.item(WIDTHS, finer) > 0:
+                added = add_products(
+                    tl.zeros((A, B), tl.float32), own, own_side, other_side,
+                    static.prefix(WIDTHS, finer), static.prefix(WIDTHS, finer + 1),
+                    static.prefix(WIDTHS, finer), static.prefix(WIDTHS, finer + 1), A, B, WIDTHS, STEP, MASKED,
+                    PRECISION,
+                )  # fmt: skip
+                total += tl.where(reached(mine, theirs, SIZES[finer], BY_WINDOW), added, 0.0)
     return total
 
 
 @triton.jit
-def add_chunk_gradients(
-    grads, score_grad, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, CHUNKS: tl.constexpr,
-    B: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+def add_mixed_chunks(
+    totals, weights, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, CHUNKS: tl.constexpr,
+    B: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `grads` plus `score_grad (A, B)` times the other rows, over the dimensions of `add_products`."""
+    """Return `totals` plus `weights (A, B)` times the other rows, over the dimensions of `add_products`."""
     added = ()
     for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
-        grad = grads[c - static.item(CHUNKS, 0)]
-        if static.overlaps(RANKS, STEP, c, FROM, TO):
-            other = load_chunk(other_side, B, c, RANKS, STEP, MASKED)
-            weights = score_grad.to(other.dtype)
-            if static.within(RANKS, STEP, c, FROM, TO):
-                grad = tl.dot(weights, other, grad, input_precision=PRECISION)
+        total = totals[c - static.item(CHUNKS, 0)]
+        if static.overlaps(WIDTHS, STEP, c, FROM, TO):
+            other = load_chunk(other_side, B, c, WIDTHS, STEP, MASKED)
+            if static.within(WIDTHS, STEP, c, FROM, TO):
+                total = tl.dot(weights.to(other.dtype), other, total, input_precision=PRECISION)
             else:
-                more = tl.dot(weights, other, input_precision=PRECISION)
-                grad += cut(more, static.chunk_start(RANKS, STEP, c), start, stop)
-        added = added + (grad,)
+                more = tl.dot(weights.to(other.dtype), other, input_precision=PRECISION)
+                total += cut(more, static.chunk_start(WIDTHS, STEP, c), start, stop)
+        added = added + (total,)
     return added
 
 
 @triton.jit
-def add_gradients(
-    grads, score_grad, own_first, other_side, level, PART: tl.constexpr, CHUNKS: tl.constexpr, A: tl.constexpr,
-    B: tl.constexpr, RANKS: tl.constexpr, SIZES: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+def add_mixed(
+    totals, weights, own_first, other_side, level, PARTS: tl.constexpr, PART: tl.constexpr, CHUNKS: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, WIDTHS: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr,
+    STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `grads` (chunks `CHUNKS[0] … CHUNKS[1]`) plus the gradient of `products` with respect to own rows."""
-    MASKED: tl.constexpr = static.is_masked(PART, RANKS, STEP, EVEN)
-    if static.is_near(PART, RANKS, STEP):
-        mine, theirs = own_first + tl.arange(0, A), other_side[2] + tl.arange(0, B)
-        whole: tl.constexpr = static.always_whole(SIZES, A)
-        shared: tl.constexpr = static.prefix(RANKS, whole)
-        grads = add_chunk_gradients(
-            grads, score_grad, other_side, 0, shared, 0, shared, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
+    """Return `totals` plus `weights (A, B)` times the other rows, over the dimensions that each pair shares.
+
+    `totals` are the chunks `CHUNKS[0] … CHUNKS[1]`. Probabilities mix values so; gradients of scores mix keys, which is
+    the gradient of `products` with respect to own rows.
+    """
+    MASKED: tl.constexpr = parts.is_masked(PARTS, PART)
+    if parts.is_far(PARTS, PART):
+        least: tl.constexpr = static.prefix(WIDTHS, parts.part_start(PARTS, PART) + 1)
+        stop = prefix_at(level, WIDTHS)
+        totals = add_mixed_chunks(
+            totals, weights, other_side, 0, stop, 0, least, CHUNKS, B, WIDTHS, STEP, MASKED, PRECISION
         )
-        for finer in tl.static_range(whole, len(SIZES)):
-            grads = add_chunk_gradients(
-                grads, tl.where(same_block(mine, theirs, SIZES[finer]), score_grad, 0.0), other_side,
-                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1),
-                static.prefix(RANKS, finer), static.prefix(RANKS, finer + 1), CHUNKS, B, RANKS, STEP, MASKED, PRECISION,
-            )  # fmt: skip
     else:
-        least: tl.constexpr = static.prefix(RANKS, static.part_start(PART, RANKS, STEP) + 1)
-        stop = prefix_at(level, RANKS)
-        grads = add_chunk_gradients(
-            grads, score_grad, other_side, 0, stop, 0, least, CHUNKS, B, RANKS, STEP, MASKED, PRECISION
+        mine, theirs = own_first + tl.arange(0, A), other_side[2] + tl.arange(0, B)
+        whole: tl.constexpr = parts.whole_levels(PARTS, PART)
+        shared: tl.constexpr = static.prefix(WIDTHS, whole)
+        totals = add_mixed_chunks(
+            totals, weights, other_side, 0, shared, 0, shared, CHUNKS, B, WIDTHS, STEP, MASKED, PRECISION
         )
-    return grads
+        for finer in tl.static_range(whole, parts.partial_levels(PARTS, PART)):
+            if static.item(WIDTHS, finer) > 0:
+                totals = add_mixed_chunks(
+                    totals, tl.where(reached(mine, theirs, SIZES[finer], BY_WINDOW), weights, 0.0), other_side,
+                    static.prefix(WIDTHS, finer), static.prefix(WIDTHS, finer + 1),
+                    static.prefix(WIDTHS, finer), static.prefix(WIDTHS, finer + 1), CHUNKS, B, WIDTHS, STEP, MASKED,
+                    PRECISION,
+                )  # fmt: skip
+    return totals
 
 
 @triton.jit
-def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr):
-    """Return a tuple of zeros for the gradients of chunks `CHUNKS[0] … CHUNKS[1]`."""
+def decay_chunks(totals, decay, PARTS: tl.constexpr, PART: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
+    """Return all chunks times `decay (A,)`; those that no level of a part reaches, nor of an earlier one, are zero."""
+    reach: tl.constexpr = static.prefix(WIDTHS, parts.partial_levels(PARTS, PART))
+    decayed = ()
+    for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
+        if static.overlaps(WIDTHS, STEP, c, 0, reach):
+            decayed = decayed + (totals[c] * decay[:, None],)
+        else:
+            decayed = decayed + (totals[c],)
+    return decayed
+
+
+@triton.jit
+def divided(chunks, divisor):
+    """Return chunks divided by `(A, 1)`."""
+    quotients = ()
+    for c in tl.static_range(len(chunks)):
+        quotients = quotients + (chunks[c] / divisor,)
+    return quotients
+
+
+@triton.jit
+def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
+    """Return a tuple of zeros for chunks `CHUNKS[0] … CHUNKS[1]`."""
     chunks = ()
     for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
-        chunks = chunks + (tl.zeros((A, static.chunk_width(RANKS, STEP, c)), tl.float32),)
+        chunks = chunks + (tl.zeros((A, static.chunk_width(WIDTHS, STEP, c)), tl.float32),)
     return chunks
 
 
 @triton.jit
 def store_chunks(
-    to, row, grads, own_side, scale, CHUNKS: tl.constexpr, A: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr
+    to, row, chunks, own_side, scale, CHUNKS: tl.constexpr, A: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr
 ):
-    """Write `scale` times a tuple of chunks to contiguous rows `(…, r)`; `row` is the index of position 0."""
-    rank: tl.constexpr = static.prefix(RANKS, len(RANKS))
+    """Write `scale` times chunks to contiguous rows; `row` is the index of position 0, `scale` a number."""
+    end: tl.constexpr = static.prefix(WIDTHS, len(WIDTHS))
     _, _, first, low, high = own_side
     position = first + tl.arange(0, A)
     valid = (position >= low) & (position < high)
     for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
-        dims = static.chunk_start(RANKS, STEP, c) + tl.arange(0, static.chunk_width(RANKS, STEP, c))
-        at = to + (row + position)[:, None] * rank + dims[None, :]
-        chunk = (grads[c - static.item(CHUNKS, 0)] * scale).to(to.dtype.element_ty)
-        tl.store(at, chunk, mask=valid[:, None] & (dims < rank)[None, :])
+        dims = static.chunk_start(WIDTHS, STEP, c) + tl.arange(0, static.chunk_width(WIDTHS, STEP, c))
+        at = to + (row + position)[:, None] * end + dims[None, :]
+        chunk = (chunks[c - static.item(CHUNKS, 0)] * scale).to(to.dtype.element_ty)
+        tl.store(at, chunk, mask=valid[:, None] & (dims < end)[None, :])
 
 
 # --- masks and dropout ------------------------------------------------------------------------------------------------
@@ -397,20 +445,22 @@ def store_chunks(
 
 @triton.jit
 def finish_scores(
-    score, i, j, query_low, query_high, key_high, bias, shift, bias_strides, PART: tl.constexpr, RANKS: tl.constexpr,
-    STEP: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
+    score, i, j, query_low, query_high, key_high, bias, shift, bias_strides, PARTS: tl.constexpr, PART: tl.constexpr,
+    SIZES: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Return scores in units of log 2, with bias, `-inf` where a pair is hidden; `i` and `j` broadcast to (A, B).
 
-    Full tiles need no mask, and the causal mask cuts only in the near part.
+    Full tiles need no mask. The causal mask cuts only in the part of the own tile, a finite window only in its band.
     """
     visible = (i >= query_low) & (i < query_high) & (j < key_high)
     if bias is not None:
         at = bias + shift + i.to(tl.int64) * bias_strides[2] + j.to(tl.int64) * bias_strides[3]
         score += tl.load(at, mask=visible, other=0.0).to(tl.float32) * LOG2E
-    if CAUSAL and static.is_near(PART, RANKS, STEP):
+    if CAUSAL and parts.holds_own(PARTS, PART):
         visible = visible & (j <= i)
-    if static.is_masked(PART, RANKS, STEP, EVEN):
+    if parts.hides_far_pairs(PARTS, PART):
+        visible = visible & (tl.abs(i - j) < SIZES[0])
+    if parts.is_masked(PARTS, PART) or parts.hides_far_pairs(PARTS, PART):
         score = tl.where(visible, score, float("-inf"))
     return score
 

@@ -1,0 +1,187 @@
+"""Parts of the other side that share code, known when a kernel is compiled; see `structattn.ops.triton.tiles`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import triton
+
+from structattn.ops.triton import static
+
+WHOLE = 2**30
+"""Size of a block or window that is the whole sequence: longer than any, and a multiple of every tile."""
+
+
+class Part(NamedTuple):
+    """Positions of the other side that share code. Levels count from 0."""
+
+    first: int
+    """First level whose positions these are. Parts that are not far have one."""
+    stop: int
+    """One past the last such level."""
+    far: bool
+    """True if the two tiles are at one depth: `first + 1 … stop`, known at run time."""
+    whole: int = 0
+    """If not far, leading levels that reach all pairs. A finite first window may leave none."""
+    partial: int = 0
+    """One past the last level that reaches some pair."""
+    own: bool = False
+    """True if the own tile's positions are among these, which are then one run. There the causal mask cuts."""
+    starts: tuple[int, ...] = (0,)
+    """By window, start of the run before the own tile, counted from it, for each of the levels `first … stop`."""
+    stops: tuple[int, ...] = (0,)
+    """By window, stop of that run."""
+    masked: bool = False
+    """True if tiles of the other side may be less than full."""
+
+
+@triton.constexpr_function
+def parts_of(ranks, values, sizes, by_window, causal, own, other, step, even):
+    """Return the parts for tiles of `own` positions against tiles of `other` ones, as plain tuples.
+
+    They go from far to near: a later part mixes all chunks of values that an earlier one does.
+    """
+    near = _near_by_block(sizes, own)
+    runs = dict.fromkeys(range(len(sizes)), (0, 0))
+    bands = []
+    if by_window:
+        bands = _bands(sizes, own, other)
+        near = _near_by_window(bands[-1:], sizes, causal, own)
+        bands = [band for band in bands if band.stops[0] <= 0]
+        runs = _far_runs(bands, near, sizes)
+    found = [band._replace(masked=not even) for band in bands]
+    found.append(near._replace(masked=not even or causal or not by_window))
+    edges = _edges(ranks, values, step)
+    for _, group in itertools.groupby(sorted(runs), key=lambda level: edges[level]):
+        levels = list(group)
+        first, stop = levels[0], levels[-1] + 1
+        starts, stops = zip(*(runs.get(level, (0, 0)) for level in range(first, stop)), strict=True)
+        found.append(Part(first, stop, True, partial=stop, starts=starts, stops=stops, masked=not even))
+    return tuple(tuple(part) for part in sorted(found, key=lambda part: (part.own, part.partial)))
+
+
+@triton.constexpr_function
+def _edges(ranks, values, step):
+    """Return the edges of the chunks of r and of values that end each level's prefixes.
+
+    Far levels of equal ones share a part.
+    """
+    at_values = static.value_step(values, step) or 2 * sum(values)
+    return [
+        (-(-sum(ranks[:depth]) // step), -(-sum(values[:depth]) // at_values)) for depth in range(1, len(ranks) + 1)
+    ]
+
+
+@triton.constexpr_function
+def _near_by_block(sizes, own):
+    """Return the near part: levels whose blocks may be finer than a tile of `own` positions are partial."""
+    levels = len(sizes)
+    whole = len(list(itertools.takewhile(lambda size: size % own == 0, sizes)))
+    return Part(levels - 1, levels, False, whole, levels, True)
+
+
+@triton.constexpr_function
+def _bands(sizes, own, other):
+    """Return a part for the edge of each finite window, or for several that lie closer together than a tile.
+
+    Runs begin and end between tiles of `other` positions. Only the last band may reach into the own tile.
+    """
+    bands = []
+    for level, size in enumerate(sizes):
+        if size < WHOLE:
+            start, stop = (1 - size) // other * other, -((size - own) // other) * other
+            if bands and bands[-1].stops[0] > start:
+                bands[-1] = bands[-1]._replace(partial=level + 1, stops=(stop,))
+            else:
+                bands.append(Part(level, level + 1, False, level, level + 1, starts=(start,), stops=(stop,)))
+    return bands
+
+
+@triton.constexpr_function
+def _near_by_window(last, sizes, causal, own):
+    """Return the part around the own tile; the last band belongs to it where it reaches into the tile."""
+    levels, whole, start = len(sizes), len(sizes), -WHOLE
+    for band in last:
+        whole, start = (band.whole, band.starts[0]) if band.stops[0] > 0 else (levels, band.stops[0])
+    if causal and whole == levels:
+        start = 0  # a far run lies before
+    return Part(levels - 1, levels, False, whole, levels, True, (start,), (own - start,))
+
+
+@triton.constexpr_function
+def _far_runs(bands, near, sizes):
+    """Return, by level, start and stop of the positions at its depth before the own tile, between the other parts."""
+    at, depth, runs = -WHOLE, sizes.count(WHOLE), {}
+    for part in [*bands, near]:
+        if depth and at < part.starts[0]:
+            runs[depth - 1] = (at, part.starts[0])
+        at, depth = part.stops[0], part.partial
+    return runs
+
+
+@triton.constexpr_function
+def part_count(parts):
+    """Return the number of parts."""
+    return len(parts)
+
+
+@triton.constexpr_function
+def is_far(parts, part):
+    """Return True if a part is far."""
+    return Part(*parts[part]).far
+
+
+@triton.constexpr_function
+def part_start(parts, part):
+    """Return the first level that a part goes through; one that is not far goes through one."""
+    return Part(*parts[part]).first
+
+
+@triton.constexpr_function
+def part_stop(parts, part):
+    """Return one past the last level that a part goes through."""
+    return Part(*parts[part]).stop
+
+
+@triton.constexpr_function
+def whole_levels(parts, part):
+    """Return how many leading levels all visible pairs of a part share: those that level 1 leaves out are invisible."""
+    return max(Part(*parts[part]).whole, 1)
+
+
+@triton.constexpr_function
+def partial_levels(parts, part):
+    """Return one past the last level that reaches some pair of a part."""
+    return Part(*parts[part]).partial
+
+
+@triton.constexpr_function
+def holds_own(parts, part):
+    """Return True if a part holds the own tile's positions."""
+    return Part(*parts[part]).own
+
+
+@triton.constexpr_function
+def hides_far_pairs(parts, part):
+    """Return True if a finite first window may hide pairs of a part."""
+    chosen = Part(*parts[part])
+    return not chosen.far and chosen.whole == 0
+
+
+@triton.constexpr_function
+def is_masked(parts, part):
+    """Return True if tiles of a part may be less than full."""
+    return Part(*parts[part]).masked
+
+
+@triton.constexpr_function
+def run_starts(parts, part):
+    """Return, by window, the starts of a part's run before the own tile for each level it goes through."""
+    return Part(*parts[part]).starts
+
+
+@triton.constexpr_function
+def run_stops(parts, part):
+    """Return, by window, the stops of a part's run before the own tile for each level it goes through."""
+    return Part(*parts[part]).stops
