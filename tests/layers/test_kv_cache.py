@@ -184,6 +184,7 @@ KEPT = {
     "windows, values": WINDOWS,
     "windows alone": Hierarchy((2, 4, 2), windows=(40, 16, 5)),
     "no values at level 1": Hierarchy((2, 4, 2), windows=(None, 16, 5), value_ranks=(0, 4, 3)),
+    "values at level 3 alone": Hierarchy((2, 4, 2), windows=(None, 16, 5), value_ranks=(0, 0, 7)),
     "blocks, values": Hierarchy((2, 4, 2), (None, 12, 4), "mean", value_ranks=(2, 5, 0)),
     "a sliding window": Hierarchy((8,), windows=(9,)),
 }

@@ -155,7 +155,7 @@ def _joined(slices: Sequence[Tensor], buffers: Sequence[GrowingBuffer], first: i
 
     No query reads those zeros.
     """
-    if len(slices) == 1:
+    if len(slices) == 1 and buffers[0].first <= first:
         return slices[0][:, :, first - buffers[0].first :]
     widths = [each.shape[3] for each in slices]
     joined = slices[0].new_zeros(*slices[0].shape[:2], buffers[0].end - first, sum(widths))
