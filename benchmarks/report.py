@@ -228,7 +228,8 @@ def _cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]) -> 
     if "samples_ms" not in row:
         return row["reason"]
     share = row["flops"] / (_median(row) / 1e3) / roof[row["dtype"]]
-    return f"{_time(row)} ({_median(sdpa) / _median(row):.2f}; {share:.0%})"
+    ratio = f"{_median(sdpa) / _median(row):.2f}; " if "samples_ms" in sdpa else ""
+    return f"{_time(row)} ({ratio}{share:.0%})"
 
 
 def _point(row: dict[str, Any]) -> str:
