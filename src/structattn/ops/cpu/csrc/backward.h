@@ -359,7 +359,7 @@ class Backward {
   const int64_t first_head_;  // query heads before this wave
   const Columns columns_, value_columns_;
   const Dropout dropout_;
-  PartialLevels<T> partial_;
+  PartialProducts<T> partial_;
   Scores<T> scores_of_;
   const int64_t row_;
   Buffer<float> floats_, turned_;

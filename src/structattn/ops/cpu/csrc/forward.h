@@ -232,7 +232,7 @@ class Forward {
   const int64_t first_head_;
   const Columns columns_, value_columns_;
   const Dropout dropout_;
-  PartialLevels<T> partial_;
+  PartialProducts<T> partial_;
   Scores<T> scores_of_;
   const int64_t row_;  // distance between rows of scores: not a power of two, which would crowd a few cache sets
   Buffer<float> floats_;

@@ -11,14 +11,14 @@
 
 namespace structattn {
 
-// Rows per strip of a tile whose pairs differ.
+// Rows per strip of a tile in which a level reaches only some pairs.
 constexpr int64_t kStrip = 16;
 
-// A column of a right operand is a pair in bfloat16.
+// Numbers from one column of a right operand to the next: bfloat16 interleaves two rows (pack.h).
 template <class T>
 constexpr int64_t kPaired = std::is_same_v<T, float> ? 1 : 2;
 
-// Offsets into two tiles; `whole` if the level reaches all of its pairs.
+// A part of two tiles, whose runs count from the first row and column; `whole` if the level reaches all of its pairs.
 struct Rectangle {
   Tile rows, columns;
   bool whole;
@@ -58,9 +58,9 @@ struct Matrix {
 };
 
 template <class T>
-class PartialLevels {
+class PartialProducts {
  public:
-  explicit PartialLevels(const Plan& plan)
+  explicit PartialProducts(const Plan& plan)
       : stride_(plan.stride), products_(plan.stride * plan.stride), kept_(plan.stride * plan.stride) {}
 
   // to(i, j) += Σ_d left(i, d) · right(d, j) over a level's dimensions; `right` has rows of `stride`.

@@ -58,7 +58,7 @@ void for_each_strip(const Plan& plan, const Pair& pair, bool cut, int64_t rows, 
 template <class T>
 class Scores {
  public:
-  Scores(const Call& call, const Plan& plan, PartialLevels<T>& partial)
+  Scores(const Call& call, const Plan& plan, PartialProducts<T>& partial)
       : call_(call), plan_(plan), scale_(static_cast<float>(call.scale) * kLog2E), partial_(partial) {}
 
   // Writes scores (rows, stride) of a pair to `to`, `row` apart, and returns the factor that brings them to base-2
@@ -128,7 +128,7 @@ class Scores {
   const Call& call_;
   const Plan& plan_;
   float scale_;
-  PartialLevels<T>& partial_;
+  PartialProducts<T>& partial_;
 };
 
 }  // namespace structattn
