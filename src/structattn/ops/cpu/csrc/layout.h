@@ -44,8 +44,8 @@ inline std::string layout() {
   END
   BEGIN(Decode);
     FIELD(query); FIELD(out); FIELD(key_levels); FIELD(value_levels); FIELD(level_starts); FIELD(key_start);
-    FIELD(ranks); FIELD(sizes); FIELD(value_widths); FIELD(gains); FIELD(batch); FIELD(heads); FIELD(key_heads); FIELD(queries); FIELD(key_length);
-    FIELD(rank); FIELD(value_width); FIELD(levels); FIELD(by_window); FIELD(scale);
+    FIELD(ranks); FIELD(sizes); FIELD(value_widths); FIELD(gains); FIELD(batch); FIELD(heads); FIELD(key_heads);
+    FIELD(queries); FIELD(key_length); FIELD(rank); FIELD(value_width); FIELD(levels); FIELD(by_window); FIELD(scale);
   END
   // clang-format on
 #undef BEGIN
