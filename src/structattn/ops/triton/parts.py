@@ -112,7 +112,7 @@ def _near_by_window(last, sizes, causal, own):
 @triton.constexpr_function
 def _far_runs(bands, near, sizes):
     """Return, by level, start and stop of the positions at its depth before the own tile, between the other parts."""
-    at, depth, runs = -WHOLE, sizes.count(WHOLE), {}
+    at, depth, runs = -WHOLE, len([size for size in sizes if size == WHOLE]), {}
     for part in [*bands, near]:
         if depth and at < part.starts[0]:
             runs[depth - 1] = (at, part.starts[0])
