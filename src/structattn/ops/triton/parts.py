@@ -14,7 +14,10 @@ WHOLE = 2**30
 
 
 class Part(NamedTuple):
-    """Positions of the other side that share code. Levels count from 0."""
+    """Positions of the other side that share code. Levels count from 0.
+
+    Triton 3.6 hands named tuples on as plain ones, so functions make them anew.
+    """
 
     first: int
     """First level whose positions these are. Parts that are not far have one."""
@@ -102,7 +105,8 @@ def _bands(sizes, own, other):
 def _near_by_window(last, sizes, causal, own):
     """Return the part around the own tile; the last band belongs to it where it reaches into the tile."""
     levels, whole, start = len(sizes), len(sizes), -WHOLE
-    for band in last:
+    for each in last:
+        band = Part(*each)
         whole, start = (band.whole, band.starts[0]) if band.stops[0] > 0 else (levels, band.stops[0])
     if causal and whole == levels:
         start = 0  # a far run lies before
@@ -113,7 +117,8 @@ def _near_by_window(last, sizes, causal, own):
 def _far_runs(bands, near, sizes):
     """Return, by level, start and stop of the positions at its depth before the own tile, between the other parts."""
     at, depth, runs = -WHOLE, len([size for size in sizes if size == WHOLE]), {}
-    for part in [*bands, near]:
+    for each in [*bands, near]:
+        part = Part(*each)
         if depth and at < part.starts[0]:
             runs[depth - 1] = (at, part.starts[0])
         at, depth = part.stops[0], part.partial
