@@ -14,6 +14,7 @@ from structattn.ops.decode import mlr_decode
 from tests.ops.battery import names
 
 LEVELS = Hierarchy.dyadic((4, 2, 2), 16)
+NEAR = Hierarchy((4, 2, 2), windows=(None, 6, 3), value_ranks=(2, 0, 3))
 SLIDING = Hierarchy((8,), windows=(6,))
 
 
@@ -23,8 +24,8 @@ def tensors(*batch, rows=2, requires_grad=False):
     return [torch.randn(*batch, *shape, requires_grad=requires_grad) for shape in shapes]
 
 
-def attend(query, key, value, bias, backend="auto"):
-    return mlr_attention(query, key, value, LEVELS, is_causal=True, attn_bias=bias, backend=backend)
+def attend(query, key, value, bias, backend="auto", levels=LEVELS):
+    return mlr_attention(query, key, value, levels, is_causal=True, attn_bias=bias, backend=backend)
 
 
 def loss(*given):
@@ -39,10 +40,18 @@ def assert_same(given, expected):
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 class TestTransforms:
     @pytest.mark.parametrize("backend", names())
-    def test_vmap(self, backend):
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING], ids=str)
+    def test_vmap(self, backend, levels):
+        given, options = tensors(3), {"backend": backend, "levels": levels}
+        rows = [attend(*(tensor[i] for tensor in given), **options) for i in range(3)]
+        assert_same([torch.vmap(lambda *each: attend(*each, **options))(*given)], [torch.stack(rows)])
+
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING], ids=str)
+    def test_vmap_of_gradients(self, levels):
         given = tensors(3)
-        rows = [attend(*(tensor[i] for tensor in given), backend=backend) for i in range(3)]
-        assert_same([torch.vmap(lambda *each: attend(*each, backend=backend))(*given)], [torch.stack(rows)])
+        grad = torch.func.grad(lambda *each: attend(*each, levels=levels).square().sum(), argnums=(0, 1, 2, 3))
+        rows = [grad(*(tensor[i] for tensor in given)) for i in range(3)]
+        assert_same(torch.vmap(grad)(*given), [torch.stack(each) for each in zip(*rows, strict=True)])
 
     def test_vmap_over_another_axis_and_with_shared_tensors(self):
         _, key, value, bias = tensors()
