@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[:1] in (["study"], ["chronos"]):
         return _point_to_paper(arguments)
+    if arguments[:1] in (["compare"], ["train"]):
+        arguments = _rename_budget(arguments)
     return shell.main(
         ["structattn"],
         "Choose the structure of softmax attention: compare, train and use models (arXiv 2509.07963).",
@@ -50,6 +53,26 @@ def _perform(command: Any, line: Sequence[str]) -> int:
     from structattn.cli import actions
 
     return actions.perform(command, line)
+
+
+def _rename_budget(arguments: Sequence[str]) -> list[str]:
+    """Return the words with `--tokens NUMBER`, the former name of a budget, as `--train-tokens`; say so on stderr."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--tokens=") else [word])]
+    for place, (word, value) in enumerate(itertools.pairwise(words)):
+        if word == "--tokens" and _is_number(value):
+            words[place] = "--train-tokens"
+            sys.stderr.write(
+                f"structattn: a budget of tokens is now --train-tokens {value}; --tokens names a tokenizer\n"
+            )
+    return words
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _point_to_paper(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from structattn import checks
 from structattn.cli import commands
 from structattn.cli.progress import Bars, hide_bars_of_transformers
-from structattn.cli.task_options import TaskOptions, structures
+from structattn.cli.task_options import OPTION_NAMES, TaskOptions, structures
 from structattn.cli.writing import write_on
 from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
@@ -22,7 +22,8 @@ from structattn.models import LanguageModel
 from structattn.ops.hierarchy_text import parse_ranks
 from structattn.reporting.report import write_report
 from structattn.reporting.terminal import print_results, print_table
-from structattn.tasks import profile_of
+from structattn.tasks import LanguageConfig, profile_of
+from structattn.tasks.tokenizers import read_tokenizer
 from structattn.training import RunFolderError, TrainConfig
 from structattn.training.config import BUDGETS
 from structattn.training.evaluation import evaluate
@@ -94,7 +95,8 @@ def _training(options: TaskOptions, defaults: Mapping[str, Any]) -> TrainConfig:
     """Return the training of the options; a budget replaces the preset's."""
     given = [name for name in BUDGETS if getattr(options, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"give one budget at most, got {' and '.join(f'--{name}' for name in given)}")
+        words = [f"--{OPTION_NAMES.get(name, name)}" for name in given]
+        raise ValueError(f"give one budget at most, got {' and '.join(words)}")
     if given:
         defaults = {name: value for name, value in defaults.items() if name not in BUDGETS}
     fixed: dict[str, Any] = {"trackers": tuple(name for name in ("tensorboard", "wandb") if getattr(options, name))}
@@ -138,10 +140,11 @@ def _evaluate(command: commands.Evaluate) -> int:
 
 
 def _generate(command: commands.Generate) -> int:
-    _, model = load_run(_run_folder(command.run))
-    if not isinstance(model, LanguageModel):
+    config, model = load_run(_run_folder(command.run))
+    if not isinstance(model, LanguageModel) or not isinstance(config.task, LanguageConfig):
         raise ValueError("generate is for language models; this run is of another task")
-    for piece in write_on(model, command.prompt, command.length, command.temperature, command.seed):
+    tokenizer = read_tokenizer(config.task.tokenizer)
+    for piece in write_on(model, tokenizer, command.prompt, command.length, command.temperature, command.seed):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -56,7 +56,7 @@ class Generate:
     """Text to continue."""
 
     length: int = 400
-    """Characters to generate."""
+    """Tokens to generate: characters, bytes or those of the run's tokenizer."""
 
     temperature: float = 0.8
     """Sampling temperature; 0 takes the likeliest character each time."""

@@ -2,7 +2,7 @@
 
 Imports nothing heavy, so that `--help` is quick.
 
-An option named like a field of a config sets that field. None leaves the field to the preset.
+An option sets the config's field of its name, or of its name in `OPTION_NAMES`. None leaves the field to the preset.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from structattn.tasks.profiles import TaskCommand, TaskProfile
 Value = TypeVar("Value")
 
 
-_SHORTER = {"context_length": ("--context",)}
+_ALIASES = {"context_length": ("--context",), "tokenizer": ("--tokenizer",)}
+
+OPTION_NAMES = {"tokens": "train-tokens", "tokenizer": "tokens"}
+"""Name of each option that is not called like its field."""
 
 
 def _default(words: str) -> Any:
@@ -55,7 +58,7 @@ class TaskOptions:
     steps: OfPreset[int] = None
     """Budget: optimiser steps. Give at most one budget."""
 
-    tokens: OfPreset[float] = None
+    tokens: Annotated[OfPreset[float], tyro.conf.arg(name=OPTION_NAMES["tokens"])] = None
     """Budget: tokens trained on, such as 6e6."""
 
     flops: OfPreset[float] = None
@@ -171,7 +174,7 @@ def _config_options(config: type[Any], command: TaskCommand) -> Iterator[Option]
 
 
 def _option(name: str, kind: Any, words: str, *, default: Any) -> Option:
-    note = tyro.conf.arg(help=words, aliases=_SHORTER.get(name))
+    note = tyro.conf.arg(name=OPTION_NAMES.get(name), help=words, aliases=_ALIASES.get(name))
     return name, Annotated[kind, note], dataclasses.field(default=default)
 
 

@@ -1,4 +1,4 @@
-"""Generate text with a trained character model."""
+"""Generate text with a trained language model."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import torch
 
 from structattn import checks
 from structattn.models import ModelCache
-from structattn.tasks.characters import decode, encode
+from structattn.tasks.tokenizers import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:
     from structattn.models import LanguageModel
 
+_LONGEST_CHARACTER = 4  # Bytes, and so tokens, of a character in UTF-8.
+
 
 @torch.inference_mode()
-def write_on(model: LanguageModel, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
-    """Yield the prompt, then `length` sampled characters one at a time.
+def write_on(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str, length: int, temperature: float, seed: int
+) -> Iterator[str]:
+    """Yield the prompt, then the text of `length` sampled tokens as soon as it is known.
 
-    Each step reads one character and the key-value cache. At the end of a learned position table the older half of the
+    Each step reads one token and the key-value cache. At the end of a learned position table the older half of the
     text is dropped and the rest is read again. A rotary model has no such end.
 
     Raises:
-        ValueError: no character of the prompt is in the vocabulary, `length` is not positive, or `temperature` is
-            negative.
+        ValueError: the prompt has no token, `length` is not positive, or `temperature` is negative.
     """
     checks.positive_int("length", length)
     if not math.isfinite(temperature) or temperature < 0:
         raise ValueError(f"temperature must be 0 or above, got {temperature}")
-    text = torch.as_tensor(encode(prompt)).long()
+    text = torch.tensor(tokenizer.encode(prompt).tolist(), dtype=torch.long)
     if not len(text):
         raise ValueError(f"prompt must hold a character of the vocabulary, got {prompt!r}")
     generator = torch.Generator().manual_seed(seed)
@@ -38,6 +41,7 @@ def write_on(model: LanguageModel, prompt: str, length: int, temperature: float,
     model.eval()
     yield prompt
     unread, cache = text, ModelCache(model)
+    words = _Words(tokenizer, text.tolist())
     for _ in range(length):
         if len(text) > limit:
             text = text[-model.config.context_length // 2 :]
@@ -48,4 +52,36 @@ def write_on(model: LanguageModel, prompt: str, length: int, temperature: float,
         else:
             unread = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
         text = torch.cat([text, unread])
-        yield decode(unread.numpy())
+        yield words.add(int(unread))
+    yield words.rest()
+
+
+class _Words:
+    """Turns tokens into text one by one, though a character may take several, and a space depend on the one before.
+
+    Args:
+        tokenizer: decodes the tokens.
+        context: tokens before the first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._context, self._pending = context[-_LONGEST_CHARACTER:], list[int]()
+
+    def add(self, token: int) -> str:
+        """Return the text that `token` completes, empty within a character."""
+        self._pending.append(token)
+        if len(self._pending) < _LONGEST_CHARACTER and self._text().endswith(UNKNOWN):
+            return ""
+        return self.rest()
+
+    def rest(self) -> str:
+        """Return the text of the tokens that wait for the end of a character."""
+        text = self._text()
+        if self._pending:
+            self._context, self._pending = self._pending, []
+        return text
+
+    def _text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(before) :]

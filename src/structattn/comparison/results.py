@@ -115,6 +115,13 @@ class Results:
         return profile_named(self.task)
 
     @property
+    def columns(self) -> dict[str, str]:
+        """Heading of each metric of the profile that was measured, by the metric's name; `metric` always."""
+        rows = [row for run in self.runs for row in run.rows] + list(self.baselines.values())
+        measured = {self.metric}.union(*rows)
+        return {name: heading for name, heading in self.profile.columns.items() if name in measured}
+
+    @property
     def followed(self) -> str:
         """Name of the metric that curves show: a key of every row."""
         return self.curve or self.metric

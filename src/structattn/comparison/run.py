@@ -15,6 +15,7 @@ from structattn.comparison import files
 from structattn.models import StructuredModel
 from structattn.tasks import Task, TaskConfig, build_task, profile_of
 from structattn.tasks.profiles import profile_named
+from structattn.tasks.profiles.profile import ABSENT_AT_DEFAULT
 from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
 from structattn.training.evaluation import evaluate, predict
 
@@ -48,10 +49,10 @@ class RunConfig:
         return self.task.context_length
 
     def build_model(self) -> StructuredModel:
-        """Return the untrained model, a pure function of the config.
+        """Return the untrained model, a pure function of the config and the vocabulary of its task.
 
         Raises:
-            TypeError, ValueError: sizes and structure do not fit each other.
+            TypeError, ValueError: sizes and structure do not fit each other, or the vocabulary cannot be read.
         """
         profile = profile_of(self.task)
         model = profile.model()
@@ -67,7 +68,11 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the config as JSON-compatible values."""
         plain = dataclasses.asdict(self)
-        plain["task"] = {"name": profile_of(self.task).name, **plain["task"]}
+        later = {
+            field.name: field.default for field in dataclasses.fields(self.task) if ABSENT_AT_DEFAULT in field.metadata
+        }
+        fields = {name: value for name, value in plain["task"].items() if name not in later or value != later[name]}
+        plain["task"] = {"name": profile_of(self.task).name, **fields}
         for part in ("task", "train"):
             plain[part] = {
                 name: list(value) if isinstance(value, tuple) else value for name, value in plain[part].items()
@@ -138,8 +143,8 @@ def run_name(config: Trainable) -> str:
 def execute(config: Trainable, folder: Path, progress: Progress | None = None) -> TrainResult | str:
     """Start or resume the run in `folder`, or read its result.
 
-    The trained model is saved in `folder/model`. Where the task has a test part, the last evaluation also has its
-    metrics, with `test_` before their names.
+    The vocabulary of the task is saved in `folder/model` before training, the trained model after it. Where the task
+    has a test part, the last evaluation also has its metrics, with `test_` before their names.
 
     Returns:
         The result. If the loss became NaN or infinite, one line that says so; such a run is over.
@@ -153,6 +158,8 @@ def execute(config: Trainable, folder: Path, progress: Progress | None = None) -
     if failure.exists():
         return failure.read_text(encoding="utf-8").strip()
     model = config.build_model()
+    if isinstance(config, RunConfig):
+        profile_of(config.task).keep(config.task, folder / "model")
     try:
         with seeded(config.seed):
             result = train(
@@ -170,6 +177,8 @@ def execute(config: Trainable, folder: Path, progress: Progress | None = None) -
 def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
     """Return the config of a finished run and its trained model.
 
+    The task of the config takes its vocabulary from the folder.
+
     Raises:
         RunFolderError: there is no finished run in `folder`.
     """
@@ -181,7 +190,9 @@ def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
     config = RunConfig.from_dict(plain)
     if not (folder / "model" / "config.json").exists():
         raise RunFolderError(folder, "the run here is not finished: train it to the end first")
-    return config, profile_of(config.task).model().from_pretrained(folder / "model")
+    profile = profile_of(config.task)
+    config = dataclasses.replace(config, task=profile.restore(config.task, folder / "model"))
+    return config, profile.model().from_pretrained(folder / "model")
 
 
 def claim(folder: Path, name: str, config: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Table:
 
 def table(results: Results, *, wide: bool = False) -> Table:
     """Return the table of `results`; `wide` shows more standard errors."""
-    metrics = results.profile.columns
+    metrics = results.columns
     spread = (next(iter(metrics)), *(results.profile.wide_columns if wide else ()))
     headings = (
         "structure",

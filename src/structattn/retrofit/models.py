@@ -24,6 +24,7 @@ from structattn.models.parameters import Description, ParameterRole
 from structattn.ops.hierarchy import Hierarchy
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.characters import VOCABULARY
+from structattn.tasks.tokenizers import TOKENIZER_FILES, saved_tokenizer
 from structattn.tasks.tokens import TokenTask
 from structattn.training import RunFolderError
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from structattn.retrofit.measure import Retrofit
 
 _CONTEXT_LENGTH = 512
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class TrainedModel(Protocol):
@@ -60,22 +60,22 @@ def load_model(study: Retrofit) -> TrainedModel:
     """
     path = study.model
     if (path / "run.json").exists():
-        return StructattnModel(study, load_run(path)[1])
+        return StructattnModel(study, load_run(path)[1], saved_tokenizer(path / "model"))
     if not (path / "config.json").exists():
         raise RunFolderError(path, "there is no model here (neither run.json nor config.json)")
     # Download nothing, and run no code of the folder.
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if isinstance(config, LanguageModelConfig):
-        return StructattnModel(study, LanguageModel.from_pretrained(path))
+        return StructattnModel(study, LanguageModel.from_pretrained(path), saved_tokenizer(path))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RunFolderError(path, f"the model here, {config.model_type!r}, is not a causal language model")
     return HuggingFaceModel(study, config)
 
 
 class StructattnModel:
-    """A character-level language model of structattn."""
+    """A language model of structattn, with the tokens of the tokenizer saved beside it."""
 
-    def __init__(self, study: Retrofit, model: nn.Module) -> None:
+    def __init__(self, study: Retrofit, model: nn.Module, tokenizer: str) -> None:
         if not isinstance(model, LanguageModel):
             raise RunFolderError(study.model, "the model here is not a language model")
         length = model.config.context_length
@@ -86,7 +86,13 @@ class StructattnModel:
         self._study, self._model = study, model
         self.positions: str = model.config.positions
         self.head_width: int = model.config.dim // model.config.heads
-        self.task = LanguageTask(LanguageConfig(study.data, length, study.evaluation_tokens))
+        self.task = LanguageTask(LanguageConfig(study.data, length, study.evaluation_tokens, tokenizer))
+        if self.task.vocabulary_size != model.config.vocab_size:
+            raise RunFolderError(
+                study.model,
+                f"the model here knows {model.config.vocab_size} tokens, and its tokenizer has "
+                f"{self.task.vocabulary_size}",
+            )
 
     def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> LanguageModel:
         """Return a copy, as `TrainedModel.variant`."""
@@ -207,7 +213,7 @@ def _task(study: Retrofit, model: PreTrainedModel) -> LanguageTask:
     """Return the task, in tokens of the folder's tokenizer or in characters."""
     config = LanguageConfig(study.data, _context_length(study, model), study.evaluation_tokens)
     size = model.config.vocab_size
-    if any((study.model / name).exists() for name in _TOKENIZER_FILES):
+    if any((study.model / name).exists() for name in TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(study.model, local_files_only=True, trust_remote_code=False)
         return TokenTask(config, lambda text: tokenizer(text, add_special_tokens=False, verbose=False).input_ids, size)
     if size != len(VOCABULARY):

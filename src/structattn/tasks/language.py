@@ -1,6 +1,6 @@
-"""Character-level language: predict every character of a window from those before it.
+"""Language: predict every token of a window from those before it.
 
-Shapes: `B` windows of `T` characters, vocabulary of 96 (`structattn.tasks.characters`).
+Shapes: `B` windows of `T` tokens, vocabulary of `V` (`structattn.tasks.tokenizers`).
 Source of the setting: arXiv 2509.07963, section 5.
 """
 
@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from structattn.tasks.characters import VOCABULARY
-from structattn.tasks.corpus import Corpus, load_corpus
+from structattn.tasks.corpus import Corpus, load_corpus, load_tokenizer
 from structattn.tasks.profiles.language import LanguageConfig
 from structattn.tasks.randomness import Stream, generator, places_in_epochs
 from structattn.tasks.task import Batch, Task, Totals
+from structattn.tasks.tokenizers import AsciiTokenizer, TextTokenizer, Tokenizer
 
 
 class LanguageTask(Task):
-    """Windows of a corpus, and the cross-entropy of each next character.
+    """Windows of a corpus, and the cross-entropy of each next token.
 
-    A batch has `inputs (B, T)` and `targets (B, T)`, int64; `targets[b, t]` is the character after
-    `inputs[b, t]`. A model returns logits `(B, T, 96)`.
+    A batch has `inputs (B, T)` and `targets (B, T)`, int64; `targets[b, t]` is the token after
+    `inputs[b, t]`. A model returns logits `(B, T, V)`. Evaluation batches also have `target_bytes (B, T)`, the bytes of
+    UTF-8 that each target stands for; those of the ASCII table have none, since it changes the text.
 
     *Training order.* The training part is cut into windows at a random phase and every window is read once, in a
     random order; then it is cut and shuffled again. Row `n` of step `s` is window `s · batch_size + n` of that
@@ -37,29 +38,23 @@ class LanguageTask(Task):
 
     *Evaluation.* Windows that do not overlap, spread evenly over the validation part.
 
-    *Loss.* Mean cross-entropy in nats per character.
+    *Loss.* Mean cross-entropy in nats per token. Summed over the evaluated targets and divided by their bytes and by
+    ln 2, it is bits per byte, which compare across tokenizers.
 
     Args:
-        config: text and window length.
+        config: text, tokenizer and window length.
         seed: selects the training order.
         corpus: tokens to use in place of `config.data`.
         cache: folder of token files, see `load_corpus`.
+        tokenizer: to use in place of `config.tokenizer`; that of `corpus` where one is given, by default the ASCII
+            table.
 
     Raises:
-        ValueError: as `load_corpus`, or a part of the corpus is shorter than a window and the character after it.
+        ValueError: as `load_tokenizer` and `load_corpus`, or a part of the corpus is shorter than a window and the
+            token after it.
     """
 
     name: ClassVar[str] = "language"
-    token: ClassVar[str] = "character"
-    """Unit that the text is cut into."""
-
-    vocabulary_size: int = len(VOCABULARY)
-    """Width of a model's logits."""
-
-    units: ClassVar[Mapping[str, str]] = {
-        "nats_per_character": "nats per character",
-        "bits_per_character": "bits per character",
-    }
 
     def __init__(
         self,
@@ -68,10 +63,14 @@ class LanguageTask(Task):
         seed: int = 0,
         corpus: Corpus | None = None,
         cache: str | os.PathLike[str] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__(seed)
         self.config = config
-        self.corpus = load_corpus(config.data, cache) if corpus is None else corpus
+        if tokenizer is None:
+            tokenizer = AsciiTokenizer() if corpus is not None else load_tokenizer(config.tokenizer, config.data, cache)
+        self.tokenizer = tokenizer
+        self.corpus = load_corpus(config.data, cache, tokenizer) if corpus is None else corpus
         length = config.context_length
         for part, tokens in (("training", self.corpus.train), ("validation", self.corpus.validation)):
             if len(tokens) < length + 1:
@@ -84,8 +83,25 @@ class LanguageTask(Task):
         self._order = functools.lru_cache(maxsize=1)(self._draw_order)
 
     @property
+    def token(self) -> str:
+        """What a token is called, such as `character`."""
+        return self.tokenizer.token
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width `V` of a model's logits."""
+        return self.tokenizer.size
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Unit of every metric: nats per token first, bits per byte where the tokenizer keeps the text."""
+        nats = {f"nats_per_{self.token}": f"nats per {self.token}"}
+        bits = {"bits_per_character": "bits per character"} if self.token == "character" else {}
+        return nats | bits | ({} if self.corpus.validation_bytes is None else {"bits_per_byte": "bits per byte"})
+
+    @property
     def context_length(self) -> int:
-        """Characters `T` of a window."""
+        """Tokens `T` of a window."""
         return self.config.context_length
 
     @property
@@ -94,25 +110,39 @@ class LanguageTask(Task):
         return len(self._evaluation_starts)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of logits `(B, T, 96)`, in nats per character."""
+        """Return the mean cross-entropy of logits `(B, T, V)`, in nats per token."""
         return self._cross_entropy(outputs, batch).mean()
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return `nats ()`, the summed cross-entropy, and `characters ()`, the number of characters."""
+        """Return `nats ()`, the summed cross-entropy; the number of targets, such as `characters ()`; and `bytes ()`.
+
+        Bytes are those of the targets, where the batch has them.
+        """
         nats = self._cross_entropy(outputs, batch).double().sum()
-        return {"nats": nats, "characters": nats.new_tensor(batch["targets"].numel())}
+        totals = {"nats": nats, f"{self.token}s": nats.new_tensor(batch["targets"].numel())}
+        return totals | ({"bytes": batch["target_bytes"].sum().double()} if "target_bytes" in batch else {})
 
     def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Return nats per character, and bits: nats over ln 2."""
-        nats = (totals["nats"] / totals["characters"]).item()
-        return {"nats_per_character": nats, "bits_per_character": nats / math.log(2)}
+        """Return the metrics of `units`; bits are nats over ln 2."""
+        nats = (totals["nats"] / totals[f"{self.token}s"]).item()
+        values = {f"nats_per_{self.token}": nats, "bits_per_character": nats / math.log(2)}
+        if "bytes" in totals:
+            values["bits_per_byte"] = (totals["nats"] / totals["bytes"]).item() / math.log(2)
+        return {name: values[name] for name in self.units}
 
     @property
     def data_summary(self) -> str:
-        """The text and the lengths of its parts."""
+        """The text, the lengths of its parts, and the vocabulary unless it is the ASCII table."""
         train, validation = len(self.corpus.train), len(self.corpus.validation)
-        return f"{self.corpus.name}: {train:,} {self.token}s to train on, {validation:,} to validate on"
+        summary = f"{self.corpus.name}: {train:,} {self.token}s to train on, {validation:,} to validate on"
+        if not isinstance(self.tokenizer, TextTokenizer):
+            return summary
+        summary += f", a vocabulary of {self.vocabulary_size:,}"
+        if self.tokenizer.unknown is None:
+            return summary
+        unknown = np.count_nonzero(self.corpus.validation == self.tokenizer.unknown)
+        return summary + (f"; {unknown:,} unknown {self.token}s to validate on" if unknown else "")
 
     def _cross_entropy(self, outputs: Tensor, batch: Batch) -> Tensor:
         expected = (*batch["targets"].shape, self.vocabulary_size)
@@ -125,7 +155,12 @@ class LanguageTask(Task):
         return self._windows(self.corpus.train, starts)
 
     def _evaluation_rows(self, rows: range) -> Batch:
-        return self._windows(self.corpus.validation, self._evaluation_starts[rows.start : rows.stop])
+        starts = self._evaluation_starts[rows.start : rows.stop]
+        batch = self._windows(self.corpus.validation, starts)
+        if (widths := self.corpus.validation_bytes) is not None:
+            places = starts[:, None] + 1 + np.arange(self.context_length)
+            batch["target_bytes"] = torch.from_numpy(widths[places].astype(np.int64))
+        return batch
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Return where each window of `epoch` starts, in training order."""
@@ -135,10 +170,9 @@ class LanguageTask(Task):
         starts: NDArray[np.int64] = phase + self.context_length * draws.permutation(self.windows_per_epoch)
         return starts
 
-    def _windows(self, tokens: NDArray[np.uint8], starts: NDArray[np.int64]) -> Batch:
-        windows = tokens[starts[:, None] + np.arange(self.context_length + 1)]
-        characters = torch.from_numpy(windows).long()
-        return {"inputs": characters[:, :-1].contiguous(), "targets": characters[:, 1:].contiguous()}
+    def _windows(self, tokens: NDArray[Any], starts: NDArray[np.int64]) -> Batch:
+        windows = torch.from_numpy(tokens[starts[:, None] + np.arange(self.context_length + 1)].astype(np.int64))
+        return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
 
 
 def _spread(tokens: int, length: int, wanted: int) -> NDArray[np.int64]:

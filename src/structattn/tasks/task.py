@@ -51,11 +51,13 @@ class Task(abc.ABC):
     name: ClassVar[str]
     """Name of the task in configs, file names and tables."""
 
-    units: ClassVar[Mapping[str, str]]
-    """Unit of every metric by its name. Structures are ranked by the first; lower is better."""
-
     def __init__(self, seed: int = 0) -> None:
         self.seed = check_seed(seed)
+
+    @property
+    @abc.abstractmethod
+    def units(self) -> Mapping[str, str]:
+        """Unit of every metric by its name. Structures are ranked by the first; lower is better."""
 
     @property
     @abc.abstractmethod

@@ -6,18 +6,17 @@ Shapes: `B` windows of `T` tokens, vocabulary of `V`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from structattn import checks
 from structattn.tasks.corpus import Corpus, split
 from structattn.tasks.language import LanguageConfig, LanguageTask
 from structattn.tasks.sources import open_source
-from structattn.tasks.task import Totals
+from structattn.tasks.tokenizers import Tokenizer
 
 Encode = Callable[[str], Sequence[int]]
 """Maps a text to its tokens."""
@@ -38,24 +37,31 @@ class TokenTask(LanguageTask):
         ValueError: as `open_source` and `LanguageTask`, or a token is outside the vocabulary.
     """
 
-    token: ClassVar[str] = "token"
-    units: ClassVar[Mapping[str, str]] = {"nats_per_token": "nats per token"}
-
     def __init__(self, config: LanguageConfig, encode: Encode, vocabulary_size: int, *, seed: int = 0) -> None:
-        self.vocabulary_size = checks.positive_int("vocabulary_size", vocabulary_size)
-        super().__init__(config, seed=seed, corpus=_encoded(config.data, encode))
+        tokenizer = _Encoder(encode, checks.positive_int("vocabulary_size", vocabulary_size))
+        super().__init__(config, seed=seed, corpus=_encoded(config.data, encode), tokenizer=tokenizer)
         largest = max(int(self.corpus.train.max()), int(self.corpus.validation.max()))
         if largest >= vocabulary_size:
             raise ValueError(f"the tokenizer gives token {largest}, and the model's vocabulary has {vocabulary_size}")
 
-    def metrics(self, totals: Totals) -> dict[str, float | list[float]]:
-        """Return nats per token."""
-        return {"nats_per_token": (totals["nats"] / totals["tokens"]).item()}
 
-    def totals(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Totals:
-        """Return `nats ()`, the summed cross-entropy, and `tokens ()`, the number of tokens."""
-        both = super().totals(outputs, dict(batch))
-        return {"nats": both["nats"], "tokens": both["characters"]}
+class _Encoder(Tokenizer):
+    """A tokenizer of which only the way to tokens is known."""
+
+    token: ClassVar[str] = "token"
+
+    def __init__(self, encode: Encode, size: int) -> None:
+        self._encode, self._size = encode, size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def encode(self, text: str) -> NDArray[Any]:
+        return _tokens(text, self._encode)
+
+    def decode(self, tokens: ArrayLike) -> str:
+        raise NotImplementedError("only the way from text to tokens is known")
 
 
 def _encoded(data: str, encode: Encode) -> Corpus:

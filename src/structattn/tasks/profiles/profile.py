@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
 
     from structattn.models import StructuredModel
     from structattn.tasks.task import Task
+
+ABSENT_AT_DEFAULT = "absent_at_default"
+"""Key in the metadata of a config's field that stored configs leave out at its default.
+
+For fields of later versions: a stored config of an earlier one has the same meaning and the same digest.
+"""
 
 Metrics = dict[str, Any]
 """Metrics by name: numbers, or lists of numbers."""
@@ -70,6 +77,14 @@ class TaskFigure:
 
 def _nothing(_: Any) -> dict[str, Any]:
     return {}
+
+
+def _keep_nothing(config: Any, folder: Path) -> None:
+    pass
+
+
+def _same_config(config: Any, folder: Path) -> Any:
+    return config
 
 
 def _unchanged(fields: dict[str, Any]) -> dict[str, Any]:
@@ -134,10 +149,18 @@ class TaskProfile:
     """The headline metric in a sentence, such as `validation loss`. Its name and unit are the first of `Task.units`."""
 
     columns: Mapping[str, str]
-    """Heading of each metric in the table, by the metric's name. The first is shown with its standard error."""
+    """Heading of each metric in the table, by the metric's name. The first is shown with its standard error. Metrics
+    that a comparison did not measure have no column."""
 
     model_fields: Callable[[Any], dict[str, Any]] = _nothing
     """Returns the fields of the model's config that a task config determines, besides `context_length`."""
+
+    keep: Callable[[Any, Path], None] = _keep_nothing
+    """Writes what a task's config takes from its data, such as a vocabulary, into the folder of a run's model. Raises
+    ValueError if the folder holds another."""
+
+    restore: Callable[[Any, Path], Any] = _same_config
+    """Returns the config with what `keep` wrote into the folder, in place of its source."""
 
     short_quantity: str | None = None
     """Shorter quantity for use next to its unit; e.g. `error` where the unit is
