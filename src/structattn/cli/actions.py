@@ -133,6 +133,8 @@ def _evaluate(command: commands.Evaluate) -> int:
     metrics = evaluate(model, task, training.batch_size, precision=training.precision)
     console = Console(highlight=False)
     console.print(f"{config.attention}, {profile_of(config.task).name}, seed {config.seed}")
+    if isinstance(config.task, LanguageConfig):
+        console.print(task.data_summary, markup=False)
     for name, value in metrics.items():
         if isinstance(value, float):
             console.print(f"  {value:.4f} {task.units[name]}")

@@ -24,7 +24,7 @@ from structattn.tasks.profiles import TaskCommand, TaskProfile
 Value = TypeVar("Value")
 
 
-_ALIASES = {"context_length": ("--context",), "tokenizer": ("--tokenizer",)}
+_SHORTER = {"context_length": ("--context",)}
 
 OPTION_NAMES = {"tokens": "train-tokens", "tokenizer": "tokens"}
 """Name of each option that is not called like its field."""
@@ -174,7 +174,7 @@ def _config_options(config: type[Any], command: TaskCommand) -> Iterator[Option]
 
 
 def _option(name: str, kind: Any, words: str, *, default: Any) -> Option:
-    note = tyro.conf.arg(name=OPTION_NAMES.get(name), help=words, aliases=_ALIASES.get(name))
+    note = tyro.conf.arg(name=OPTION_NAMES.get(name), help=words, aliases=_SHORTER.get(name))
     return name, Annotated[kind, note], dataclasses.field(default=default)
 
 

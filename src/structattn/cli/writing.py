@@ -15,7 +15,7 @@ from structattn.tasks.tokenizers import UNKNOWN, Tokenizer
 if TYPE_CHECKING:
     from structattn.models import LanguageModel
 
-_LONGEST_CHARACTER = 4  # Bytes, and so tokens, of a character in UTF-8.
+_CONTEXT = 8  # Tokens of the prompt that the next one is decoded with: more than the four bytes of a character.
 
 
 @torch.inference_mode()
@@ -66,22 +66,23 @@ class _Words:
 
     def __init__(self, tokenizer: Tokenizer, context: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._context, self._pending = context[-_LONGEST_CHARACTER:], list[int]()
+        self._context, self._waiting = context[-_CONTEXT:], list[int]()
+        self._shown = 0
 
     def add(self, token: int) -> str:
-        """Return the text that `token` completes, empty within a character."""
-        self._pending.append(token)
-        if len(self._pending) < _LONGEST_CHARACTER and self._text().endswith(UNKNOWN):
-            return ""
-        return self.rest()
+        """Return the text that `token` completes; the next ones may still change an unknown character at its end."""
+        self._waiting.append(token)
+        text = self._text()
+        known = text.rstrip(UNKNOWN)
+        words, self._shown = known[self._shown :], max(self._shown, len(known))
+        if known == text:
+            self._context, self._waiting, self._shown = self._waiting, [], 0
+        return words
 
     def rest(self) -> str:
-        """Return the text of the tokens that wait for the end of a character."""
-        text = self._text()
-        if self._pending:
-            self._context, self._pending = self._pending, []
-        return text
+        """Return the text that waits for the end of a character."""
+        return self._text()[self._shown :]
 
     def _text(self) -> str:
         before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+        return self._tokenizer.decode(self._context + self._waiting)[len(before) :]

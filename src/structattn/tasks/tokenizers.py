@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,7 +286,7 @@ def _read_hugging_face(path: Path) -> HuggingFaceTokenizer:
             # Download nothing, and run no code of the folder.
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # The libraries raise bare Exceptions for damaged files.
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = textwrap.shorten(str(error), 200) or type(error).__name__
         raise ValueError(f"tokenizer: {path} cannot be read as a Hugging Face tokenizer: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
