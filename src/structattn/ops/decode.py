@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops import cpu, schema, triton
+from structattn.ops import cpu, schema, torch_internals, triton
 from structattn.ops.arguments import check_hierarchy, check_key_bound, check_operand
 from structattn.ops.call import DecodeCall
 from structattn.ops.hierarchy import Hierarchy
@@ -76,6 +76,10 @@ def mlr_decode(
     values = _value_levels(value, hierarchy)
     call = DecodeCall(query, list(key_levels), values, key_start, hierarchy, key_length, starts, scale)
     _check_shapes(call, enable_gqa)
+    tensors = (call.query, *call.key_levels, *call.value_levels, call.key_start)
+    needs_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch_internals.is_plain(tensors) and not needs_grad:
+        return _run(call, backend)  # dispatch through Python costs more than a step near the start of a text
     out: Tensor = torch.ops.structattn.mlr_decode(*_pack(call), backend)
     return out
 
@@ -192,6 +196,11 @@ def _decode(*args: Any) -> Tensor:
     query, key_levels, value_levels, key_start, *numbers, key_length, level_starts, scale, backend = args
     hierarchy = schema.unpack_hierarchy(*numbers)
     call = DecodeCall(query, key_levels, value_levels, key_start, hierarchy, key_length, level_starts, scale)
+    return _run(call, backend)
+
+
+def _run(call: DecodeCall, backend: str) -> Tensor:
+    """Return the output; both the direct and the registered path end here."""
     _check_starts(call)
     return _choose(backend, call)(call)
 
