@@ -22,6 +22,7 @@ from tests.ops.battery import (
     HIERARCHIES,
     NEAR,
     ODD,
+    SLIDING,
     Case,
     cases,
     check,
@@ -216,6 +217,41 @@ def test_dropout(backend):
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / int(visible.sum())) ** 0.5
     survivors = visible & (first != 0)
     torch.testing.assert_close(first[survivors], kept[survivors] / 0.7, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", names())
+def test_one_dropout_mask_serves_all_value_levels(backend):
+    inputs = [tensor.requires_grad_() for tensor in Case(NEAR, 300, batch=1).tensors().values()]
+
+    def run(dtype, backend):
+        torch.manual_seed(1)
+        given = [tensor.to(dtype) for tensor in inputs]
+        out = mlr_attention(*given, NEAR, is_causal=True, dropout_p=0.3, backend=backend)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
+
+    exact, plain = run(torch.float64, "reference"), run(torch.float32, "reference")
+    largest_value = float(inputs[2].detach().abs().max())
+    for actual, true, own in zip(run(torch.float32, backend), exact, plain, strict=True):
+        assert_calibrated(actual, true.to(torch.float64), own, largest_term=max(largest_value, float(true.abs().max())))
+
+
+@pytest.mark.parametrize("backend", names())
+@pytest.mark.parametrize("hierarchy", [NEAR, SLIDING], ids=["near", "sliding"])
+def test_windows_depend_on_distance_alone(backend, hierarchy):
+    """Left padding changes nothing, and a chunk of queries gives what the whole call gives."""
+    query, key, value = Case(hierarchy, 150).tensors().values()
+    definitions = definition(query, key, value, hierarchy, is_causal=True)
+    for pad in (1, 37, 200):
+        padded = [torch.nn.functional.pad(tensor, (0, 0, pad, 0), value=3.0) for tensor in (query, key, value)]
+        start = torch.full((2,), pad)
+        out = mlr_attention(*padded, hierarchy, is_causal=True, key_start=start, backend=backend)
+        assert_calibrated(out[:, :, pad:], *definitions, largest_term=float(value.abs().max()))
+    for first, stop in ((0, 1), (40, 90), (149, 150)):
+        chunk = mlr_attention(
+            query[:, :, first:stop], key, value, hierarchy, is_causal=True, query_offset=first, backend=backend
+        )
+        exact, plain = (each[:, :, first:stop] for each in definitions)
+        assert_calibrated(chunk, exact, plain, largest_term=float(value.abs().max()))
 
 
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
