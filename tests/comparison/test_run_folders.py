@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("transformers")
 
 from structattn.comparison.results import Results
-from structattn.comparison.run import RunConfig
+from structattn.comparison.run import ModelSizes, RunConfig, claim
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
+from structattn.training import RunFolderError, TrainConfig
 
 _TRAIN = {
     "steps": 4,
@@ -113,3 +114,38 @@ def test_a_task_that_is_not_registered_is_named():
     whole = {"attention": "mlr", "task": {"name": "langage"}, "sizes": {}, "train": _TRAIN, "seed": 0}
     with pytest.raises(ValueError, match=r"task must be one of language, .*, got 'langage'; did you mean 'language'\?"):
         RunConfig.from_dict(whole)
+
+
+class TestClaim:
+    CONFIG = RunConfig("mlr", RegressionConfig(4), ModelSizes(1, 16, 2), TrainConfig(steps=4)).to_dict()
+
+    def change(self, part, **fields):
+        return self.CONFIG | {part: {**self.CONFIG[part], **fields}}
+
+    def without(self, part, name):
+        return self.CONFIG | {part: {key: value for key, value in self.CONFIG[part].items() if key != name}}
+
+    @pytest.mark.parametrize(
+        ("part", "name"),
+        [("train", "minutes"), ("train", "betas"), ("train", "micro_batches"), ("sizes", "positions"),
+         ("task", "curriculum")],
+    )  # fmt: skip
+    def test_a_field_that_the_file_lacks_has_its_default(self, tmp_path, part, name):
+        """Also inside the `run` of a study; and a field that only the file has."""
+        old = self.without(part, name)
+        for place, (there, ours) in enumerate([(old, self.CONFIG), (self.CONFIG, old)]):
+            for inner in (False, part == "train"):
+                folder = tmp_path / f"{place}{inner}"
+                claim(folder, "run.json", {"run": there} if inner else there)
+                claim(folder, "run.json", {"run": ours} if inner else ours)
+
+    def test_a_field_that_the_file_lacks_and_that_is_set_is_another_config(self, tmp_path):
+        claim(tmp_path, "run.json", self.without("train", "micro_batches"))
+        with pytest.raises(RunFolderError, match=r"another config \(train.micro_batches was 1, is 2\)"):
+            claim(tmp_path, "run.json", self.change("train", micro_batches=2))
+
+    def test_an_unset_field_of_no_part_is_none(self, tmp_path):
+        claim(tmp_path, "config.json", {"ranks": [4, 4]})
+        claim(tmp_path, "config.json", {"ranks": [4, 4], "context_length": None})
+        with pytest.raises(RunFolderError, match="context_length was None, is 64"):
+            claim(tmp_path, "config.json", {"ranks": [4, 4], "context_length": 64})

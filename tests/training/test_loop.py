@@ -14,7 +14,7 @@ from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.characters import encode
 from structattn.tasks.corpus import Corpus
 from structattn.training import WALL_CLOCK, NonFiniteLossError, Progress, RunFolderError
-from structattn.training.checkpoint import restore_checkpoint
+from structattn.training.checkpoint import load_checkpoint, restore_checkpoint, save_checkpoint
 from structattn.training.evaluation import evaluate
 from structattn.training.precision import uses_bfloat16
 from tests.training.tiny import TASK, assert_same_numbers, exact_run, make_model, make_task, run, run_with_dropout
@@ -176,6 +176,17 @@ def test_another_config_is_refused(tmp_path):
         run(tmp_path, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"holds a run with model.attention = 'standard'.* = 'btt'"):
         run(tmp_path, model=make_model(attention="btt"))
+
+
+def test_a_setting_that_an_older_checkpoint_lacks_had_its_default(tmp_path):
+    whole = run(tmp_path)
+    path = tmp_path / "checkpoints" / "step-00000012.ckpt"
+    state = load_checkpoint(path)
+    del state["run"]["micro_batches"], state["run"]["minutes"]
+    save_checkpoint(path.parent, 12, state)
+    with pytest.raises(ValueError, match=r"holds a run with micro_batches = 1, which cannot go on with .* = 2"):
+        run(tmp_path, micro_batches=2)
+    assert run(tmp_path).metrics == whole.metrics
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path):

@@ -41,7 +41,7 @@ class RunConfig:
     sizes: ModelSizes
     train: TrainConfig
     seed: int = 0
-    """Seed of initialisation, data order and dropout."""
+    """Seed of initialisation and data order; `train.seed` is that of dropout."""
 
     @property
     def context_length(self) -> int:
@@ -112,7 +112,7 @@ class Trainable(Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of initialisation, data order and dropout."""
+        """Seed of initialisation and data order; `train.seed` is that of dropout."""
 
     def build_model(self) -> StructuredModel:
         """Return the untrained model."""
@@ -198,6 +198,8 @@ def load_run(folder: Path) -> tuple[RunConfig, StructuredModel]:
 def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
     """Write `config` to `folder/name`, or check that file against it.
 
+    A field that only one of them has counts as having its default: a file of an earlier version lacks later fields.
+
     Raises:
         RunFolderError: the file holds another config, or cannot be written.
     """
@@ -206,9 +208,12 @@ def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
         files.make_folder(folder)
         files.write_json(path, config)
         return
-    there = files.read_json(path)
-    if there != config:
-        change = next(_differences(there, config))
+    task = config.get("task")
+    parts = {"sizes": _defaults(ModelSizes), "train": _defaults(TrainConfig)}
+    if task is not None:
+        parts["task"] = _defaults(profile_named(task["name"]).config)
+    change = next(_differences(_complete(files.read_json(path), parts), _complete(config, parts)), None)
+    if change is not None:
         raise RunFolderError(
             folder, f"holds results of another config ({change}); choose another folder or --overwrite"
         )
@@ -246,8 +251,29 @@ def _save_model(model: StructuredModel, folder: Path) -> None:
         raise RunFolderError(folder, f"the model cannot be written: {error.strerror or error}") from error
 
 
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    """Return the defaults of a dataclass as JSON-compatible values."""
+    given = {field.name: field.default for field in dataclasses.fields(kind)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value is not dataclasses.MISSING
+    }
+
+
+def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
+    """Return a config whose `parts`, at any depth, have their defaults where a field is absent."""
+    if not isinstance(config, dict):
+        return config
+    whole = {name: _complete(value, parts) for name, value in config.items()}
+    return {
+        name: parts[name] | value if name in parts and isinstance(value, dict) else value
+        for name, value in whole.items()
+    }
+
+
 def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Yield the differences of two configs, in words."""
+    """Yield the differences of two configs, in words; an absent field is None."""
     if isinstance(there, dict) and isinstance(ours, dict):
         for key in sorted(there.keys() | ours.keys()):
             yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))

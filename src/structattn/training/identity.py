@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,16 @@ def describe_run(config: TrainConfig, model: StructuredModel, processes: int) ->
 def check_same_run(saved: Mapping[str, str], current: Mapping[str, str], folder: Path) -> None:
     """Check that two descriptions are equal.
 
+    A training setting that an earlier version did not save had its default.
+
     Raises:
         ValueError: they differ; names the first setting that does, and its two values.
     """
+    defaults = {field.name: repr(field.default) for field in fields(TrainConfig)}
     for name in sorted(saved.keys() | current.keys()):
-        if saved.get(name) != current.get(name):
+        before, now = (described.get(name, defaults.get(name)) for described in (saved, current))
+        if before != now:
             raise ValueError(
-                f"{folder} holds a run with {name} = {saved.get(name)}, which cannot go on with "
-                f"{name} = {current.get(name)}; choose another folder"
+                f"{folder} holds a run with {name} = {before}, which cannot go on with {name} = {now}; choose "
+                "another folder"
             )
