@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,7 +138,7 @@ def test_a_buffer_holds_what_was_appended_and_not_dropped(data):
         expected = torch.cat([expected, entries], 1)
         buffer.drop_before(data.draw(st.integers(0, buffer.end)))
         if data.draw(st.booleans()):
-            buffer.crop(data.draw(st.integers(buffer.first, buffer.end)))
+            buffer.crop(data.draw(st.integers(0, buffer.end)))
             expected = expected[:, : buffer.end]
         for view in (buffer.live, buffer.storage.narrow(axis, 0, buffer.end - buffer.first)):
             assert torch.equal(view if axis == -2 else view.mT, expected[:, buffer.first :])
@@ -425,6 +427,32 @@ class TestBadInput:
         with torch.no_grad():
             again = layer(tokens(5, 9), cache=cache)
         torch.testing.assert_close(again, layer(tokens(5, 9)), **CLOSE)
+
+    @pytest.mark.parametrize("length", [0, 8])
+    def test_a_crop_to_the_edge_of_a_block_needs_nothing_of_the_block_before(self, length):
+        """Level 2 has dropped what came before token 16, and later queries read none of it."""
+        layer, x = build("mlr"), tokens(2, LENGTH)
+        cache = layer.new_cache()
+        with torch.no_grad():
+            layer(x[:, :21], cache=cache)
+        cache.crop(length)
+        assert cache.length == length
+        with pytest.raises(ValueError, match="cannot crop 8 tokens to 7") if length else nullcontext():
+            cache.crop(max(length - 1, 0))
+        with torch.no_grad():
+            again = [layer(part, cache=cache) for part in x[:, length:].split([1, 9, 4, 39 - length], 1)]
+        torch.testing.assert_close(torch.cat(again, 1), layer(x)[:, length:], **CLOSE)
+
+    def test_a_crop_into_the_padding_of_all_rows(self):
+        layer, x, cache = build("mlr"), tokens(2, LENGTH), build("mlr").new_cache()
+        with torch.no_grad():
+            layer(x[:, :21], key_start=torch.tensor([20, 20]), cache=cache)
+            cache.crop(10)
+            later = torch.tensor([12, 14])
+            out = torch.cat([layer(x[:, at : at + 1], key_start=later, cache=cache) for at in range(10, LENGTH)], 1)
+        for row, start in enumerate(later.tolist()):
+            whole = layer(x, key_start=later)[row, start:]
+            torch.testing.assert_close(out[row, start - 10 :], whole, **CLOSE)
 
     def test_another_hierarchy(self):
         _, cache = self.cache()

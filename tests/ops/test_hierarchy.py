@@ -186,6 +186,11 @@ def test_is_a_value():
         first.ranks = (3,)
 
 
+def test_a_plot_of_values_needs_value_ranks():
+    with pytest.raises(ValueError, match=r"of='values' needs a hierarchy with value_ranks, got 4\|4@16"):
+        Hierarchy.dyadic((4, 4), 16).plot(of="values")
+
+
 def test_plot():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("Agg")

@@ -37,7 +37,7 @@ class GenerationCacheLayer(CacheLayerMixin):
 
     @property
     def record_past(self) -> bool:
-        """True if the past is kept until the next `crop`."""
+        """True if only `crop` drops entries."""
         return self.store.recording
 
     @record_past.setter
@@ -45,7 +45,7 @@ class GenerationCacheLayer(CacheLayerMixin):
         self.store.recording = record
 
     def activate_past_recording(self) -> None:
-        """Keep the past until the next `crop`: candidates of assisted decoding may be taken back."""
+        """Let only `crop` drop entries: candidates of assisted decoding may be taken back."""
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

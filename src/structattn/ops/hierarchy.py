@@ -93,10 +93,11 @@ class Hierarchy:
         *,
         value_ranks: Iterable[int] | None = None,
     ) -> Hierarchy:
-        """Return a hierarchy whose blocks halve from a context of C.
+        """Return a hierarchy whose blocks halve from `context_length`.
 
-        Blocks are `None, C/2, C/4, …` tokens. The smallest block is `ceil(C / 2^(L-1))` and each coarser one doubles
-        it. Blocks therefore nest, and two level-2 blocks cover the context.
+        Level 1 has one block, `None`. With `C = context_length`, the smallest block is `C / 2^(L-1)`, rounded up; each
+        coarser one is twice the next finer. Blocks therefore nest, and two blocks of level 2 cover the context. Where
+        `C` is no multiple of `2^(L-1)`, they are longer than `C/2, C/4, …`.
         """
         ranks = checked_ranks(ranks)
         context_length = checks.positive_int("context_length", context_length)
@@ -266,8 +267,9 @@ class Hierarchy:
     def live(self, level: int, length: int) -> int:
         """Return the number of the last `length` tokens that a level still keeps.
 
-        No later query shares the level with an older one. By block these are `T mod b_l` (or `b_l`) tokens, by window
-        `min(T, w_l)`.
+        No later query shares the level with an older one. By window these are `min(T, w_l)` tokens, by block
+        `T mod b_l`, or `b_l` where that is 0: a full block stays until the next token, so that one token can be taken
+        back.
         """
         size = self.sizes[level]
         if size is None or length == 0:
@@ -340,6 +342,8 @@ class Hierarchy:
             ValueError: values are asked for and the hierarchy has no value ranks.
         """
         checks.one_of("of", of, ("scores", "values"))
+        if of == "values" and self.value_ranks is None:
+            raise ValueError(f"of='values' needs a hierarchy with value_ranks, got {self}")
         widths = (0, *(self.prefix_ranks if of == "scores" else itertools.accumulate(self.value_widths())))
         pyplot = checks.require("matplotlib.pyplot", "plot")
         length = length or 2 * max((size for size in self.sizes if size), default=32)

@@ -77,9 +77,9 @@ class GrowingBuffer:
                 self._move(self.live, self.end - self.first + 1)
 
     def crop(self, end: int) -> None:
-        """Drop the entries from index `end` on, which is at least `first`."""
+        """Drop the entries from index `end` on; the next entry has that index."""
         if end < self.end:
-            self.end = end
+            self.first, self.end = min(self.first, end), end
             self._move(self.live, self.end - self.first)
 
     def take_rows(self, rows: Tensor) -> None:

@@ -27,14 +27,14 @@ class KeyValueCache:
     It serves generation without gradients. For MLR attention it keeps each level as far back as the level reaches. An
     unpadded row then has `Hierarchy.cache_numbers(T, dv)` live numbers for each key head.
 
-    Call `append` with the new tokens, attend, then `forget`, which drops what no later query reads. While `recording`,
-    `forget` drops nothing until the next `crop`: tokens can then be taken back across the edge of a block or window.
+    Call `append` with the new tokens, attend, then `forget`, which drops what no later query reads. While `recording`
+    is set, only `crop` drops entries: tokens can then be taken back across the edge of a block or window.
 
     Args:
         layout: the slices to keep.
 
     Attributes:
-        recording: keep the past until the next `crop`.
+        recording: while it is set, only `crop` drops entries; `forget` does not. It stays set until you clear it.
         keys: a buffer for each slice of the keys.
         values: a buffer for each slice of the values.
     """
@@ -99,6 +99,8 @@ class KeyValueCache:
     def forget(self, key_start: Tensor | None = None) -> None:
         """Drop what no query after the last token reads.
 
+        A full block stays until the next token, so that one token can be taken back.
+
         `key_start` is read from the device once per sequence, to avoid a sync at every token. It is read again only
         while some row is still all padding.
 
@@ -126,9 +128,12 @@ class KeyValueCache:
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"length must be between 0 and the {self.length} tokens in the cache, got {length}")
+        if length == 0:
+            self.reset()
+            return
         if length < self.length:
             for buffer, needed in self._needs(length):
-                if buffer.first > needed:
+                if buffer.first > needed and needed < length:
                     raise ValueError(
                         f"cannot crop {self.length} tokens to {length}: the next query reads back to token {needed}, "
                         f"and what came before token {buffer.first} is dropped; set `recording` before appending "
@@ -138,10 +143,7 @@ class KeyValueCache:
             buffer.crop(length)
         if max(self._row_starts) >= length:
             self._rows_have_begun = False
-        if length:
-            self._drop()
-        else:
-            self.reset()
+        self._drop()
 
     def take_rows(self, rows: Tensor) -> None:
         """Replace the batch by the rows at these indices.
@@ -163,7 +165,7 @@ class KeyValueCache:
         return (*self.keys, *self.values)
 
     def _drop(self) -> None:
-        # The block of the last token stays even where it is full: its keys are read again after a crop by one.
+        # A full block stays until the next token, so that one token can be taken back.
         for buffer, needed in self._needs(max(self.length - 1, 0)):
             buffer.drop_before(needed)
 
