@@ -1,7 +1,10 @@
-"""Find the levels that tiles of queries share with keys.
+"""Find the levels that tiles of queries share with runs of keys, and multiply them.
 
-Positions are those of one unpadded row. Shapes: N = batch · key heads, G = query heads per key
-head; a tile's t queries are folded to (N, G·t, r), a run's keys are (N, n, r), scores are (N, G, t, n).
+A tile is up to `QUERY_TILE` consecutive queries. A run is up to `KEY_RUN` consecutive keys, at most as many as lie
+between two changes of depth. Positions are those of one unpadded row.
+
+Shapes: N = batch · key heads, G = query heads per key head; a tile's t queries are folded to (N, G·t, r), a run's keys
+are (N, n, r), scores are (N, G, t, n).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +20,17 @@ from torch import Tensor
 from structattn.ops.hierarchy import Hierarchy
 
 QUERY_TILE = 128
+"""Most queries in a tile."""
+
 KEY_RUN = 1024
+"""Most keys in a run; it bounds the memory of the scores of a tile."""
 
 
 def tile_size(hierarchy: Hierarchy) -> int:
     """Return the queries per tile.
 
-    By block they are whole blocks of the coarsest level that fits, evenly inside the next coarser one.
+    By block they are whole blocks of the coarsest level that fits: as many as divide the next coarser block, or as many
+    as fit if none do.
     """
     if hierarchy.by_window:
         return QUERY_TILE
@@ -62,12 +70,26 @@ def _reached_by_all(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int,
     return hierarchy.span(level, tile.stop - 1)[0], hierarchy.span(level, tile.start)[1]
 
 
-@dataclass(frozen=True)
-class SharedLevels:
-    """A prefix of dimensions that all pairs of a tile and a run share.
+class LevelProducts(Protocol):
+    """Multiply a tile's rows (`left`) by a run's rows (`right`), in the columns of one or more levels.
 
-    Queries and keys meet in scores, output gradients and values in the gradients of probabilities: `left` belongs to
-    the tile, `right` to the run. Numbers of `pairs` are `(N, G, t, n)`.
+    For scores these are queries and keys; for gradients of probabilities, output gradients and values.
+    `pairs (N, G, t, n)` has one number per query and key.
+    """
+
+    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
+        """`pairs += left · right` over the columns, for the pairs that share them."""
+
+    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
+        """`total += pairs · right` in the columns, over the pairs that share them."""
+
+    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
+        """`total += pairsᵀ · left` in the columns, over the pairs that share them."""
+
+
+@dataclass(frozen=True)
+class PrefixProducts:
+    """Products of the first levels, which all pairs of a tile and a run share.
 
     Args:
         columns: the dimensions.
@@ -89,8 +111,13 @@ class SharedLevels:
 
 
 @dataclass(frozen=True)
-class MaskedLevel(SharedLevels):
-    """A level that some pairs share: `mask (t, n)` is 1 for those and 0 for the others."""
+class MaskedProducts(PrefixProducts):
+    """Products of a level that some pairs share.
+
+    Args:
+        columns: the dimensions.
+        mask: `(t, n)`, 1 for the pairs that share them and 0 for the others.
+    """
 
     mask: Tensor
 
@@ -99,17 +126,22 @@ class MaskedLevel(SharedLevels):
         pairs.addcmul_(torch.bmm(left[..., self.columns], right[..., self.columns].mT).view_as(pairs), self.mask)
 
     def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
-        """Like `SharedLevels`, for the pairs in the mask."""
+        """Like `PrefixProducts`, for the pairs in the mask."""
         super().add_to_left(pairs * self.mask, right, total)
 
     def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
-        """Like `SharedLevels`, for the pairs in the mask."""
+        """Like `PrefixProducts`, for the pairs in the mask."""
         super().add_to_right(pairs * self.mask, left, total)
 
 
 @dataclass(frozen=True)
-class BlockLevel:
-    """A level where tile and run are the same `count` whole blocks: pairs in the diagonal blocks share it."""
+class BlockDiagonalProducts:
+    """Products of a level by block, where tile and run are the same whole blocks: pairs within one block share it.
+
+    Args:
+        columns: the dimensions.
+        count: number of blocks.
+    """
 
     columns: slice
     count: int
@@ -122,14 +154,14 @@ class BlockLevel:
         diagonal.add_(products.view(pairs.shape[0], self.count, group, length // self.count, -1))
 
     def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
-        """Like `SharedLevels`, for the diagonal blocks."""
+        """Like `PrefixProducts`, for the diagonal blocks."""
         many, group, length, _ = pairs.shape
         added = torch.bmm(self._fold_pairs(pairs), self._fold_right(right))
         added = added.view(many, self.count, group, length // self.count, -1).transpose(1, 2)
         total[..., self.columns] += added.reshape(many, group * length, -1)
 
     def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
-        """Like `SharedLevels`, for the diagonal blocks."""
+        """Like `PrefixProducts`, for the diagonal blocks."""
         many, group, length, _ = pairs.shape
         added = torch.bmm(self._fold_pairs(pairs).mT, self._fold_left(left, group))
         total[..., self.columns] += added.view(many, length, -1)
@@ -155,19 +187,19 @@ class BlockLevel:
         return level.reshape(right.shape[0] * self.count, -1, level.shape[-1])
 
 
-Levels = list[SharedLevels | BlockLevel]
-
-
 @dataclass(frozen=True)
 class TilePair:
     """The levels that a tile of queries and a run of keys share.
 
-    Scores are the sum of `levels`, times `gain`: one number, or `(t, n)` where depths differ. `value_levels` are the
-    same for values. Pairs that are True in `hidden (t, n)` are invisible.
+    Args:
+        levels: products of queries and keys. Scores are their sum times `gain`.
+        value_levels: products of probabilities and values.
+        gain: one number, or `(t, n)` where depths differ.
+        hidden: `(t, n)`, True for invisible pairs; None without any.
     """
 
-    levels: Levels
-    value_levels: Levels
+    levels: Sequence[LevelProducts]
+    value_levels: Sequence[LevelProducts]
     gain: float | Tensor
     hidden: Tensor | None
 
@@ -228,15 +260,15 @@ def pair_tiles(
     counts = {level: _aligned_blocks(hierarchy, level, tile, run) for level in partial}
     masks = {level: hierarchy.reaches(level, i, j).to(like.dtype) for level in partial if not counts[level]}
 
-    def levels_of(widths: Sequence[int]) -> Levels:
+    def products_over(widths: Sequence[int]) -> list[LevelProducts]:
         edges = [0, *itertools.accumulate(widths)]
-        levels: Levels = [SharedLevels(slice(0, edges[shared]))] if edges[shared] else []
+        products: list[LevelProducts] = [PrefixProducts(slice(0, edges[shared]))] if edges[shared] else []
         for level in (level for level in partial if widths[level]):
             columns, count = slice(edges[level], edges[level + 1]), counts[level]
-            levels.append(BlockLevel(columns, count) if count else MaskedLevel(columns, masks[level]))
-        return levels
+            products.append(BlockDiagonalProducts(columns, count) if count else MaskedProducts(columns, masks[level]))
+        return products
 
-    return TilePair(levels_of(hierarchy.ranks), levels_of(value_widths), gain, hidden)
+    return TilePair(products_over(hierarchy.ranks), products_over(value_widths), gain, hidden)
 
 
 def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:

@@ -17,7 +17,7 @@ from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import IMPLEMENTATION, is_attention, is_cross_attention
 from structattn.integrations.transformers.layers import is_causal as is_causal_layer
 from structattn.integrations.transformers.masks import check_all, split_window, visible_keys
-from structattn.integrations.transformers.transformers_cache import CachedLevels
+from structattn.integrations.transformers.transformers_cache import CachedKeysAndValues
 from structattn.layers.kv_cache import attend_mlr_cache
 from structattn.ops.attention import mlr_attention
 
@@ -50,8 +50,8 @@ class _ScoreOptions(NamedTuple):
 def mlr_attention_forward(
     module: nn.Module,
     query: Tensor,
-    key: Tensor | CachedLevels,
-    value: Tensor | CachedLevels,
+    key: Tensor | CachedKeysAndValues,
+    value: Tensor | CachedKeysAndValues,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -104,7 +104,7 @@ def mlr_attention_forward(
         is_causal=is_causal_layer(module) if is_causal is None else is_causal,
         dropout=dropout,
     )
-    if isinstance(key, CachedLevels):
+    if isinstance(key, CachedKeysAndValues):
         mixed = _attend_cached(module, query, key, window, scores)
     else:
         mixed = _attend(module, query, key, value, window, scores)
@@ -140,7 +140,7 @@ def _attend(
 
 
 def _attend_cached(
-    module: nn.Module, query: Tensor, key: CachedLevels, window: int | None, scores: _ScoreOptions
+    module: nn.Module, query: Tensor, key: CachedKeysAndValues, window: int | None, scores: _ScoreOptions
 ) -> Tensor:
     levels = levels_of(module)
     key.check(module, levels, window, causal=scores.is_causal)

@@ -56,15 +56,16 @@ def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Dime
         hierarchy: levels whose ranks, and value ranks if any, sum to the head width, or their text form
             (`"16|8|4|4@1024"`, `"16|16|32v@w512|128"`): one for all layers or a list with one per layer. For an encoder
             with a decoder: one for all, or `{"encoder": …, "decoder": …}`. Value dimensions stay in their places.
-        order: which dimensions come first within a head. A named order, or one permutation per layer or per key head
-            (see `measure_order`). With a rotary embedding it permutes rotary pairs. Far tokens see only the first
-            dimensions: measure the order, do not guess it. `"as_trained"` keeps the order (pair 0 rotates fastest);
-            `"fastest_first"` and `"slowest_first"` sort pairs by frequency.
+        order: which dimensions come first within a head. A named order, or a list with one entry per layer: a
+            permutation, or a list of one permutation per key head. Under a rotary embedding it permutes rotary pairs.
+            Far pairs are scored by the first dimensions alone, so measure the order (`measure_order`). `"as_trained"`
+            keeps the order (pair 0 rotates fastest); `"fastest_first"` and `"slowest_first"` sort pairs by frequency.
 
     Raises:
         TypeError, ValueError: before anything is changed, naming the layer: ranks or value ranks do not sum to the head
             width, a rank is odd under a rotary embedding, the number of layers differs, an order is no permutation,
             the layer caps its scores (`attn_logit_softcapping`), or its rotary pairs cannot be found.
+        ValueError: the model does not let its attention implementation be set. The model is left as it was.
     """
     stacks = attention_layers(model)
     hierarchies = _by_layer("hierarchy", hierarchy, stacks)

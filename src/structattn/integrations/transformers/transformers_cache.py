@@ -28,7 +28,7 @@ from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.torch_internals import count_writes
 
 
-class CachedLevels:
+class CachedKeysAndValues:
     """Keys and values of one layer of an `MLRCache`, passed in place of both tensors.
 
     Args:
@@ -71,7 +71,7 @@ class CachedLevels:
             )
 
 
-class _LevelLayer(GenerationCacheLayer):
+class _MLRCacheLayer(GenerationCacheLayer):
     """Cache of one layer; dimensions of keys are in the order of the levels."""
 
     def __init__(self, layer: AttentionLayer) -> None:
@@ -85,17 +85,18 @@ class _LevelLayer(GenerationCacheLayer):
         self._source = (levels.serial, id(layer.module))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedLevels` for keys and for values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeysAndValues` for keys and for values."""
         store, _ = super().update(self._levels.arrange(key_states), value_states)
-        cached = CachedLevels(store, self._hierarchy, self._window, self._source)
+        cached = CachedKeysAndValues(store, self._hierarchy, self._window, self._source)
         return cached, cached
 
 
 class MLRCache(GenerationCache):
     """A `transformers.Cache` that keeps each level only while it is read.
 
-    It keeps keys and values of level `l` in the current block, or those of the last `w_l` tokens. A layer with a native
-    sliding window keeps nothing beyond it.
+    It keeps keys and values of level `l` in the current block, or those of the last `w_l` tokens. With levels by
+    window, a layer keeps nothing beyond its native sliding window. With levels by block it keeps all tokens of level 1,
+    and text longer than the window is an error.
 
     Make one with `make_cache`. It serves only the model it was made for, with the hierarchy and parameters it had then.
     `key_numbers`, `value_numbers`, `key_bytes` and `nbytes` are its size.
@@ -103,7 +104,7 @@ class MLRCache(GenerationCache):
 
     def __init__(self, model: PreTrainedModel) -> None:
         layers = attention_layers(model)[DECODER]
-        Cache.__init__(self, layers=[_LevelLayer(layer) for layer in layers])
+        Cache.__init__(self, layers=[_MLRCacheLayer(layer) for layer in layers])
         # Weak references: a copy of the cache does not copy the model.
         self._config = weakref.ref(layers[0].config)
         self._parameters = [weakref.ref(parameter) for parameter in model.parameters()]
@@ -143,8 +144,8 @@ def make_cache(model: PreTrainedModel) -> Cache:
 
     At `T` tokens it holds `Hierarchy.cache_numbers(T, dv)` numbers for each key head, against `T · (r + dv)` in a
     standard cache; in a layer with a native sliding window those of `Hierarchy.within(window)`.
-    Generated tokens are those of `use_cache=False`. Without it, `generate` uses a standard cache. Before transformers
-    5.24 the keyword is `past_key_values`.
+    Generated tokens are those of `use_cache=False`. If you pass no cache, `generate` makes a standard one. Before
+    transformers 5.24 the keyword is `past_key_values`.
 
     Args:
         model: has a hierarchy and the implementation `structattn_mlr`.

@@ -15,8 +15,7 @@ from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
 
 _MOST_DECODED_QUERIES = 16
-"""Up to so many queries are decoded from the slices, each in one pass over the keys. With more queries, joining the
-slices costs less than a pass for each."""
+"""Most queries to decode, each in one pass over the slices. With more, joining the slices first is cheaper."""
 
 
 def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
@@ -91,39 +90,41 @@ def _attend_segments(
 ) -> Tensor:
     """Attend to far keys by level 1 and to near keys by all levels, and merge both.
 
-    Near keys begin at the first that level 2 reaches from the queries. Joining their levels takes memory for what is
-    live of level 2 and for the queries' own.
+    Near keys begin at the first key that level 2 reaches from the queries. Joining their levels copies the live keys
+    of level 2 and the queries' own keys, and the values alike.
     """
-    read, first = cache.length - query.shape[2], cache.keys[0].first
-    edge = _first_near_key(cache, hierarchy, read, is_padded=key_start is not None)
-    edges = None if key_start is None else _near_starts(hierarchy, read, key_start, edge)
+    first_query, first_key = cache.length - query.shape[2], cache.keys[0].first
+    near_start = _first_near_key(cache, hierarchy, first_query, is_padded=key_start is not None)
+    near_starts = None if key_start is None else _near_starts(hierarchy, first_query, key_start, near_start)
     near = attend_with_lse(
         query,
-        _joined([buffer.live.mT for buffer in cache.keys], cache.keys, edge),
-        _joined([buffer.live for buffer in cache.values], cache.values, edge),
+        _joined([buffer.live.mT for buffer in cache.keys], cache.keys, near_start),
+        _joined([buffer.live for buffer in cache.values], cache.values, near_start),
         hierarchy,
         is_causal=True,
         scale=scale,
-        attn_bias=_from_column(edge, attn_bias),
-        key_start=None if edges is None else edges - edge,
-        query_offset=read - edge,
+        attn_bias=_from_column(near_start, attn_bias),
+        key_start=None if near_starts is None else near_starts - near_start,
+        query_offset=first_query - near_start,
     )
     near_size = hierarchy.sizes[1] if hierarchy.levels > 1 else None
-    if near_size is None or (edge == first and (edges is None or hierarchy.by_window or read < near_size)):
+    if near_size is None or (
+        near_start == first_key and (near_starts is None or hierarchy.by_window or first_query < near_size)
+    ):
         return near[0]  # no row has far keys
-    far_end = query.new_full(query.shape[:1], edge, dtype=torch.int64) if edges is None else edges
+    far_end = query.new_full(query.shape[:1], near_start, dtype=torch.int64) if near_starts is None else near_starts
     values, value_width = cache.values[0].live, hierarchy.value_widths(sum(cache.layout.value_widths))[0]
     far = attend_with_lse(
         query[..., : hierarchy.ranks[0]],
         cache.keys[0].live.mT,
-        values if value_width else values.new_empty(*values.shape[:2], cache.length - first, 0),
+        values if value_width else values.new_empty(*values.shape[:2], cache.length - first_key, 0),
         Hierarchy(hierarchy.ranks[:1], gains=hierarchy.gains[:1], windows=hierarchy.sizes[:1]),
         is_causal=False,
         scale=scale,
-        attn_bias=_from_column(first, attn_bias),
-        key_start=None if key_start is None else torch.minimum(key_start, far_end).sub(first).clamp(min=0),
-        key_end=far_end - first,
-        query_offset=read - first,
+        attn_bias=_from_column(first_key, attn_bias),
+        key_start=None if key_start is None else torch.minimum(key_start, far_end).sub(first_key).clamp(min=0),
+        key_end=far_end - first_key,
+        query_offset=first_query - first_key,
     )
     return merge_segments(far, near)
 
@@ -133,15 +134,15 @@ def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, i
     if hierarchy.levels == 1:
         return cache.keys[0].first
     kept = cache.keys[1].first
-    # While the cache records, it keeps more. Blocks of padded rows begin where only the device knows.
+    # A cache that records keeps more than level 2 reaches. Where a padded row's blocks begin, only the device knows.
     return kept if is_padded and not hierarchy.by_window else max(kept, hierarchy.span(1, index)[0])
 
 
-def _near_starts(hierarchy: Hierarchy, index: int, key_start: Tensor, edge: int) -> Tensor:
+def _near_starts(hierarchy: Hierarchy, index: int, key_start: Tensor, near_start: int) -> Tensor:
     """Return each row's first near key `(B,)`, from which its blocks can be counted."""
     size = hierarchy.sizes[1] if hierarchy.levels > 1 else None
     if size is None or hierarchy.by_window:
-        return key_start.clamp(min=edge)
+        return key_start.clamp(min=near_start)
     return key_start + (index - key_start).clamp(min=0) // size * size
 
 
