@@ -106,7 +106,7 @@ class Retrofit:
     """Tokens of a window for a Hugging Face model; by default 512, or all its positions. Others keep theirs."""
 
     overwrite: bool = False
-    """Delete the files of another study in the folder."""
+    """Start anew: delete all results and checkpoints in the folder first, also those of the same settings."""
 
     debug: bool = False
     """Show the traceback of an error."""

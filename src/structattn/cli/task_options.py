@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import tyro
 
@@ -31,11 +31,11 @@ OPTION_NAMES = {"tokens": "train-tokens", "tokenizer": "tokens"}
 
 
 def _default(words: str) -> Any:
-    """Return the default that help shows."""
+    """Return the annotation that makes help show `(default: …)`."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {words})")
 
 
-OfPreset = Annotated[Optional[Value], tyro.conf.DisallowNone, _default("the preset's")]  # noqa: UP045 Value has no `|`.
+OfPreset = Annotated[Value | None, tyro.conf.DisallowNone, _default("the preset's")]
 """Type of an option that the preset decides if it is not given."""
 
 
@@ -71,7 +71,7 @@ class TaskOptions:
     """Runs of each structure; from 2 on, results carry a standard error."""
 
     layers: OfPreset[int] = None
-    """Blocks of the model."""
+    """Transformer layers."""
 
     dim: OfPreset[int] = None
     """Model width D."""
@@ -95,7 +95,7 @@ class TaskOptions:
     """Learned position table, or rotary embedding."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of matrix products; auto is bfloat16 where the device has instructions for it."""
+    """Dtype of matrix products; auto is bfloat16 where the device has instructions for it."""
 
     compile: bool = False
     """Compile the model with torch.compile."""
@@ -107,7 +107,7 @@ class TaskOptions:
     """Send metrics to Weights & Biases too."""
 
     overwrite: bool = False
-    """Delete the files of another comparison in the folder."""
+    """Start anew: delete all results and checkpoints in the folder first, also those of the same settings."""
 
     debug: bool = False
     """Show the traceback of an error."""

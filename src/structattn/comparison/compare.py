@@ -85,7 +85,7 @@ def compare(
     Args:
         comparison: what to compare.
         folder: folder of this comparison alone.
-        overwrite: delete the files of another comparison in `folder`.
+        overwrite: delete all results and checkpoints in `folder` first, also those of the same comparison.
         make_progress: called before each run.
         command: the command line, for the record.
 

@@ -170,7 +170,7 @@ def measure_retrofit(
     Args:
         study: the settings.
         folder: folder of this study alone.
-        overwrite: delete the files of another study in `folder`, its unfinished tuning included.
+        overwrite: delete all results and checkpoints in `folder` first, also those of the same study.
         make_progress: called before each tuning.
         command: the command line, for the record.
 
