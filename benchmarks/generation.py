@@ -201,14 +201,19 @@ def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
 
 def draw_memory(grown: dict[str, list[list[int]]], path: Path) -> None:
     """Plot the bytes of the cache against the tokens written."""
+    labels = {MLR: "8x8, blocks, in keys", NEAR: "16|16|32, windows, in keys and values"}
     with styled():
-        figure = new_figure(5.2, 3.2)
+        figure = new_figure(6.2, 3.6)
         axes = figure.add_subplot()
         for attention, rows in grown.items():
-            axes.plot([row[0] / 1e3 for row in rows], [row[2] / 2**20 for row in rows], label=attention)
-        for attention in (MLR, NEAR):
-            label, rows = f"{attention}: level 1 and its values", grown[attention]
-            axes.plot([row[0] / 1e3 for row in rows], [row[1] / 2**20 for row in rows], ":", label=label)
+            label = labels.get(attention, attention)
+            axes.plot([row[0] / 1e3 for row in rows], [row[2] / 2**20 for row in rows], label=label)
+        for attention in labels:
+            label = "level 1 and its values alone" if attention == NEAR else None
+            places, sizes = (
+                [row[column] / unit for row in grown[attention]] for column, unit in ((0, 1e3), (1, 2**20))
+            )
+            axes.plot(places, sizes, ":", color="black", label=label)
         axes.set(xlabel="thousands of tokens written", ylabel="MiB in the cache, keys and values", xlim=(0, None))
         axes.set_ylim(0, None)
         axes.legend(frameon=False)
