@@ -34,7 +34,7 @@ _EVERYWHERE = 2**62
 
 @dataclass(frozen=True, repr=False)
 class Hierarchy:
-    r"""Describe the levels of attention by distance: near pairs share more dimensions than far pairs.
+    r"""Describe levels of attention: near pairs share more dimensions than far pairs.
 
     Each level reaches some pairs of positions, all of them pairs of the level before it. By block of `b_l` positions a
     level reaches the pairs within one block (arXiv 2509.07963, section 4). By window of `w_l` positions it reaches the
@@ -213,7 +213,10 @@ class Hierarchy:
     @overload
     def reaches(self, level: int, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def reaches(self, level: int, i: Any, j: Any) -> bool | torch.Tensor:
-        """Return True where level `level` (from 0) reaches the pair of positions, integers or integer tensors."""
+        """Return True where a level reaches a pair of positions.
+
+        `level` counts from 0. Positions `i` and `j` are integers, or integer tensors that broadcast.
+        """
         size = self.sizes[level]
         if self.by_window or size is None:
             return abs(i - j) < (size or _EVERYWHERE)
@@ -226,7 +229,7 @@ class Hierarchy:
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def depth(self, i: Any, j: Any) -> int | torch.Tensor:
-        """Return the depth `m(i, j)`, in 1..L; 0 for pairs that are outside a finite first window.
+        """Return the depth `m(i, j)`, 1 to L, or 0 outside a finite first window.
 
         Positions `i` and `j` are integers, or integer tensors that broadcast.
         """
@@ -277,11 +280,14 @@ class Hierarchy:
         return min(length, size) if self.by_window else length % size or size
 
     def key_numbers(self, length: int) -> int:
-        """Return the cached key numbers of one head after `length` tokens, `Σ_l r_l · live(l, T)`."""
+        """Return the cached key numbers of one head, `Σ_l r_l · live(l, T)`."""
         return self._numbers(self.ranks, length)
 
     def value_numbers(self, length: int, value_dim: int | None = None) -> int:
-        """Return the cached value numbers of one head, `Σ_l u_l · live(l, T)`; `value_dim` as in `value_widths`."""
+        """Return the cached value numbers of one head, `Σ_l u_l · live(l, T)`.
+
+        `value_dim` is that of `value_widths`.
+        """
         return self._numbers(self.value_widths(value_dim), length)
 
     def cache_numbers(self, length: int, value_dim: int | None = None) -> int:
@@ -308,7 +314,10 @@ class Hierarchy:
     def score_flops(
         self, query_length: int, key_length: int | None = None, *, is_causal: bool = False, query_offset: int = 0
     ) -> int:
-        """Return the FLOPs of one head's scores, `2 · Σ_l r_l · P_l` with the visible pairs `P_l` of each level."""
+        """Return the FLOPs of one head's scores, `2 · Σ_l r_l · P_l`.
+
+        `P_l` is the number of visible pairs that level `l` reaches.
+        """
         key_length = query_length if key_length is None else key_length
         pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
         return 2 * sum(rank * count for rank, count in zip(self.ranks, pairs, strict=True))
@@ -322,7 +331,10 @@ class Hierarchy:
         is_causal: bool = False,
         query_offset: int = 0,
     ) -> int:
-        """Return the FLOPs of mixing one head's values, `2 · Σ_l u_l · P_l`; `value_dim` as in `value_widths`."""
+        """Return the FLOPs of mixing one head's values, `2 · Σ_l u_l · P_l`.
+
+        `value_dim` is that of `value_widths`, and `P_l` as in `score_flops`.
+        """
         key_length = query_length if key_length is None else key_length
         pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
         return 2 * sum(width * count for width, count in zip(self.value_widths(value_dim), pairs, strict=True))
