@@ -107,7 +107,7 @@ def test_a_run_of_before_tokenizers_goes_on_with_the_ascii_table(text, tmp_path,
     assert len(capsys.readouterr().out) == 3 + 9 + 1
     assert _compare(text, out, "--tokens", "ascii") == 0
     assert _compare(text, out) == 1
-    assert "task.tokenizer was None, is 'characters'" in capsys.readouterr().err
+    assert "task.tokenizer was 'ascii', is 'characters'" in capsys.readouterr().err
 
 
 def test_a_text_with_another_vocabulary_does_not_continue_a_run(text, tmp_path, capsys):

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def describe_run(config: TrainConfig, model: StructuredModel, processes: int) -> dict[str, str]:
     """Return training settings, model settings and process count, each as text."""
     described = {name: repr(value) for name, value in asdict(config).items()}
-    # The spelling of the attention, which checkpoints of every version hold.
-    settings = model.config.to_diff_dict() | {"attention": model.config.attention}
+    settings = model.config.to_diff_dict()
+    if "attention" in settings:
+        settings["attention"] = model.config.attention  # its spelling, which checkpoints of every version hold
     described |= {f"model.{name}": repr(settings[name]) for name in settings if name != "transformers_version"}
     return described | {"processes": repr(processes)}
 
