@@ -84,7 +84,7 @@ class LanguageTask(Task):
 
     @property
     def token(self) -> str:
-        """What a token is called, such as `character`."""
+        """Name of one token, such as `character`."""
         return self.tokenizer.token
 
     @property

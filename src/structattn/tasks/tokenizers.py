@@ -41,7 +41,7 @@ class Tokenizer(abc.ABC):
     """Maps text to tokens in `[0, size)` and back."""
 
     token: ClassVar[str]
-    """What a token is called: `character`, `byte` or `token`."""
+    """Name of one token: `character`, `byte` or `token`."""
 
     @property
     @abc.abstractmethod

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from structattn.tasks.forecasting import ForecastTask
 
 Fill = Literal["forward", "linear", "drop"]
-"""How to fill missing values and rows: repeat the last value, interpolate, or leave such rows out."""
+"""Ways to fill missing values and rows: repeat the last value, interpolate, or leave such rows out."""
 
 
 @dataclass(frozen=True)

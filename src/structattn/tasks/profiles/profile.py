@@ -125,7 +125,7 @@ class TaskCommand:
 
 @dataclass(frozen=True)
 class TaskProfile:
-    """All that comparing, reporting and the command line ask about a task."""
+    """Describe a task to comparisons, reports and the command line."""
 
     name: str
     """Name of the task in configs, results and commands, the same as `Task.name`."""
