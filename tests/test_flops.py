@@ -145,8 +145,10 @@ def test_the_paper_s_counting() -> None:
     """Scores in `T² Σ r_l / 2^{l-1}` against `T² r`: of 64 dimensions, 38.4 and 15.9 (arXiv 2509.07963, section 4)."""
     square = 1024**2
     assert scores_alone("standard", 1024) == 64 * square
-    assert scores_alone("mlr:32|8|6|4|4|4|4|2", 1024) / square == 32 + 4 + 1.5 + 0.5 + 0.25 + 0.125 + 0.0625 + 1 / 64
-    assert round(scores_alone("mlr:8x8", 1024) / square, 1) == 15.9
+    assert (
+        scores_alone("mlr:32|8|6|4|4|4|4|2+paper", 1024) / square == 32 + 4 + 1.5 + 0.5 + 0.25 + 0.125 + 0.0625 + 1 / 64
+    )
+    assert round(scores_alone("mlr:8x8+paper", 1024) / square, 1) == 15.9
     window = build_attention("swa:128", 64, 1, 1024)
     assert paper_multiply_adds(window, 1024) == 4 * 1024 * 64 * 64 + 1024 * 128 * (64 + 64)
 
@@ -168,8 +170,8 @@ def test_key_numbers() -> None:
     assert per_token("swa:128", length=100) == 100 * 512
     assert per_token("swa:128", is_causal=False) == 1024 * 512
     assert per_token("gswa:128|32") == 8 * (1024 * 32 + 128 * 32)
-    assert per_token("mlr:32|32", length=700) == 8 * (700 * 32 + 188 * 32)
-    assert per_token("mlr:32|32", length=700, is_causal=False) == 8 * 700 * 64
+    assert per_token("mlr:32|32+paper", length=700) == 8 * (700 * 32 + 188 * 32)
+    assert per_token("mlr:32|32+paper", length=700, is_causal=False) == 8 * 700 * 64
     assert per_token("lowrank") == 1024 * 8 * 64
     assert per_token("btt+side=key") == 1024 * 8 * 512
     assert per_token("btt+side=query+norm=none") == 1024 * 512

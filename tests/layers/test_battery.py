@@ -170,7 +170,7 @@ def test_fans_name_every_matrix(spelling: str) -> None:
     for name, (fan_in, fan_out) in fans.items():
         if name.endswith("_proj.weight"):
             assert weights[name].shape == (fan_out, fan_in)
-    assert fans["out_proj.weight"] == (DIM, DIM)
+    assert fans["out_proj.weight"] == (layer.heads * layer.value_dim, DIM)
 
 
 def test_initial_deviation_is_one_over_the_root_of_fan_in() -> None:

@@ -101,7 +101,7 @@ WEIGHTS: dict[str, Callable[[int, int], float]] = {
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_mlr_is_the_paper_s_sum_of_levels(weight: str, gains: str) -> None:
     """Block-diagonal products of each level, weighted, over the number of levels that a pair shares."""
-    layer, x = build(f"mlr:2|1|1+level_weight={weight}+gains={gains}"), tokens(2, 19)
+    layer, x = build(f"mlr:2|1|1+paper+level_weight={weight}+gains={gains}"), tokens(2, 19)
     assert isinstance(layer, MLRAttention)
     query, key, value = projected(layer, x)
     score, shared = torch.zeros(2, HEADS, 19, 19, dtype=F64), torch.zeros(19, 19, dtype=F64)
@@ -118,7 +118,7 @@ def test_mlr_is_the_paper_s_sum_of_levels(weight: str, gains: str) -> None:
 
 
 def test_mlr_by_window_with_levels_in_values() -> None:
-    layer, x = build("mlr:1|2|1+windows=7|3+value_ranks=1|2|1+level_weight=1/sqrt(r)"), tokens(2, 19)
+    layer, x = build("mlr:1|2|1+windows=7|3+gains=mean+level_weight=1/sqrt(r)"), tokens(2, 19)
     query, key, value = projected(layer, x)
     position = torch.arange(19)
     near = [(position[:, None] - position).abs() < window for window in (10**9, 7, 3)]

@@ -26,6 +26,7 @@ from structattn.layers import (
     MLRAttention,
     MLRConfig,
     MonarchConfig,
+    RotaryEmbedding,
     SlidingWindowAttention,
     SlidingWindowConfig,
     StandardAttention,
@@ -36,6 +37,8 @@ from structattn.layers import (
     default_ranks,
     parse_attention,
 )
+from structattn.layers.grammar import parse_saved_attention
+from structattn.layers.ranks import default_windows, paper_ranks
 from structattn.ops.hierarchy import Hierarchy, parse_ranks
 from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch
 from tests.layers.cases import SPELLINGS
@@ -51,7 +54,13 @@ EXAMPLES = {
     "mlr:8x8": MLRConfig((8,) * 8),
     "mlr:64": MLRConfig((64,)),
     "mlr+levels=4": MLRConfig(levels=4),
-    "mlr:8|8|16+block_sizes=*|96|48+gains=none": MLRConfig((8, 8, 16), block_sizes=(None, 96, 48), gains="none"),
+    "mlr:8|8|16+block_sizes=*|96|48+gains=mean": MLRConfig((8, 8, 16), block_sizes=(None, 96, 48), gains="mean"),
+    "mlr+paper": MLRConfig(paper=True),
+    "mlr:16|8|8+paper": MLRConfig((16, 8, 8), paper=True),
+    "mlr:16|16+gains=none+level_weight=1+paper": MLRConfig((16, 16), gains="none", level_weight="1", paper=True),
+    "mlr:12+value_ranks=16": MLRConfig((12,), value_ranks=(16,)),
+    "mlr+frequencies=slow_far": MLRConfig(frequencies="slow_far"),
+    "standard+kv_heads=2": StandardConfig(kv_heads=2),
     "mlr:16|16|32+windows=*|512|128": MLRConfig((16, 16, 32), windows=(512, 128)),
     "mlr:64+windows=128": MLRConfig((64,), windows=(128,)),
     "mlr:16|48+windows=512|64+value_ranks=0|64": MLRConfig((16, 48), windows=(512, 64), value_ranks=(0, 64)),
@@ -91,7 +100,15 @@ def test_spelling_and_config_are_each_other(text: str) -> None:
         ("btt:1", "btt"),
         (" swa:8 ", "swa:8"),
         ("swa+window=8", "swa:8"),
-        ("mlr+gains=none+levels=2", "mlr+levels=2+gains=none"),
+        ("mlr+gains=mean+levels=2", "mlr+levels=2+gains=mean"),
+        ("mlr+gains=none+level_weight=1/sqrt(r_l)+frequencies=per_level", "mlr"),
+        ("mlr+gains=mean+level_weight=1/r_l+frequencies=whole+paper", "mlr+paper"),
+        ("mlr+paper=true+basis=true", "mlr+basis+paper"),
+        ("mlr+paper=false", "mlr"),
+        ("mlr:16,16,32v@w512,128", "mlr:16|16|32+windows=*|512|128+value_ranks=16|16|32"),
+        ("mlr:16,16,32v32,32,0@w1024,512,128", "mlr:16|16|32+windows=1024|512|128+value_ranks=32|32|0"),
+        ("mlr:16,16@64", "mlr:16|16+block_sizes=*|32+value_ranks=32|0"),
+        ("mlr:12v16", "mlr:12+block_sizes=*+value_ranks=16"),
     ],
 )
 def test_other_spellings(text: str, same: str) -> None:
@@ -181,6 +198,8 @@ def test_every_config_survives_text_json_and_pickle(config: AttentionConfig) -> 
         ("mlr+gain=none", "a field of mlr must be one of .* did you mean 'gains'"),
         ("mlr+gains=men", "gains must be one of mean, none, got 'men'; did you mean 'mean'"),
         ("mlr+gains", r"expected '\+field=value'"),
+        ("mlr:8|8@64/mean", r"gains of an attention follow as '\+gains=mean'"),
+        ("mlr:8|8v8@w4", "value_ranks must have one entry per level"),
         ("mlr+gains=none+gains=mean", "gains is given twice"),
         ("swa:8+window=8", "window is given twice"),
         ("standard+qk_norm=yes", "qk_norm must be one of true, false, got 'yes'"),
@@ -239,8 +258,8 @@ def test_configs_are_frozen() -> None:
 
 # --- what was saved before --------------------------------------------------------------------------------------------
 
-_MLR = {"level_weight": "1/r_l", "qk_norm": True, "basis": False, "windows": None, "value_ranks": None}
-_MLR |= {"ranks": None, "levels": None, "block_sizes": None, "gains": "mean"}
+_MLR = {"level_weight": "1/r_l", "qk_norm": True, "basis": False, "ranks": None, "levels": None, "block_sizes": None}
+_MLR |= {"gains": "mean"}
 MEANINGS = {
     "standard": {"kind": "standard", "heads": None, "qk_norm": True, "scale": "1/sqrt(r)"},
     "standard:1+scale=8/r": {"kind": "standard", "heads": 1, "qk_norm": True, "scale": "8/r"},
@@ -256,35 +275,62 @@ MEANINGS = {
     | _MLR
     | {"ranks": [4, 2, 2], "gains": "none", "level_weight": "1/sqrt(r)", "basis": True},
 }
-"""Every field of what a spelling has always meant. It must not change, since saved runs and models hold spellings."""
+"""Dict forms of spellings in version 0.1.0, whose files hold both."""
 
 
 @pytest.mark.parametrize("text", MEANINGS)
-def test_old_spellings_keep_their_meaning(text: str) -> None:
-    assert parse_attention(text).to_dict() == MEANINGS[text]
+def test_saved_spellings_and_dicts_keep_their_meaning(text: str) -> None:
+    saved = parse_saved_attention(text)
+    assert config_from_dict(MEANINGS[text]) == saved
+    assert saved.to_dict().items() >= MEANINGS[text].items()
+    if isinstance(saved, MLRConfig):
+        assert saved.paper
+        assert saved.windows is saved.value_ranks is None
+    else:
+        assert saved == parse_attention(text)
 
 
-@pytest.mark.parametrize("text", [text for text in MEANINGS if text.startswith("mlr")])
-def test_dicts_from_before_windows_keep_their_meaning(text: str) -> None:
-    before = {name: value for name, value in MEANINGS[text].items() if name not in ("windows", "value_ranks")}
-    assert config_from_dict(before) == parse_attention(text)
-
-
-def test_old_spellings_build_the_same_levels() -> None:
+def test_saved_spellings_build_the_same_levels() -> None:
     levels = {
         "mlr:32|16|16": ((32, 16, 16), (None, 512, 256), (1.0, 0.5, 1 / 3)),
         "mlr:8|24|32+block_sizes=*|96|48+gains=none": ((8, 24, 32), (None, 96, 48), (1.0, 1.0, 1.0)),
     }
     for text, (ranks, sizes, gains) in levels.items():
-        hierarchy = parse_attention(text).hierarchy(64, 1024)  # type: ignore[attr-defined]
+        hierarchy = parse_saved_attention(text).hierarchy(64, 1024)  # type: ignore[attr-defined]
         assert hierarchy == Hierarchy(ranks, sizes, gains)
 
 
-def test_windows_and_value_ranks_build_their_levels() -> None:
-    config = parse_attention("mlr:16|16|32+windows=512|128+value_ranks=32|16|16")
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("mlr:16|16|32+windows=512|128+value_ranks=32|16|16", "16|16|32v32|16|16@w*|512|128"),
+        ("mlr:16|16|32+windows=512|128", "16|16|32v@w*|512|128"),
+        ("mlr:16|16|32@w512|128", "16|16|32v64|0|0@w*|512|128"),
+        ("mlr:16|16|32v@w512|128", "16|16|32v@w*|512|128"),
+        ("mlr:32|16|16+block_sizes=*|64|32+gains=mean", "32|16|16v@128/mean"),
+        ("mlr:32|16|16+paper", "32|16|16@1024/mean"),
+        ("mlr:32|16|16+windows=64|16+paper", "32|16|16@w*|64|16/mean"),
+        ("mlr:8|8+windows=32+value_ranks=16|48", "8|8v16|48@w*|32"),
+    ],
+)
+def test_spellings_build_their_levels(text: str, levels: str) -> None:
+    config = parse_attention(text)
     assert isinstance(config, MLRConfig)
-    assert config.hierarchy(64, 1024) == config.hierarchy(64, 77)  # nothing depends on the context
-    assert str(config.hierarchy(64, 1024)) == "16|16|32v32|16|16@w*|512|128/mean"
+    assert str(config.hierarchy(64, 1024)) == levels
+
+
+def test_queries_and_keys_may_be_narrower_than_values() -> None:
+    layer = build_attention("mlr:4|8+windows=16+value_ranks=8|24", 64, 2, 128)
+    assert isinstance(layer, MLRAttention)
+    assert (layer.head_dim, layer.value_dim) == (12, 32)
+    x = torch.randn(2, 20, 64)
+    assert layer(x).shape == x.shape
+
+
+def test_key_value_heads_of_an_attention_replace_those_of_the_model() -> None:
+    assert build_attention("standard+kv_heads=2", 64, 4, 128, kv_heads=4).kv_heads == 2
+    with pytest.raises(ValueError, match="kv_heads must divide heads = 4, got 3"):
+        build_attention("standard+kv_heads=3", 64, 4, 128)
 
 
 # --- defaults ---------------------------------------------------------------------------------------------------------
@@ -306,26 +352,68 @@ def test_windows_and_value_ranks_build_their_levels() -> None:
         (1, 1024, None, (1,)),
     ],
 )
-def test_default_ranks(head_dim: int, context: int, levels: int | None, ranks: tuple[int, ...]) -> None:
-    assert default_ranks(head_dim, context, levels) == ranks
+def test_paper_ranks(head_dim: int, context: int, levels: int | None, ranks: tuple[int, ...]) -> None:
+    assert paper_ranks(head_dim, context, levels) == ranks
 
 
 @given(st.integers(1, 300), st.integers(1, 10_000))
-def test_default_ranks_fill_the_head(head_dim: int, context: int) -> None:
-    ranks = default_ranks(head_dim, context)
+def test_paper_ranks_fill_the_head(head_dim: int, context: int) -> None:
+    ranks = paper_ranks(head_dim, context)
     assert sum(ranks) == head_dim
     assert min(ranks) >= 1
     assert head_dim % 2 or all(rank % 2 == 0 for rank in ranks)
     assert context >= 8 * 2 ** (len(ranks) - 1) or len(ranks) == 1
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "context", "levels", "ranks", "windows"),
+    [
+        (32, 512, None, (4,) * 8, (256, 128, 64, 32, 16, 8, 4)),
+        (128, 16_384, None, (16,) * 8, (8192, 4096, 2048, 1024, 512, 256, 128)),
+        (64, 256, None, (8,) * 6 + (16,), (128, 64, 32, 16, 8, 4)),  # the last window keeps 4 tokens
+        (64, 16, None, (8, 8, 48), (8, 4)),
+        (64, 5, None, (64,), ()),
+        (64, 1024, 2, (8, 56), (512,)),
+        (64, 1024, 16, (4,) * 16, (512, 256, 128, 64, 32, 16, 9, 8, 7, 6, 5, 4, 3, 2, 1)),
+        (12, 1024, None, (2,) * 6, (512, 256, 128, 64, 32)),  # even, for rotary pairs
+        (7, 1024, None, (1,) * 7, (512, 256, 128, 64, 32, 16)),
+        (1, 1024, None, (1,), ()),
+    ],
+)
+def test_default_ranks_and_windows(head_dim, context, levels, ranks, windows) -> None:
+    assert default_ranks(head_dim, context, levels) == ranks
+    assert default_windows(len(ranks), context) == (None, *windows)
+
+
+@given(st.integers(1, 300), st.integers(1, 10_000), st.none() | st.integers(1, 20))
+def test_default_levels_fill_the_head(head_dim: int, context: int, levels: int | None) -> None:
+    if levels is not None and levels > head_dim // (2 - head_dim % 2):
+        with pytest.raises(ValueError, match=f"levels must be at most .* for heads of {head_dim}"):
+            default_ranks(head_dim, context, levels)
+        return
+    ranks = default_ranks(head_dim, context, levels)
+    assert sum(ranks) == head_dim
+    assert levels is None or len(ranks) == levels
+    assert head_dim % 2 or all(rank % 2 == 0 for rank in ranks)
+    Hierarchy(ranks, windows=default_windows(len(ranks), context))  # checks that windows shrink
+
+
+def test_mlr_is_levels_by_window_in_keys_and_values() -> None:
+    layer = build_attention("mlr", 512, 8, 1024, rotary=RotaryEmbedding())
+    assert isinstance(layer, MLRAttention)
+    assert str(layer.hierarchy) == "8|8|8|8|8|8|8|8v@w*|512|256|128|64|32|16|8"
+    assert layer.level_weights == (1 / 8**0.5,) * 8
+    assert layer.rotary == RotaryEmbedding(frequencies="per_level")
+    assert layer.cache_numbers(1024) < 0.25 * build_attention("standard", 512, 8, 1024).cache_numbers(1024)
+
+
 def test_more_levels_than_the_split_has() -> None:
     with pytest.raises(ValueError, match="levels must be at most 8 for heads of 64, got 9; or give ranks"):
-        build_attention("mlr+levels=9", 512, 8, 1024)
+        build_attention("mlr+paper+levels=9", 512, 8, 1024)
 
 
-def test_mlr_defaults_to_the_paper_s_language_setting() -> None:
-    layer = build_attention("mlr", 512, 8, 1024)
+def test_mlr_paper_is_the_paper_s_language_setting() -> None:
+    layer = build_attention("mlr+paper", 512, 8, 1024)
     assert isinstance(layer, MLRAttention)
     assert str(layer.hierarchy) == "32|8|6|4|4|4|4|2@1024/mean"
     assert layer.level_weights == (1 / 32, 1 / 8, 1 / 6, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 2)
@@ -390,7 +478,6 @@ def test_bilinear_defaults_are_those_of_the_structure() -> None:
         ("standard", {"heads": 3}, "heads must divide dim = 16 unless head_dim is given, got 3"),
         ("standard:3", {}, "heads must divide .*16.* got 3"),
         ("mlr:8", {}, "ranks must sum to the head width 4, got 8 = 8; 8 levels are spelt mlr[+]levels=8"),
-        ("mlr:2|2+windows=3+value_ranks=2|3", {}, r"value_ranks must sum to the values' width 4, got 2\|3 = 5"),
         ("mlr:4x4", {}, r"ranks must sum to the head width 4, got 4\|4\|4\|4 = 16"),
         ("gswa:8|4", {}, "global_rank must be below the head width 4, got 4"),
         ("btt+factors=4x4|4x8", {}, "factors"),

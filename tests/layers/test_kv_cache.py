@@ -169,7 +169,7 @@ def test_the_keys_of_a_long_sequence_take_a_seventh():
 
 
 def test_beams_go_on_from_other_rows():
-    layer, x = build("mlr"), tokens(3, LENGTH)
+    layer, x = build("mlr+paper"), tokens(3, LENGTH)
     rows, cache = torch.tensor([2, 0, 0, 1]), layer.new_cache()
     key_start = torch.tensor([0, 3, 7])
     with torch.no_grad():
@@ -383,13 +383,13 @@ class TestDeviceNumbers:
 
     @pytest.mark.usefixtures("meta_device")
     def test_a_row_that_is_all_padding_so_far_is_read_until_it_begins(self):
-        decoder = self.prefilled("mlr", [0, 21])
+        decoder = self.prefilled("mlr+paper", [0, 21])
         with pytest.raises(NotImplementedError, match="meta"):
             decoder.read(tokens(2, 1), torch.tensor([0, 22]))
         assert not decoder.cache._rows_have_begun
 
     def test_a_crop_before_a_row_begins_has_it_read_again(self):
-        layer, x = build("mlr"), tokens(2, LENGTH)
+        layer, x = build("mlr+paper"), tokens(2, LENGTH)
         cache = layer.new_cache()
         cache.recording = True
         with torch.no_grad():
@@ -401,7 +401,7 @@ class TestDeviceNumbers:
 
 
 class TestBadInput:
-    def cache(self, spelling="mlr", length=21, **options):
+    def cache(self, spelling="mlr+paper", length=21, **options):
         layer = build(spelling, **options)
         cache = layer.new_cache()
         with torch.no_grad():
@@ -431,7 +431,7 @@ class TestBadInput:
     @pytest.mark.parametrize("length", [0, 8])
     def test_a_crop_to_the_edge_of_a_block_needs_nothing_of_the_block_before(self, length):
         """Level 2 has dropped what came before token 16, and later queries read none of it."""
-        layer, x = build("mlr"), tokens(2, LENGTH)
+        layer, x = build("mlr+paper"), tokens(2, LENGTH)
         cache = layer.new_cache()
         with torch.no_grad():
             layer(x[:, :21], cache=cache)
@@ -444,7 +444,7 @@ class TestBadInput:
         torch.testing.assert_close(torch.cat(again, 1), layer(x)[:, length:], **CLOSE)
 
     def test_a_crop_into_the_padding_of_all_rows(self):
-        layer, x, cache = build("mlr"), tokens(2, LENGTH), build("mlr").new_cache()
+        layer, x, cache = build("mlr+paper"), tokens(2, LENGTH), build("mlr+paper").new_cache()
         with torch.no_grad():
             layer(x[:, :21], key_start=torch.tensor([20, 20]), cache=cache)
             cache.crop(10)
@@ -459,7 +459,7 @@ class TestBadInput:
         with pytest.raises(
             ValueError, match=r"cache is of another layer: it holds keys 4 x 2, 4 x 2 in blocks of 8; values"
         ):
-            build("mlr:1|1|2")(tokens(2, 1), cache=cache)
+            build("mlr:1|1|2+paper")(tokens(2, 1), cache=cache)
 
     def test_another_batch_size(self):
         layer, cache = self.cache()
@@ -467,7 +467,7 @@ class TestBadInput:
             layer(tokens(3, 1), cache=cache)
 
     def test_gradients(self):
-        layer = build("mlr")
+        layer = build("mlr+paper")
         with pytest.raises(ValueError, match="a cache carries no gradients"):
             layer(tokens(2, 1), cache=layer.new_cache())
 
@@ -483,7 +483,7 @@ class TestBadInput:
 
     def test_something_else(self):
         with pytest.raises(TypeError, match="cache must be a KeyValueCache"):
-            build("mlr")(tokens(2, 1), cache={})
+            build("mlr+paper")(tokens(2, 1), cache={})
 
     def test_parts_of_other_widths(self):
         cache = KeyValueCache(mlr_cache_layout(Hierarchy.dyadic([4, 2], 8), 2, 6))
@@ -491,7 +491,7 @@ class TestBadInput:
             cache.append([torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 1)], [torch.zeros(1, 2, 3, 6)])
 
     def test_empty(self):
-        cache = build_attention("mlr", 16, 4, 16).new_cache()
+        cache = build_attention("mlr+paper", 16, 4, 16).new_cache()
         assert cache.rows is None
         with pytest.raises(ValueError, match="the cache is empty"):
             _ = cache.values[0].live

@@ -16,14 +16,23 @@ import torch
 
 from structattn import checks
 from structattn.layers import fields
-from structattn.layers.choices import BilinearScale, Gains, HeadScale, LevelWeight, Norm, Side
-from structattn.layers.ranks import PAPER_BILINEAR_RANKS, default_ranks, proportional_ranks
+from structattn.layers.choices import BilinearScale, Frequencies, Gains, HeadScale, LevelWeight, Norm, Side
+from structattn.layers.ranks import (
+    PAPER_BILINEAR_RANKS,
+    default_ranks,
+    default_windows,
+    paper_ranks,
+    proportional_ranks,
+)
 from structattn.ops.hierarchy import Hierarchy
 from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch, Structure
 from structattn.structures.families import root_divisor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_LONG_CONTEXT = 2**20
+"""A context in which any default hierarchy has room for its levels."""
 
 
 class Factory(TypedDict, total=False):
@@ -60,8 +69,9 @@ class AttentionConfig:
         arguments = [getattr(self, name) for name in self.arguments]
         text = self.kind if None in arguments or self._is_default(self.arguments) else f"{self.kind}:{_join(arguments)}"
         for name in self.field_types():
+            value = getattr(self, name)
             if name not in self.arguments and not self._is_default([name]):
-                text += f"+{name}={fields.to_text(getattr(self, name))}"
+                text += f"+{name}" if value is True else f"+{name}={fields.to_text(value)}"
         return text
 
     def _is_default(self, names: Sequence[str]) -> bool:
@@ -81,6 +91,7 @@ class StandardConfig(AttentionConfig):
         heads: number of heads instead of the model's, at the same total width: `standard:1` is one head of full rank.
         qk_norm: LayerNorm on queries and keys.
         scale: factor on the scores.
+        kv_heads: heads of keys and values in place of the model's, a divisor of its heads.
     """
 
     kind: ClassVar[str] = "standard"
@@ -90,6 +101,7 @@ class StandardConfig(AttentionConfig):
     heads: int | None = None
     qk_norm: bool = True
     scale: HeadScale = "1/sqrt(r)"
+    kv_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,38 +146,50 @@ class GlobalSlidingWindowConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class MLRConfig(AttentionConfig):
-    """`mlr`, `mlr:32|8|6|4|4|4|4|2`, `mlr:8x8` (eight levels of 8), `mlr+levels=4`: see `MLRAttention`.
+    """`mlr`, `mlr:16|16|32`, `mlr:8x8` (eight levels of 8), `mlr+paper`: see `MLRAttention`.
+
+    Plain `mlr` has windows, levels in values, level weights `1/sqrt(r_l)` and rotary rates that fall within each level.
+    With `paper` every field that is not given is that of arXiv 2509.07963, section 5: blocks, values mixed whole, level
+    weights `1/r_l`, gains `1/m`.
 
     Attributes:
-        ranks: level ranks, which sum to the head width of the model; a single number is one level. By default the
-            paper's split of 64 scaled to the head width, see `default_ranks`.
+        ranks: level ranks; a single number is one level. By default a split of the model's head width, see
+            `default_ranks`, with `paper` see `paper_ranks`. They sum to the head width, unless `value_ranks` are given.
         levels: number of levels of the default split.
-        block_sizes: `None` (global), then nested sizes; by default the context halves with every level.
+        block_sizes: `None` (global), then nested sizes. With `paper` the context halves with every level by default.
         windows: windows of the levels in place of blocks, see `Hierarchy`. The first may be left out where level 1 sees
-            everything.
-        value_ranks: value dimensions that each level owns, which sum to the head width; by default level 1 owns all.
-        gains: `"mean"` is `c_m = 1/m`, `"none"` is 1.
+            everything. By default see `default_windows`.
+        value_ranks: value dimensions that each level owns; their sum is the width of a value head. By default the
+            ranks; with `paper` level 1 owns all.
+        gains: `"none"` is 1, `"mean"` is `c_m = 1/m`.
         level_weight: `w_l`, the factor on a level's share of the score.
         qk_norm: LayerNorm on queries and keys.
         basis: map queries and keys before the levels, see `MLRAttention`; conversion of a trained model sets the maps.
+        frequencies: rates of a rotary embedding over the levels, see `RotaryEmbedding`. Without one it has no effect.
+        paper: take the paper's choice for every field that is not given.
     """
 
     kind: ClassVar[str] = "mlr"
     arguments: ClassVar[tuple[str, ...]] = ("ranks",)
-    example: ClassVar[str] = "mlr:32|8|6|4|4|4|4|2"
+    example: ClassVar[str] = "mlr:16|16|32"
 
     ranks: tuple[int, ...] | None = None
     levels: int | None = None
     block_sizes: tuple[int | None, ...] | None = None
-    gains: Gains = "mean"
-    level_weight: LevelWeight = "1/r_l"
+    gains: Gains | None = None
+    level_weight: LevelWeight | None = None
     qk_norm: bool = True
     basis: bool = False
     windows: tuple[int | None, ...] | None = None
     value_ranks: tuple[fields.Count, ...] | None = None
+    frequencies: Frequencies | None = None
+    paper: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in self._defaults().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if self.ranks is not None and self.levels is not None:
             raise ValueError(f"levels must not be given with ranks, got levels = {self.levels}, ranks = {self.ranks}")
         for name in ("block_sizes", "windows", "value_ranks"):
@@ -174,29 +198,43 @@ class MLRConfig(AttentionConfig):
         if self.ranks is not None:
             if self.windows is not None and len(self.windows) == len(self.ranks) - 1:
                 object.__setattr__(self, "windows", (None, *self.windows))
-            self._hierarchy(self.ranks, 2 ** len(self.ranks))
+            self._hierarchy(self.ranks, _LONG_CONTEXT)
+
+    def _defaults(self) -> dict[str, Any]:
+        """Return the values of the fields that depend on `paper`, where they are not given."""
+        if self.paper:
+            return {"gains": "mean", "level_weight": "1/r_l", "frequencies": "whole"}
+        return {"gains": "none", "level_weight": "1/sqrt(r_l)", "frequencies": "per_level"}
+
+    def _is_default(self, names: Sequence[str]) -> bool:
+        own = self._defaults()
+        others = [name for name in names if name not in own]
+        return all(getattr(self, name) == own[name] for name in names if name in own) and super()._is_default(others)
 
     def _hierarchy(self, ranks: tuple[int, ...], context_length: int) -> Hierarchy:
         gains: Literal["mean"] | None = "mean" if self.gains == "mean" else None
-        if self.block_sizes is None and self.windows is None:
-            return Hierarchy.dyadic(ranks, context_length, gains, value_ranks=self.value_ranks)
-        return Hierarchy(ranks, self.block_sizes, gains, windows=self.windows, value_ranks=self.value_ranks)
+        value_ranks = self.value_ranks if self.value_ranks is not None or self.paper else ranks
+        if self.block_sizes is not None or self.windows is not None:
+            return Hierarchy(ranks, self.block_sizes, gains, windows=self.windows, value_ranks=value_ranks)
+        if self.paper:
+            return Hierarchy.dyadic(ranks, context_length, gains, value_ranks=value_ranks)
+        windows = default_windows(len(ranks), context_length)
+        return Hierarchy(ranks, None, gains, windows=windows, value_ranks=value_ranks)
 
     def hierarchy(self, head_dim: int, context_length: int) -> Hierarchy:
         """Return the levels for a head width and a context length.
 
         Raises:
-            ValueError: the ranks, or the value ranks, do not sum to `head_dim`.
+            ValueError: the ranks do not sum to `head_dim`, and no value ranks are given.
         """
-        ranks = self.ranks or default_ranks(head_dim, context_length, self.levels)
-        if sum(ranks) != head_dim:
-            hint = f"; {ranks[0]} levels are spelt mlr+levels={ranks[0]}" if len(ranks) == 1 else ""
+        split = paper_ranks if self.paper else default_ranks
+        ranks = self.ranks or split(head_dim, context_length, self.levels)
+        if sum(ranks) != head_dim and self.value_ranks is None:
+            hint = f"{ranks[0]} levels are spelt mlr+levels={ranks[0]}" if len(ranks) == 1 else "or give value_ranks"
             raise ValueError(
-                f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}{hint}"
+                f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}; {hint}"
             )
-        hierarchy = self._hierarchy(ranks, context_length)
-        hierarchy.value_widths(head_dim)
-        return hierarchy
+        return self._hierarchy(ranks, context_length)
 
 
 @dataclass(frozen=True)
@@ -361,8 +399,14 @@ KINDS: dict[str, type[AttentionConfig]] = {
 """The config of every kind, by its name."""
 
 
+# A dict of version 0.1.0 has all of these and no `paper`; its MLR attention had the paper's form.
+_FIELDS_OF_0_1 = {"ranks", "levels", "block_sizes", "gains", "level_weight", "qk_norm", "basis"}
+
+
 def config_from_dict(values: Mapping[str, Any]) -> AttentionConfig:
     """Return the config of a dict from `to_dict`.
+
+    A dict of version 0.1.0 keeps its meaning.
 
     Raises:
         ValueError: no kind, an unknown kind or an unknown field, with the nearest known one; or a bad value.
@@ -370,7 +414,10 @@ def config_from_dict(values: Mapping[str, Any]) -> AttentionConfig:
     if "kind" not in values:
         raise ValueError(f"an attention config must name its kind ({', '.join(KINDS)}), got {dict(values)}")
     config = KINDS[checks.one_of("kind", values["kind"], KINDS)]
-    return make_config(config, {name: value for name, value in values.items() if name != "kind"})
+    given = {name: value for name, value in values.items() if name != "kind"}
+    if config is MLRConfig and "paper" not in given and given.keys() >= _FIELDS_OF_0_1:
+        given["paper"] = True
+    return make_config(config, given)
 
 
 def make_config(config: type[AttentionConfig], values: Mapping[str, Any]) -> AttentionConfig:

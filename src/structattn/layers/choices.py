@@ -15,6 +15,7 @@ HeadScale = Literal["1/sqrt(r)", "8/r", "1/r", "1"]
 LevelWeight = Literal["1/r_l", "1/sqrt(r_l)", "1/r", "1/sqrt(r)", "8/r", "1"]
 BilinearScale = Literal["1/sqrt(D)", "1/D", "1/sqrt(f_l)", "1/f_l", "1"]
 Gains = Literal["mean", "none"]
+Frequencies = Literal["whole", "per_level", "slow_far", "near_only"]
 Side = Literal["auto", "split", "key", "query"]
 Norm = Literal["features", "key", "none"]
 
@@ -34,8 +35,8 @@ def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
 
     Ranks are `r_1 … r_L`, and `r = Σ r_l`.
 
-    `"1/r_l"` is the paper's for MLR attention. Weights without `r_l` are the scales of standard attention
-    (`head_scale`): with them a pair that shares all levels scores as in standard attention.
+    `"1/sqrt(r_l)"` gives every level's share the same spread. `"1/r_l"` is the paper's. Weights without `r_l` are the
+    scales of standard attention (`head_scale`): a pair that shares all levels then scores as in standard attention.
     """
     checks.one_of("level_weight", name, get_args(LevelWeight))
     rank = sum(ranks)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from structattn import checks
 from structattn.layers.attention_configs import (
@@ -24,6 +25,8 @@ from structattn.layers.standard import StandardAttention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from structattn.layers.choices import LevelWeight
 
 
 def build_attention(
@@ -54,12 +57,19 @@ def build_attention(
     checks.positive_int("context_length", context_length)
     shared: dict[str, Any] = {"head_dim": head_dim, **options}
     match config:
-        case StandardConfig(heads=count, qk_norm=qk_norm, scale=scale):
+        case StandardConfig(heads=count, qk_norm=qk_norm, scale=scale, kv_heads=kv_heads):
             if count is not None:
                 shared["head_dim"] = width_per_head(heads * head_dim, count, None)
+            if kv_heads is not None:
+                shared["kv_heads"] = kv_heads
             return StandardAttention(dim, count or heads, scale=scale, qk_norm=qk_norm, **shared)
         case MLRConfig(level_weight=weight, qk_norm=qk_norm, basis=basis):
             hierarchy = config.hierarchy(head_dim, context_length)
+            if hierarchy.value_ranks is not None:
+                shared["head_dim"] = sum(hierarchy.value_ranks)
+            weight = cast("LevelWeight", weight)  # every config has one
+            if shared.get("rotary") is not None:
+                shared["rotary"] = replace(shared["rotary"], frequencies=config.frequencies)
             return MLRAttention(dim, heads, hierarchy, level_weight=weight, basis=basis, qk_norm=qk_norm, **shared)
         case SlidingWindowConfig(window=window, qk_norm=qk_norm, scale=scale):
             return SlidingWindowAttention(dim, heads, window, scale=scale, qk_norm=qk_norm, **shared)

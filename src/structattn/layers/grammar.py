@@ -9,20 +9,23 @@ Configs and command lines use it.
 | `standard`, `standard:1` | standard, with another number of heads: one is full rank |
 | `swa:128` | sliding window of 128 tokens |
 | `gswa:128,32` | the same, and global attention on the first 32 dimensions of a head |
-| `mlr` | MLR attention, the paper's ranks scaled to the head and the context |
-| `mlr:32,8,6,4,4,4,4,2`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
-| `mlr+levels=4` | the default split in four levels |
-| `mlr:32,16,16+block_sizes=*,96,48` | with these blocks, the first of which is everything |
-| `mlr:16,16,32+windows=512,128` | by windows in place of blocks: level 1 everywhere, then 512 and 128 tokens |
-| `mlr:16,16,32+windows=512,128+value_ranks=16,16,32` | levels in the values too |
+| `mlr` | MLR attention: levels by window in keys and values, see `default_ranks` and `default_windows` |
+| `mlr:16,16,32`, `mlr:8x8` | with these level ranks, which sum to the head width; eight of 8 |
+| `mlr+levels=3` | the default split in three levels |
+| `mlr:16,16,32+windows=512,128` | with these windows: level 1 everywhere, then 512 and 128 tokens |
+| `mlr:16,16,32+value_ranks=64,0,0` | with these levels in the values: level 1 owns all |
+| `mlr:8,8,16+value_ranks=16,16,32` | queries and keys narrower than the values |
+| `mlr:32,16,16+block_sizes=*,96,48` | by blocks, the first of which is everything |
+| `mlr:16,16,32v@w512,128` | a whole hierarchy, as `Hierarchy.parse` reads it |
+| `mlr+paper`, `mlr:16,8,8+paper` | the paper's form: blocks, whole values, level weights `1/r_l`, gains `1/m` |
 | `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
 | `bmlr:16,8,4,4` | bilinear, Multi-Level Low Rank |
 | `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |
 | `monarch:16`, `kronecker:16x16,32x32`, `butterfly` | bilinear, of these families |
 
-Any field of a kind's config can follow: `mlr:8x8+gains=none+level_weight=1/sqrt(r)`, `btt+side=query`. Bars and commas
-mean the same. The paper writes ranks with bars, `mlr:32|8|6|4|4|4|4|2`, which need quotes in a shell.
-`structattn.ops.hierarchy.parse_ranks` reads ranks here and in `Hierarchy.parse`.
+Any field of a kind's config can follow: `mlr:8x8+level_weight=1/r_l`, `btt+side=query`; `+paper` is short for
+`+paper=true`. Bars and commas mean the same. The paper writes ranks with bars, `mlr:32|8|6|4|4|4|4|2`, which need
+quotes in a shell. `structattn.ops.hierarchy_text` reads ranks and windows here and in `Hierarchy.parse`.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from typing import Any
 
 from structattn import checks
 from structattn.layers import fields
-from structattn.layers.attention_configs import KINDS, AttentionConfig, config_from_dict, make_config
+from structattn.layers.attention_configs import KINDS, AttentionConfig, MLRConfig, config_from_dict, make_config
+from structattn.ops.hierarchy import Hierarchy
 
 
 def parse_attention(text: str) -> AttentionConfig:
@@ -42,6 +46,21 @@ def parse_attention(text: str) -> AttentionConfig:
         TypeError: `text` is not a string.
         ValueError: an unknown kind or field (with the nearest known one), or a value that does not fit.
     """
+    return make_config(*_spelled_fields(text))
+
+
+def parse_saved_attention(text: str) -> AttentionConfig:
+    """Return the config that `text` spelt in a file of version 0.1.0, where MLR attention had the paper's form.
+
+    Raises:
+        TypeError, ValueError: see `parse_attention`.
+    """
+    config, values = _spelled_fields(text)
+    return make_config(config, {"paper": True} | values if config is MLRConfig else values)
+
+
+def _spelled_fields(text: str) -> tuple[type[AttentionConfig], dict[str, Any]]:
+    """Return the kind that `text` spells, and the fields it gives."""
     if not isinstance(text, str):
         raise TypeError(f"an attention kind must be spelt as a string, got {text!r} ({type(text).__name__})")
     head, *options = text.strip().split("+")
@@ -51,13 +70,13 @@ def parse_attention(text: str) -> AttentionConfig:
     texts = _arguments(config, argument_text) if colon else {}
     for option in options:
         name, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"expected '+field=value' in {text!r}, got '+{option}'")
         checks.one_of(f"a field of {kind}", name, types)
+        if not equals and types[name] is not bool:
+            raise ValueError(f"expected '+field=value' in {text!r}, got '+{option}'")
         if name in texts:
             raise ValueError(f"{name} is given twice in {text!r}")
-        texts[name] = value
-    return make_config(config, {name: fields.from_text(name, types[name], value) for name, value in texts.items()})
+        texts[name] = value if equals else "true"
+    return config, {name: fields.from_text(name, types[name], value) for name, value in texts.items()}
 
 
 def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> AttentionConfig:
@@ -70,8 +89,21 @@ def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> Attention
 def _arguments(config: type[AttentionConfig], text: str) -> dict[str, str]:
     """Return the text of each argument; a single argument is everything after the colon."""
     names = config.arguments
+    if config is MLRConfig and ("@" in text or "v" in text):
+        return _hierarchy_fields(text)
     parts = [text] if len(names) == 1 else text.replace(",", "|").split("|")
     if len(parts) != len(names) or not all(parts):
         wanted = "|".join(names) if names else "no argument"
         raise ValueError(f"{config.kind} takes {wanted} after the colon, as in {config.example!r}; got {text!r}")
     return dict(zip(names, parts, strict=True))
+
+
+def _hierarchy_fields(text: str) -> dict[str, str]:
+    """Return the text of the fields that spell the hierarchy `text`."""
+    hierarchy = Hierarchy.parse(text)
+    if any(gain != 1.0 for gain in hierarchy.gains):
+        raise ValueError(f"gains of an attention follow as '+gains=mean', got {text!r}")
+    value_ranks = hierarchy.value_ranks or hierarchy.value_widths(hierarchy.rank)
+    reach = "windows" if hierarchy.by_window else "block_sizes"
+    levels = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": value_ranks}
+    return {name: "|".join(map(fields.to_text, each)) for name, each in levels.items()}

@@ -31,8 +31,8 @@ class MLRAttention(ProjectedAttention):
 
     Values are mixed by level where the hierarchy has value ranks.
 
-    The paper's setting for language is the default with `Hierarchy.dyadic(ranks, context_length, gains="mean")`:
-    LayerNorm on each query and key head, `w_l = 1/r_l`, `c_m = 1/m`.
+    The paper's setting for language is `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `w_l = 1/r_l` and
+    LayerNorm on each query and key head.
 
     Args:
         dim: `D`.
@@ -55,7 +55,7 @@ class MLRAttention(ProjectedAttention):
         hierarchy: Hierarchy,
         *,
         head_dim: int | None = None,
-        level_weight: LevelWeight = "1/r_l",
+        level_weight: LevelWeight = "1/sqrt(r_l)",
         basis: bool = False,
         qk_norm: bool = True,
         **options: Unpack[LayerKeywords],

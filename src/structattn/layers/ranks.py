@@ -12,9 +12,11 @@ PAPER_RANKS = (32, 8, 6, 4, 4, 4, 4, 2)
 PAPER_BILINEAR_RANKS = (16, 8, 4, 4)
 """Level ranks of bilinear MLR for heads of 32 (in-context regression)."""
 _SMALLEST_BLOCK = 8
+_SMALLEST_WINDOW = 4
+_LEVELS = 8
 
 
-def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
+def paper_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
     """Return the paper's ranks, scaled to a head and a context.
 
     The paper has `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens.
@@ -37,6 +39,45 @@ def default_ranks(head_dim: int, context_length: int, levels: int | None = None)
     if levels is not None and len(ranks) < levels:
         raise ValueError(f"levels must be at most {len(ranks)} for heads of {head_dim}, got {levels}; or give ranks")
     return ranks
+
+
+def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
+    """Return the default ranks of MLR attention: an eighth of the head for each of eight levels.
+
+    The last level gets the ranks of all deeper ones where the context has room for fewer. Ranks are even where the head
+    is even, so that a rotary embedding fits; later levels get what does not divide.
+
+    Args:
+        head_dim: `r`.
+        context_length: tokens; the last of `default_windows` has at least 4 of them.
+        levels: number of levels; more than eight are equal parts of the head.
+
+    Raises:
+        ValueError: the head has fewer dimensions, or pairs of dimensions, than `levels`.
+    """
+    unit = 1 if checks.positive_int("head_dim", head_dim) % 2 else 2
+    parts = head_dim // unit
+    if levels is None:
+        fitting = (checks.positive_int("context_length", context_length) // _SMALLEST_WINDOW).bit_length()
+        levels = max(1, min(fitting, _LEVELS, parts))
+    if checks.positive_int("levels", levels) > parts:
+        raise ValueError(f"levels must be at most {parts} for heads of {head_dim}, got {levels}; or give ranks")
+    parts = min(max(levels, _LEVELS), parts)
+    edges = [head_dim // unit * part // parts for part in range(levels)]
+    return tuple(unit * (stop - start) for start, stop in itertools.pairwise([*edges, head_dim // unit]))
+
+
+def default_windows(levels: int, context_length: int) -> tuple[int | None, ...]:
+    """Return the default windows: level 1 everywhere, then half of the context, a quarter, ….
+
+    Where the context is too short to be halved so often, windows shrink by single tokens, down to one.
+    """
+    checks.positive_int("context_length", context_length)
+    windows: list[int] = []
+    for after in reversed(range(checks.positive_int("levels", levels) - 1)):
+        half = context_length >> len(windows) + 1
+        windows.append(max(after + 1, min(half, windows[-1] - 1) if windows else half))
+    return (None, *windows)
 
 
 def proportional_ranks(rank: int, proportions: Sequence[int], levels: int) -> tuple[int, ...]:

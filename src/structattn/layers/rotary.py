@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from structattn import checks
-
-Frequencies = Literal["whole", "per_level"]
+from structattn.layers.choices import Frequencies
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,10 @@ class RotaryEmbedding:
 
     Args:
         base: `θ_i = base^{-2i/r}` for pair `i` of a head of width `r`.
-        frequencies: `"whole"` lets rates fall over the whole head, so that level 1 gets the fastest pairs;
-            `"per_level"` lets them fall within each level, `base^{-2i/r_l}`.
+        frequencies: how rates fall over the levels. `"whole"`: over the whole head, so that level 1 gets the fastest
+            pairs. `"per_level"`: within each level, `base^{-2i/r_l}`. `"slow_far"`: over the whole head in reverse, so
+            that level 1, which far pairs share, gets the slowest pairs. `"near_only"`: over the levels after the
+            first; level 1 is not rotated.
 
     Raises:
         TypeError, ValueError: `base` is not a number above 1, or `frequencies` is no known choice.
@@ -71,5 +72,17 @@ class RotaryEmbedding:
 
     def _rates(self, level_ranks: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return `θ_i` of every pair, `(r/2,)`, in radians per position."""
-        widths = (sum(level_ranks),) if self.frequencies == "whole" else level_ranks
-        return torch.cat([self.base ** (-torch.arange(0, w, 2, device=device, dtype=dtype) / w) for w in widths])
+
+        def falling(width: int) -> Tensor:
+            return self.base ** (-torch.arange(0, width, 2, device=device, dtype=dtype) / width)
+
+        match self.frequencies:
+            case "whole":
+                return falling(sum(level_ranks))
+            case "per_level":
+                return torch.cat([falling(width) for width in level_ranks])
+            case "slow_far":
+                return falling(sum(level_ranks)).flip(0)
+            case "near_only":
+                first, *others = level_ranks
+                return torch.cat([torch.zeros(first // 2, device=device, dtype=dtype), falling(sum(others))])
