@@ -127,3 +127,22 @@ def test_folders_of_version_0_1_load(tmp_path):
     assert not info["unexpected_keys"]
     assert model.state_dict().keys() == tensors.keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert model.config.attention == "mlr:4|2|2+gains=none+level_weight=1/sqrt(r)+basis+paper"
+    assert str(model.backbone.layers[0].attention.hierarchy) == "4|2|2@16"
+
+
+@pytest.mark.parametrize(
+    ("saved", "meant"), [("mlr", "mlr+paper"), (["standard", "mlr:4|4"], ["standard", "mlr:4|4+paper"])]
+)
+def test_a_spelling_saved_by_version_0_1_keeps_its_meaning(tmp_path, saved, meant):
+    fields = {"model_type": "structattn", "dim": 16, "heads": 2, "attention": saved}
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.attention == meant
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).attention == meant
+
+
+def test_a_saved_spelling_of_today_keeps_its_meaning(tmp_path):
+    LanguageModelConfig(attention="mlr:4|4", dim=16, heads=2).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).attention == "mlr:4|4"

@@ -70,7 +70,10 @@ def test_without_moments_dimensions_stay_in_their_order():
     model = model_of("learned")
     fitted = convert_to_mlr(model, (4, 4), None)
     assert torch.equal(fitted.backbone.layers[0].attention.basis.key, torch.eye(8, dtype=torch.float64).repeat(4, 1, 1))
-    assert fitted.config.attention == "mlr:4|4+gains=none+level_weight=1/sqrt(r)+basis=true"
+    assert (
+        fitted.config.attention
+        == "mlr:4|4+block_sizes=*|16+level_weight=1/sqrt(r)+basis+value_ranks=8|0+frequencies=whole"
+    )
 
 
 def moments_of_any(seed=0, heads=3, rank=8):

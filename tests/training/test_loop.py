@@ -13,9 +13,10 @@ from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.characters import encode
 from structattn.tasks.corpus import Corpus
-from structattn.training import WALL_CLOCK, NonFiniteLossError, Progress, RunFolderError
+from structattn.training import WALL_CLOCK, NonFiniteLossError, Progress, RunFolderError, TrainConfig
 from structattn.training.checkpoint import load_checkpoint, restore_checkpoint, save_checkpoint
 from structattn.training.evaluation import evaluate
+from structattn.training.identity import check_same_run, describe_run
 from structattn.training.precision import uses_bfloat16
 from tests.training.tiny import TASK, assert_same_numbers, exact_run, make_model, make_task, run, run_with_dropout
 
@@ -176,6 +177,17 @@ def test_another_config_is_refused(tmp_path):
         run(tmp_path, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"holds a run with model.attention = 'standard'.* = 'btt'"):
         run(tmp_path, model=make_model(attention="btt"))
+
+
+@pytest.mark.parametrize(("attention", "resumes"), [("standard", True), ("mlr", False), ("mlr+paper", False)])
+def test_a_run_of_version_0_1_with_mlr_is_not_continued_as_another_form(tmp_path, attention, resumes):
+    described = describe_run(TrainConfig(steps=12), make_model(attention=attention), 1)
+    saved = described | {"model.attention": repr(attention.removesuffix("+paper"))}  # as that version wrote it
+    if resumes:
+        check_same_run(saved, described, tmp_path)
+        return
+    with pytest.raises(ValueError, match=r"holds a run with model.attention = 'mlr', which cannot go on with"):
+        check_same_run(saved, described, tmp_path)
 
 
 def test_a_setting_that_an_older_checkpoint_lacks_had_its_default(tmp_path):

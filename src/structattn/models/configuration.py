@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from structattn import checks
 from structattn.layers import RotaryEmbedding, as_config
+from structattn.layers.grammar import parse_saved_attention
 
 Positions = Literal["learned", "rotary"]
 """Position encoding: a learned table of `context_length` rows, or a rotary embedding of queries and keys."""
@@ -112,14 +113,32 @@ class BackboneConfig(PreTrainedConfig):
         if not self.attention:
             raise ValueError("attention must name at least one structure, got an empty list")
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the config of a saved dict.
+
+        An attention saved as a spelling is of version 0.1.0, and keeps the meaning it had then.
+        """
+        attention = config_dict.get("attention")
+        if isinstance(attention, str):
+            config_dict = config_dict | {"attention": str(parse_saved_attention(attention))}
+        elif isinstance(attention, list):
+            spelled = [str(parse_saved_attention(each)) if isinstance(each, str) else each for each in attention]
+            config_dict = config_dict | {"attention": spelled}
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def structures(self) -> list[str]:
+        """The spellings that are cycled over the blocks."""
+        return [str(each) for each in self.attention] if isinstance(self.attention, list) else [str(self.attention)]
+
     def structure(self, block: int) -> str:
         """Return the spelling of the attention in a block."""
-        return str(self.attention[block % len(self.attention)] if isinstance(self.attention, list) else self.attention)
+        return self.structures[block % len(self.structures)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, the attention with all of its own: a saved model keeps them when a default changes."""
-        attention = self.attention if isinstance(self.attention, list) else [self.attention]
-        full = [as_config(structure).to_dict() for structure in attention]
+        full = [as_config(structure).to_dict() for structure in self.structures]
         return super().to_dict() | {"attention": full if isinstance(self.attention, list) else full[0]}
 
     @property

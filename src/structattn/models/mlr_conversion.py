@@ -22,6 +22,7 @@ from structattn.layers.head_basis import Moments, MomentSums, balancing_maps, or
 from structattn.layers.projected import ProjectedAttention
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.language_model import LanguageModel
+from structattn.ops.hierarchy import Hierarchy
 
 DimensionOrder = Literal["measured", "trained"]
 """Order of a head's dimensions: by measured score energy, or as training left them."""
@@ -116,8 +117,10 @@ def convert_to_mlr(
         TypeError, ValueError: the model has other attention than standard, or ranks do not fit its heads.
     """
     layers = [_check_standard(block.attention) for block in model.backbone.layers]
-    levels = {"block_sizes": block_sizes or None, "windows": windows or None, "value_ranks": value_ranks or None}
-    spelled = [_spelling(model.config, index, ranks, levels) for index in range(len(layers))]
+    checks.positive_ints("ranks", ranks)
+    levels: dict[str, Any] = {"windows": windows or None, "value_ranks": value_ranks or _whole(layers[0], ranks)}
+    levels["block_sizes"] = block_sizes or (None if windows else _halving(ranks, model.config.context_length))
+    spelled = [_spelling(model.config, index, layer, ranks, levels) for index, layer in enumerate(layers)]
     attention: str | list[str] = spelled[0] if len(set(spelled)) == 1 else spelled
     converted = LanguageModel(LanguageModelConfig(**_fields(model.config) | {"attention": attention}))
     converted.to(device=model.device, dtype=model.dtype)
@@ -127,6 +130,14 @@ def convert_to_mlr(
     for block, each in zip(converted.backbone.layers, moments or [], strict=bool(moments)):
         _set_basis(block.attention, each)
     return converted.train(model.training)
+
+
+def _halving(ranks: tuple[int, ...], context_length: int) -> tuple[int | None, ...] | None:
+    return Hierarchy.dyadic(ranks, context_length).block_sizes
+
+
+def _whole(layer: StandardAttention, ranks: tuple[int, ...]) -> tuple[int, ...]:
+    return (layer.value_dim, *(0,) * (len(ranks) - 1))
 
 
 def _set_basis(layer: nn.Module, moments: Moments) -> None:
@@ -146,13 +157,24 @@ def _check_standard(layer: nn.Module) -> StandardAttention:
     return layer
 
 
-def _spelling(config: LanguageModelConfig, block: int, ranks: tuple[int, ...], levels: dict[str, Any]) -> str:
+def _spelling(
+    config: LanguageModelConfig, block: int, layer: StandardAttention, ranks: tuple[int, ...], levels: dict[str, Any]
+) -> str:
     """Return the spelling whose scores at full depth are as before."""
     old = as_config(config.structure(block))
     if not isinstance(old, StandardConfig) or old.heads is not None:
         raise ValueError(f"attention must be standard in every block, got {old} in block {block}")
-    checks.positive_ints("ranks", ranks)
-    return str(MLRConfig(ranks, gains="none", level_weight=old.scale, qk_norm=old.qk_norm, basis=True, **levels))
+    scores: dict[str, Any] = {"level_weight": old.scale, "qk_norm": old.qk_norm, "frequencies": "whole"}
+    converted = MLRConfig(ranks, gains="none", basis=True, **scores, **levels)
+    _check_widths(converted.hierarchy(layer.head_dim, config.context_length), layer)
+    return str(converted)
+
+
+def _check_widths(hierarchy: Hierarchy, layer: StandardAttention) -> None:
+    if hierarchy.rank != layer.head_dim:
+        ranks = "|".join(map(str, hierarchy.ranks))
+        raise ValueError(f"ranks must sum to the head width {layer.head_dim}, got {ranks} = {hierarchy.rank}")
+    hierarchy.value_widths(layer.value_dim)
 
 
 def _fields(config: LanguageModelConfig) -> dict[str, object]:

@@ -7,10 +7,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from structattn.layers import MLRConfig, as_config
 from structattn.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from structattn.models import StructuredModel
+    from structattn.models import BackboneConfig, StructuredModel
 
 
 def describe_run(config: TrainConfig, model: StructuredModel, processes: int) -> dict[str, str]:
@@ -18,9 +19,19 @@ def describe_run(config: TrainConfig, model: StructuredModel, processes: int) ->
     described = {name: repr(value) for name, value in asdict(config).items()}
     settings = model.config.to_diff_dict()
     if "attention" in settings:
-        settings["attention"] = model.config.attention  # its spelling, which checkpoints of every version hold
+        settings["attention"] = _attention_text(model.config)
     described |= {f"model.{name}": repr(settings[name]) for name in settings if name != "transformers_version"}
     return described | {"processes": repr(processes)}
+
+
+def _attention_text(config: BackboneConfig) -> str | list[str]:
+    """Return the attention as checkpoints hold it: its spelling, or every field of MLR attention.
+
+    A spelling of MLR attention means what its defaults are, and those of version 0.1.0 were the paper's.
+    """
+    configs = [as_config(each) for each in config.structures]
+    texts = [str(each.to_dict()) if isinstance(each, MLRConfig) else str(each) for each in configs]
+    return texts if isinstance(config.attention, list) else texts[0]
 
 
 def check_same_run(saved: Mapping[str, str], current: Mapping[str, str], folder: Path) -> None:
