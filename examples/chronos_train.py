@@ -27,7 +27,7 @@ from structattn.integrations.chronos import (
 from structattn.training import TrainConfig, train
 
 CONTEXT, HORIZON = 128, 16
-ATTENTION = "mlr:16|8|8+gains=none+level_weight=1+qk_norm=false"
+ATTENTION = "mlr:16|8|8+paper+gains=none+level_weight=1+qk_norm=false"
 
 
 def main() -> None:

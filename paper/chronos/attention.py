@@ -1,15 +1,19 @@
 """Labels of Chronos's attentions in folders, configs and tables.
 
-A label leaves out the fields that are the same in every T5:
+A label leaves out the fields that are the same in every T5. Labels are older than levels by window, so that the paper's
+form is the one without a mark:
 
-standard          standard+qk_norm=false+scale=1
-mlr:16|16         mlr:16|16+gains=none+level_weight=1+qk_norm=false
-mlr:16|16/mean    mlr:16|16+level_weight=1+qk_norm=false
+standard                standard+qk_norm=false+scale=1
+mlr:16|16               mlr:16|16+paper+gains=none+level_weight=1+qk_norm=false
+mlr:16|16/mean          mlr:16|16+paper+level_weight=1+qk_norm=false
+mlr:16|16+paper=false   mlr:16|16+level_weight=1+qk_norm=false
 """
 
 from __future__ import annotations
 
 _COMMON = {"standard": ("qk_norm=false", "scale=1"), "mlr": ("level_weight=1", "qk_norm=false")}
+_PAPER = ("paper", "paper=true")
+_PLAIN = "paper=false"
 
 
 def spelling(label: str) -> str:
@@ -24,8 +28,10 @@ def spelling(label: str) -> str:
     kind = head.partition(":")[0]
     if kind not in _COMMON or (slash and (kind, gains) != ("mlr", "mean")):
         raise ValueError(f"label must be as in standard, mlr:16|16 or mlr:16|16/mean, got {label!r}")
-    if kind == "mlr" and not slash:
-        options.append("gains=none")
+    if kind == "mlr":
+        plain = _PLAIN in options
+        options = [*([] if plain else ["paper"]), *(option for option in options if option != _PLAIN)]
+        options += [f"gains={gains}"] if plain and slash else ["gains=none"] if not plain and not slash else []
     return "+".join([head, *options, *_COMMON[kind]])
 
 
@@ -37,12 +43,15 @@ def label(attention: str) -> str:
     """
     from structattn.integrations.t5 import parse_t5_attention  # here, so that `--help` does not import torch
 
-    parse_t5_attention(attention)
+    config = parse_t5_attention(attention)
     head, *options = attention.strip().split("+")
     kind = head.partition(":")[0]
-    if kind == "mlr" and "gains=none" not in options:
-        head += "/mean"
-    common = (*_COMMON[kind], "gains=none", "gains=mean")
+    if kind == "mlr":
+        if "gains=mean" in str(config) or (any(each in options for each in _PAPER) and "gains=none" not in options):
+            head += "/mean"
+        if not any(each in options for each in _PAPER):
+            options.append(_PLAIN)
+    common = (*_COMMON[kind], *_PAPER, "gains=none", "gains=mean")
     return "+".join([head, *(option for option in options if option not in common)])
 
 

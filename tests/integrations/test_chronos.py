@@ -37,8 +37,9 @@ SMALL = ChronosSize(d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
 CONTEXT, HORIZON, TOKENS = 24, 6, 40
 LENGTHS = {"context_length": CONTEXT, "prediction_length": HORIZON, "n_tokens": TOKENS}
 STANDARD = "standard+qk_norm=false+scale=1"
-MLR = "mlr:4|2|2+gains=none+level_weight=1+qk_norm=false"
-NEAR = "mlr:4|2|2+windows=9|3+value_ranks=4|0|4+gains=none+level_weight=1+qk_norm=false"
+MLR = "mlr:4|2|2+gains=none+level_weight=1+qk_norm=false+paper"
+IN_T5 = "+level_weight=1+qk_norm=false"
+NEAR = "mlr:4|2|2+windows=9|3+value_ranks=4|0|4+level_weight=1+qk_norm=false"
 EARLIER = {"encoder": "4|2|2@24", "decoder": "4|2|2@*|4|2"}
 """Hierarchies that version 0.1.0 wrote for `mlr:4|2|2`, which had neither gains nor level weights then."""
 PUBLISHED = {"tiny": 8_394_496, "mini": 20_456_192, "small": 46_154_240}
@@ -123,14 +124,15 @@ def test_levels_change_both_stacks_and_equal_weights_start_all():
     [
         (STANDARD, "8", "8"),
         (MLR, "4|2|2@24", "4|2|2@*|4|2"),
-        ("mlr:4,4+level_weight=1+qk_norm=false", "4|4@24/mean", "4|4@6/mean"),
-        ("mlr+gains=none+level_weight=1+qk_norm=false", "4|4@24", "8"),
-        ("mlr+levels=1+level_weight=1+qk_norm=false", "8", "8"),
-        ("mlr:4|4+block_sizes=*|5+gains=none+level_weight=1+qk_norm=false", "4|4@*|5", "4|4@*|5"),
+        ("mlr:4,4+level_weight=1+qk_norm=false+paper", "4|4@24/mean", "4|4@6/mean"),
+        ("mlr+gains=none+level_weight=1+qk_norm=false+paper", "4|4@24", "8"),
+        ("mlr:4,4+level_weight=1+qk_norm=false", "4|4v@w12", "4|4v@w3"),
+        ("mlr+levels=1+level_weight=1+qk_norm=false", "8v", "8v"),
+        ("mlr:4|4+block_sizes=*|5+level_weight=1+qk_norm=false", "4|4v@*|5", "4|4v@*|5"),
         (NEAR, "4|2|2v4|0|4@w9|3", "4|2|2v4|0|4@w9|3"),
         (NEAR.replace("windows=9|3", "windows=20|9|3"), "4|2|2v4|0|4@w20|9|3", "4|2|2v4|0|4@w20|9|3"),
-        ("mlr:4|4+value_ranks=6|2+level_weight=1+qk_norm=false", "4|4v6|2@24/mean", "4|4v6|2@6/mean"),
-        (MLRConfig((4, 2, 2), level_weight="1", qk_norm=False), "4|2|2@24/mean", "4|2|2@*|4|2/mean"),
+        ("mlr:4|4+value_ranks=6|2+level_weight=1+qk_norm=false+paper", "4|4v6|2@24/mean", "4|4v6|2@6/mean"),
+        (MLRConfig((4, 2, 2), level_weight="1", qk_norm=False, paper=True), "4|2|2@24/mean", "4|2|2@*|4|2/mean"),
         ({"encoder": MLR, "decoder": STANDARD}, "4|2|2@24", "8"),
         ({"encoder": [MLR, MLR], "decoder": STANDARD}, "4|2|2@24", "8"),
     ],
@@ -143,7 +145,14 @@ def test_blocks_follow_from_context_and_horizon(attention, encoder, decoder):
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     "attention",
-    [STANDARD, MLR, NEAR, "mlr:2|6+level_weight=1+qk_norm=false", "mlr+levels=2+level_weight=1+qk_norm=false"],
+    [
+        STANDARD,
+        MLR,
+        NEAR,
+        MLR.replace("+gains=none", ""),
+        "mlr:2|6+level_weight=1+qk_norm=false",
+        "mlr+levels=2+level_weight=1+qk_norm=false",
+    ],
 )
 def test_a_spelling_means_what_it_means_in_a_layer(attention, stack):
     """The T5's self-attention, its position bias at zero, against the layer that the spelling builds."""
@@ -342,9 +351,13 @@ def test_seasonal_naive_repeats_the_last_season():
         ({"size": "tiney"}, ValueError, "size must be one of tiny, mini, small, got 'tiney'; did you mean 'tiny'"),
         ({"size": 3}, TypeError, "size must be"),
         ({"attention": MLR.replace("4|2|2", "4|2")}, ValueError, "must sum to the head width 8"),
-        ({"attention": NEAR.replace("4|0|4", "4|0|2")}, ValueError, r"values' width 8, got 4\|0\|2 = 6"),
+        (
+            {"attention": NEAR.replace("4|0|4", "4|0|2")},
+            ValueError,
+            r"must sum to the head width 8 of .* got 4\|0\|2 = 6",
+        ),
         ({"attention": "swa:8"}, ValueError, "attention in a T5 must be standard or mlr, got 'swa:8'"),
-        ({"attention": "mlr:4|4@64"}, ValueError, "expected a positive integer, got '4@64'"),
+        ({"attention": "mlr:4|4@sixty"}, ValueError, "expected a positive integer, got 'sixty'"),
         ({"attention": "8@1"}, ValueError, "attention must be one of standard"),
         ({"attention": {"encoder": "8@1", "decoder": MLR}}, ValueError, "attention must be one of standard"),
         ({"attention": {"encode": MLR}}, ValueError, "must be one of encoder, decoder, got 'encode'; did you mean"),
@@ -366,9 +379,9 @@ def test_bad_models_are_refused(arguments, error, message):
         ("standard+scale=1", "qk_norm must be false in a T5, got true", [STANDARD]),
         ("standard:1", "heads must be left out in a T5, got 1", [STANDARD]),
         ("standard+qk_norm=false", "scale must be 1 in a T5, got 1/sqrt(r)", [STANDARD]),
-        ("mlr:4|2|2", "level_weight must be 1 in a T5, got 1/r_l", [MLR.replace("+gains=none", ""), MLR]),
-        ("mlr:4|2|2+gains=none+level_weight=1/sqrt(r)", "level_weight must be 1 in a T5, got 1/sqrt(r)", [MLR]),
-        ("mlr:4|2|2+gains=none+level_weight=1", "qk_norm must be false in a T5, got true", [MLR]),
+        ("mlr:4|2|2+paper", "level_weight must be 1 in a T5, got 1/r_l", [MLR.replace("+gains=none", ""), MLR]),
+        ("mlr:4|2|2+level_weight=1/r", "level_weight must be 1 in a T5, got 1/r", ["mlr:4|2|2" + IN_T5]),
+        ("mlr:4|2|2+gains=none+level_weight=1+paper", "qk_norm must be false in a T5, got true", [MLR]),
         (f"{MLR}+basis=true", "basis must be false in a T5, got true", [MLR]),
     ],
 )

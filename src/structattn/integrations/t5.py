@@ -2,8 +2,8 @@
 
 A T5 neither scales its scores nor normalises queries and keys, and its heads are its own. So its own attention is spelt
 `standard+qk_norm=false+scale=1`, or `standard` for short.
-MLR attention in it is `mlr:32|16|16+level_weight=1+qk_norm=false`, by windows and with levels in the values
-`mlr:16|16|32+windows=128|32+value_ranks=16|16|32+level_weight=1+qk_norm=false`.
+MLR attention in it is `mlr:16|16|32+level_weight=1+qk_norm=false`, in the paper's blocks and with whole values
+`mlr:32|16|16+paper+gains=none+level_weight=1+qk_norm=false`.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def t5_hierarchy(attention: AttentionConfig | str, head_dim: int, context_length
     Args:
         attention: see `parse_t5_attention`.
         head_dim: width of a query and key head.
-        context_length: tokens that the default blocks are halves, quarters, … of.
+        context_length: tokens that place the default windows, or the blocks with `paper`.
 
     Raises:
-        TypeError, ValueError: see `parse_t5_attention`; or ranks or value ranks do not sum to `head_dim`.
+        TypeError, ValueError: see `parse_t5_attention`; or ranks without value ranks do not sum to `head_dim`.
     """
     config = parse_t5_attention(attention)
     return config.hierarchy(head_dim, context_length) if isinstance(config, MLRConfig) else Hierarchy.flat(head_dim)

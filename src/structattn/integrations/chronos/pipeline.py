@@ -154,7 +154,7 @@ def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention
     Args:
         model: a Chronos-T5, or its pipeline.
         attention: see `Attention`. A T5 does not scale its scores and has no norms, so that a spelling must say so:
-            `standard+qk_norm=false+scale=1`, `mlr:32|16|16+level_weight=1+qk_norm=false`.
+            `standard+qk_norm=false+scale=1`, `mlr:16|16|32+level_weight=1+qk_norm=false`.
 
     Raises:
         TypeError: `attention` has another type.
