@@ -4,7 +4,7 @@ Run the comparisons first, one folder per horizon (160 steps of 16 windows, abou
 
     for horizon in 96 192 336; do
         structattn compare forecast --data ETTh1 --context 512 --horizon $horizon --steps 160 --batch-size 16 \\
-            --seeds 3 --attentions standard mlr+levels=2 mlr+levels=4 --out runs/ett-512-$horizon
+            --seeds 3 --attentions standard mlr+paper+levels=2 mlr+paper+levels=4 --out runs/ett-512-$horizon
     done
     python -m benchmarks.forecast_tables runs/ett-512-*
 """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONTEXTS = (96, 192, 336, 512)
 HORIZONS = (96, 192, 336)
-_STRUCTURES = (REFERENCE, "mlr+levels=2", "mlr+levels=4")
+_STRUCTURES = (REFERENCE, "mlr+paper+levels=2", "mlr+paper+levels=4")
 _SERIES, _CHRONOS = "series", "Chronos"
 
 

@@ -19,11 +19,11 @@ _MIN_EVALUATION_TOKENS = 65_536
 
 
 def mlr_unscaled(ranks: str = "") -> str:
-    """Return the spelling of MLR attention at standard scale.
+    """Return the spelling of the paper's MLR attention at standard scale.
 
     It has neither the paper's level weights `1/r_l` nor its gains `1/m`.
     """
-    return f"mlr{ranks and f':{ranks}'}+level_weight=1/sqrt(r)+gains=none"
+    return f"mlr{ranks and f':{ranks}'}+paper+level_weight=1/sqrt(r)+gains=none"
 
 
 def language_trial(

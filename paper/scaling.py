@@ -29,6 +29,7 @@ from structattn.training import Preset, preset
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_PAPER = "mlr+paper"
 _UNSCALED = mlr_unscaled()
 
 
@@ -48,9 +49,9 @@ class Scaling(Study):
         The budget grows with the parameters.
         """
         if scale == "paper":
-            structures = ("standard", "mlr", _UNSCALED, "swa:128", "gswa:128|32")
+            structures = ("standard", _PAPER, _UNSCALED, "swa:128", "gswa:128|32")
         else:
-            structures = ("standard", "mlr", _UNSCALED, "swa:64", "gswa:64|16")
+            structures = ("standard", _PAPER, _UNSCALED, "swa:64", "gswa:64|16")
         trials = [
             preset_trial(name, data, row, {"budget": row.flops}) for row in _presets(scale) for name in structures
         ]
@@ -106,11 +107,11 @@ def _presets(scale: Scale) -> list[Preset]:
 
 
 def _mlr_is_best(losses: Mapping[str, Estimate]) -> list[bool | None]:
-    """Compare MLR attention with every other structure; None if it is missing."""
-    if "mlr" not in losses:
+    """Compare the paper's MLR attention with every other structure; None if it is missing."""
+    if _PAPER not in losses:
         return [None]
-    others = [each for name, each in losses.items() if name not in ("mlr", _UNSCALED)]
-    return [is_lower(losses["mlr"], each, losses.values()) for each in others]
+    others = [each for name, each in losses.items() if name not in (_PAPER, _UNSCALED)]
+    return [is_lower(losses[_PAPER], each, losses.values()) for each in others]
 
 
 def _fit_law(outcomes: Sequence[Outcome], structure: str) -> PowerLaw | None:

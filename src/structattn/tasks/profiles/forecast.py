@@ -166,9 +166,9 @@ FORECAST = TaskProfile(
     unmeasured=("Other series, horizons and splits: this is one stretch of one series.",),
     command=TaskCommand(
         summary="Multivariate forecasting of a time series, with baselines without attention.",
-        compared=("standard", "mlr+levels=2", "mlr+levels=4"),
-        trained="mlr+levels=4",
-        examples="standard, mlr+levels=2, mlr:8,2,2,4, swa:32, btt, …",
+        compared=("standard", "mlr+paper+levels=2", "mlr+paper+levels=4"),
+        trained="mlr+paper+levels=4",
+        examples="standard, mlr, mlr+paper+levels=2, mlr:8,4,4, swa:32, btt, …",
         presets={name: asdict(row) for name, row in FORECAST_PRESETS.items()},
         hidden=("evaluation_windows",),
         derived={"season": "a day of ETT files, 24 steps of others"},
