@@ -130,6 +130,7 @@ def _cost(config: RunConfig) -> Cost:
         training_flops_per_token=flops.training / length,
         score_flops_per_token=flops.scores / length,
         key_numbers_per_token=model.key_numbers(length) / length,
+        value_numbers_per_token=model.value_numbers(length) / length,
     )
 
 

@@ -34,6 +34,9 @@ class Cost:
     key_numbers_per_token: float
     """Numbers in the key caches of all blocks when generating at the trained length, over that length."""
 
+    value_numbers_per_token: float | None = None
+    """The same for values; None in results of version 0.1.0."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -135,6 +138,18 @@ class Results:
     def structures(self) -> tuple[str, ...]:
         """Spellings of the structures, in the order of the command."""
         return tuple(self.costs)
+
+    @property
+    def cached_kind(self) -> str:
+        """What `cached_per_token` counts: `cache numbers`, or `key numbers` in results of version 0.1.0."""
+        known = all(cost.value_numbers_per_token is not None for cost in self.costs.values())
+        return "cache numbers" if known else "key numbers"
+
+    def cached_per_token(self, structure: str) -> float:
+        """Return the numbers in the caches of all blocks at the trained length, over that length."""
+        cost = self.costs[structure]
+        values = cost.value_numbers_per_token if self.cached_kind == "cache numbers" else 0.0
+        return cost.key_numbers_per_token + (values or 0.0)
 
     def finished(self, structure: str) -> list[Run]:
         """Return the runs of `structure` that spent their budget, by seed."""

@@ -63,12 +63,12 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def _cost_headings(results: Results) -> tuple[str, ...]:
-    return ("score FLOPs /token", "keys /token") if results.is_causal else ("score FLOPs /token",)
+    cached = results.cached_kind.replace("key numbers", "keys").removesuffix(" numbers")
+    return ("score FLOPs /token", f"{cached} /token") if results.is_causal else ("score FLOPs /token",)
 
 
 def _cost_cells(results: Results, structure: str) -> tuple[str, ...]:
-    cost = results.costs[structure]
-    cells = (magnitude(cost.score_flops_per_token), grouped(cost.key_numbers_per_token))
+    cells = (magnitude(results.costs[structure].score_flops_per_token), grouped(results.cached_per_token(structure)))
     return cells[: len(_cost_headings(results))]
 
 
