@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paper.forecast import Forecast
 from paper.learning_rates import Mup
+from paper.levels import Levels
 from paper.ranks import Ranks
 from paper.regression import Bottleneck, Compute, Width
 from paper.scaling import Scaling
@@ -11,7 +12,7 @@ from paper.study import Study
 from structattn import checks
 
 STUDIES: dict[str, Study] = {
-    each.name: each for each in (Bottleneck(), Width(), Compute(), Scaling(), Mup(), Ranks(), Forecast())
+    each.name: each for each in (Bottleneck(), Width(), Compute(), Scaling(), Mup(), Ranks(), Levels(), Forecast())
 }
 
 

@@ -142,6 +142,7 @@ Command = (
     | Annotated[Study, _subcommand("scaling")]
     | Annotated[Study, _subcommand("mup")]
     | Annotated[Study, _subcommand("ranks")]
+    | Annotated[Study, _subcommand("levels")]
     | Annotated[Study, _subcommand("forecast")]
     | Annotated[Chronos, tyro.conf.subcommand("chronos")]
 )

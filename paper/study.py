@@ -146,6 +146,10 @@ class Study(abc.ABC):
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
         """Draw the figure."""
 
+    def table(self, outcomes: Sequence[Outcome]) -> str:
+        """Return a Markdown table for the study's page, or nothing."""
+        return ""
+
     @abc.abstractmethod
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
         """Compare the outcomes with the paper; some trials may have failed."""

@@ -79,6 +79,18 @@ TEXTS = {
             "level 1 has half of the rank, and the ranks of the other levels fall."
         ),
     ),
+    "levels": StudyText(
+        title="Which form of MLR attention predicts text best?",
+        figure="after section 5",
+        question=(
+            "Blocks or windows, how many levels, levels in values or not, which rotary frequencies, level weights, "
+            "gains and biases: which form has the lowest loss at equal compute, and how much of the cache does it keep?"
+        ),
+        reported=(
+            "The paper's form has blocks that halve, values mixed whole, level weights 1/r_l and gains 1/m. It has the "
+            "lowest loss at equal compute."
+        ),
+    ),
     "forecast": StudyText(
         title="Does the gain of levels grow with the length of a series?",
         figure="figure 15",

@@ -23,7 +23,8 @@ def outcomes_of(name, loss, seeds=2, scale="small"):
     for trial in STUDIES[name].trials(scale, "stdlib", seeds):
         labels = trial.all_labels
         last = loss(labels) + 0.01 * labels["seed"]
-        flops = float(labels.get("budget", 1e12))
+        budget = labels.get("budget", 1e12)
+        flops = 1e12 if isinstance(budget, str) else float(budget)
         rows = tuple(
             {
                 "step": step,
@@ -54,22 +55,24 @@ AS_REPORTED = {
     "bottleneck": lambda at: 0.05 if at["head_rank"] >= at["input_dim"] else 0.7,
     "width": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "compute": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
-    "scaling": lambda at: (1.5 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "scaling": lambda at: (1.5 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
     "ranks": lambda at: 2.0 if at["ranks"] in ("32", "64") else 1.9,
+    "levels": lambda at: 1.7 if at["structure"].endswith("+paper") else 1.8 if at["structure"] == "standard" else 1.75,
     "forecast": lambda at: 1.0 - 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 OTHERWISE = {
     "bottleneck": lambda at: 0.7 if at["head_rank"] >= at["input_dim"] else 0.05,
     "width": lambda at: 0.5 if at["structure"] == "btt" else 0.1,
     "compute": lambda at: 0.1 if at["structure"] == "standard" else 0.5,
-    "scaling": lambda at: (1.7 if at["structure"] == "mlr" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "scaling": lambda at: (1.7 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "on") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
     "ranks": lambda at: 1.8 if at["ranks"] in ("32", "64") else 1.9,
+    "levels": lambda at: 1.9 if at["structure"].endswith("+paper") else 1.8,
     "forecast": lambda at: 1.0 + 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 
@@ -134,7 +137,7 @@ def test_unknown_study():
 
 def test_scaling_states_exponents():
     finding = STUDIES["scaling"].finding(outcomes_of("scaling", AS_REPORTED["scaling"]))
-    assert "mlr 0.05" in finding.statement
+    assert "mlr+paper 0.05" in finding.statement
 
 
 def test_what_the_rate_of_the_narrowest_model_costs_the_widest():

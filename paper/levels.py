@@ -1,0 +1,270 @@
+"""Search for the default form of MLR attention.
+
+*Rule, written before the first run.*
+
+1. Screening: one seed. Every choice changes one thing of `BASE`. On each axis the choice with the lowest loss goes on;
+   where none is below `BASE`, the axis keeps what `BASE` has.
+2. Combination: forms made of the choices that went on, two seeds. Screening and combination have at most 40 runs.
+3. Confirmation: the two forms with the lowest mean loss that keep at most half of the cache numbers of standard
+   attention; `standard`; `swa:64`; and the better of the other plain alternatives (thin heads, few key-value heads).
+   Each is trained with the setting of the novels (4.5e13 FLOPs) and with a quarter of its budget.
+4. The default is the form with the lowest mean loss after the longer training. If the other form is within the 95%
+   interval of the difference, it is the one of the two with fewer cache numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from paper.evidence import describe_resolution, estimates, format_estimate, is_lower, ranked, with_label
+from paper.language import LOSS, TEXT
+from paper.learned_depths import Learned, LearnedDepthRun
+from paper.study import Finding, Label, Outcome, Scale, Study, Trial, with_seeds
+from structattn.comparison.estimate import Estimate
+from structattn.comparison.run import ModelSizes, RunConfig, of_seed
+from structattn.drawing.style import INK, QUIET, REFERENCE, new_figure, styled
+from structattn.layers import build_attention
+from structattn.tasks import LanguageConfig
+from structattn.training import TrainConfig, preset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BASE = "mlr:8|24+windows=64"
+"""Two levels: a quarter of the head everywhere, the rest over 64 tokens."""
+
+THIN = "mlr:12+value_ranks=12"
+"""One level of 12 of 32 dimensions, in queries, keys and values."""
+
+AXES: dict[str, tuple[str, ...]] = {
+    "plain": ("standard", "swa:64", THIN, "standard+kv_heads=2"),
+    "windows": (
+        BASE,
+        "mlr:8|24+windows=32",
+        "mlr:8|24+windows=128",
+        "mlr:4|28+windows=64",
+        "mlr:8|8|16+windows=128|32",
+        "mlr:8|8|16+windows=256|64",
+        "mlr:8x4+windows=128|32|8",
+        "mlr:8x4+windows=256|128|64",
+        "mlr:4|4|8|16+windows=256|128|64",
+        "mlr:4x8+windows=256|128|64|32|16|8|4",
+    ),
+    "blocks": ("mlr:8|24+block_sizes=*|128", "mlr:16|4|4|2|2|2|2+paper"),
+    "values": ("mlr:8|24+windows=64+value_ranks=32|0",),
+    "rotary": tuple(f"{BASE}+frequencies={name}" for name in ("per_level", "slow_far", "near_only")),
+    "weights": (f"{BASE}+level_weight=1/sqrt(r_l)",),
+}
+"""Structures of the screening, by axis."""
+
+LEARNED: tuple[Learned, ...] = ("gain", "bias")
+
+_PER_LEVEL = "+frequencies=per_level"
+_SHARP = f"{_PER_LEVEL}+level_weight=1/sqrt(r_l)"
+QUARTERS = f"mlr:8x4+windows=128|32|8{_SHARP}"
+HALVES = f"mlr:4x8+windows=256|128|64|32|16|8|4{_SHARP}"
+"""The two confirmed forms: windows fall to a quarter, or to half, from level to level."""
+
+COMBINED = (
+    f"mlr:8x4+windows=128|32|8{_PER_LEVEL}",
+    f"mlr:8|24+windows=64{_PER_LEVEL}",
+    f"mlr:4x8+windows=256|128|64|32|16|8|4{_PER_LEVEL}",
+    f"mlr:4|28+windows=64{_PER_LEVEL}",
+    f"mlr:4|4|8|16+windows=128|32|8{_PER_LEVEL}",
+    QUARTERS,
+    HALVES,
+)
+"""Forms of the combination."""
+
+CONFIRMED = (QUARTERS, HALVES, "standard+kv_heads=2", "standard", "swa:64")
+BUDGETS = (1.125e13, 4.5e13)
+"""Training FLOPs of the confirmation."""
+
+PILOTS = (
+    (f"mlr:4|28+windows=64{_PER_LEVEL}", 0),
+    (f"mlr:4|28+windows=64{_PER_LEVEL}", 1),
+    (f"mlr:4|4|8|16+windows=256|128|64{_SHARP}", 0),
+    (f"mlr:4x8+windows=256|160|100|64|40|24|16{_SHARP}", 0),
+)
+"""Forms that reach further with many dimensions, and their seeds."""
+
+_CONTEXT = 512
+_SHORT = "600 steps"
+_SMALL = ModelSizes(4, 128, 4, "rotary")
+_NOVELS = ModelSizes(4, 192, 6, "rotary")
+
+
+class Levels(Study):
+    """Search for the default form of MLR attention: screening, combination, confirmation."""
+
+    name = "levels"
+    data = TEXT
+    scales: ClassVar[Mapping[Scale, str]] = {
+        "small": (
+            "Contexts of 512 characters. Screening and combination: 4 layers, width 128, 4 heads of 32, 600 steps of 4 "
+            "windows (1.2M characters). Confirmation: 4 layers, width 192, 6 heads of 32, batch 8, equal FLOPs."
+        ),
+        "paper": "Confirmation alone: models of 6 layers, width 512 and heads of 64 on 1,024 characters of context.",
+    }
+
+    def trials(self, scale: Scale, data: str, seeds: int) -> list[Trial]:
+        """Return all runs; `seeds` are those of the confirmation."""
+        if scale == "paper":
+            return with_seeds(_paper_confirmation(data), seeds)
+        confirmation = [_confirmed(structure, data, flops) for structure in CONFIRMED for flops in BUDGETS]
+        pilots = [_with_seed(_confirmed(structure, data, BUDGETS[-1]), seed) for structure, seed in PILOTS]
+        known = [*screening(data), *combination(data, min(2, seeds))]
+        return [*known, *with_seeds(confirmation, seeds), *(each for each in pilots if each.config.seed < seeds)]
+
+    def draw(self, outcomes: Sequence[Outcome]) -> Figure:
+        """Plot the loss against the share of cache numbers kept, for both settings."""
+        confirmed = with_label(outcomes, stage="confirmation")
+        with styled():
+            figure = new_figure(7.4, 3.6)
+            left, right = figure.subplots(1, 2)
+            _draw_losses(left, _losses_at(outcomes, _SHORT), _SMALL)
+            left.set(title="screening and combination", ylabel=LOSS)
+            for budget in _budgets(confirmed)[-1:]:
+                _draw_losses(right, _losses_at(confirmed, budget), _NOVELS)
+            right.set(title="confirmation, the longer training")
+        return figure
+
+    def finding(self, outcomes: Sequence[Outcome]) -> Finding:
+        """Rank the confirmed structures, name the default by the rule, and compare with the paper's form."""
+        words = []
+        confirmed = with_label(outcomes, stage="confirmation")
+        for budget in _budgets(confirmed):
+            losses = _losses_at(confirmed, budget)
+            words.append(f"Loss at {budget:.4g} FLOPs: {ranked(losses)}. {describe_resolution(losses.values())}")
+            forms = [name for name in losses if name in (QUARTERS, HALVES)]
+            if budget == _budgets(confirmed)[-1] and len(forms) == 2:
+                words.append(f"By the rule the default is the form `{_chosen(losses, forms)}`.")
+        papers = _losses_at(outcomes, _SHORT) or (_losses_at(confirmed, _budgets(confirmed)[-1]) if words else {})
+        return Finding(" ".join(words) or "No run of the confirmation ended.", _paper_is_lowest(papers))
+
+    def table(self, outcomes: Sequence[Outcome]) -> str:
+        """Return a Markdown table: every structure with its cost and loss."""
+        lines = [
+            "| stage | structure | score FLOPs | cache numbers | loss | seeds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for (stage, structure, budget), loss in estimates(outcomes, "stage", "structure", "budget").items():
+            sizes = _SMALL if stage == "screening" else _NOVELS
+            scores, cache = _shares(str(structure), sizes)
+            where = stage if stage == "screening" else f"confirmation, {float(budget):.3g} FLOPs"
+            name = str(structure).replace("|", ",")
+            lines.append(
+                f"| {where} | `{name}` | {scores:.0%} | {cache:.0%} | {format_estimate(loss)} | {loss.count} |"
+            )
+        return "\n".join(lines)
+
+
+def screening(data: str) -> list[Trial]:
+    """Return the runs of the screening."""
+    trials = [_short(structure, data, 0) for structures in AXES.values() for structure in structures]
+    return trials + [_short(BASE, data, 0, learned) for learned in LEARNED]
+
+
+def combination(data: str, seeds: int = 2) -> list[Trial]:
+    """Return the runs of the combination, without those of the screening."""
+    known = {(each.config.attention, each.config.seed) for each in screening(data)}
+    runs = [(structure, seed) for structure in (*COMBINED, "standard", "swa:64") for seed in range(seeds)]
+    trials = [_short(structure, data, seed) for structure, seed in runs if (structure, seed) not in known]
+    return [*trials, _short(QUARTERS, data, 0, "gain")]
+
+
+def _short(structure: str, data: str, seed: int, learned: Learned | None = None) -> Trial:
+    """Return a run of the screening or the combination."""
+    task = LanguageConfig(data, _CONTEXT)
+    train = TrainConfig(steps=600, batch_size=4, learning_rate=3e-3, seed=seed)
+    labels = {"stage": "screening", "structure": structure, "budget": _SHORT}
+    if learned is None:
+        return Trial(RunConfig(structure, task, _SMALL, train, seed), labels)
+    config = LearnedDepthRun(structure, task, _SMALL, train, seed, learned)
+    return Trial(config, labels | {"structure": f"{structure}, learned {learned}"})
+
+
+def _confirmed(structure: str, data: str, flops: float) -> Trial:
+    """Return a run of the confirmation."""
+    train = TrainConfig(flops=flops, batch_size=8, learning_rate=3e-3)
+    config = RunConfig(structure, LanguageConfig(data, _CONTEXT), _NOVELS, train)
+    return Trial(config, {"structure": structure, "stage": "confirmation", "budget": flops})
+
+
+def _with_seed(trial: Trial, seed: int) -> Trial:
+    return dataclasses.replace(trial, config=of_seed(trial.config, seed))
+
+
+def _paper_confirmation(data: str) -> list[Trial]:
+    """Return runs of one of the paper's models; the default form follows its heads and context."""
+    row = preset("paper-512")
+    sizes = ModelSizes(row.layers, row.dim, row.heads, "rotary")
+    task = LanguageConfig(data, row.context_length)
+    train = TrainConfig(flops=row.flops, batch_size=row.batch_size, learning_rate=row.learning_rate)
+    return [
+        Trial(
+            RunConfig(structure, task, sizes, dataclasses.replace(train, flops=flops)),
+            {"structure": structure, "stage": "confirmation", "budget": flops},
+        )
+        for structure in ("standard", "swa:128", "mlr", "mlr+paper")
+        for flops in (row.flops / 4, row.flops)
+    ]
+
+
+def _budgets(confirmed: Sequence[Outcome]) -> list[float]:
+    """Return the FLOPs of the runs that ended, ascending."""
+    return sorted({float(each.labels["budget"]) for each in confirmed if each.rows})
+
+
+def _losses_at(outcomes: Sequence[Outcome], budget: Label) -> dict[str, Estimate]:
+    table = estimates(with_label(outcomes, budget=budget), "structure")
+    return {str(name): each for (name,), each in table.items()}
+
+
+def _paper_is_lowest(losses: Mapping[str, Estimate]) -> bool | None:
+    """Compare the paper's form with the lowest of the others; None if one is missing or they are too close."""
+    papers = [each for name, each in losses.items() if name.endswith("+paper")]
+    others = [each for name, each in losses.items() if not name.endswith("+paper")]
+    if not papers or not others:
+        return None
+    return is_lower(papers[0], min(others, key=lambda each: each.mean), losses.values())
+
+
+def _chosen(losses: Mapping[str, Estimate], forms: Sequence[str]) -> str:
+    """Return the default by step 4 of the rule."""
+    lower, other = sorted(forms, key=lambda form: losses[form].mean)
+    if is_lower(losses[lower], losses[other], losses.values()):
+        return lower
+    return min(lower, other, key=lambda form: _shares(form, _NOVELS)[1])
+
+
+def _shares(structure: str, sizes: ModelSizes) -> tuple[float, float]:
+    """Return score FLOPs and cache numbers at the context length, as shares of standard attention's."""
+    layers = [
+        build_attention(each.partition(",")[0], sizes.dim, sizes.heads, _CONTEXT) for each in (structure, REFERENCE)
+    ]
+    scores = [layer.mixing_flops(_CONTEXT).scores for layer in layers]
+    cache = [layer.cache_numbers(_CONTEXT) for layer in layers]
+    return scores[0] / scores[1], cache[0] / cache[1]
+
+
+def _draw_losses(axes: Axes, losses: Mapping[str, Estimate], sizes: ModelSizes) -> None:
+    """Draw the loss of each structure over its share of cache numbers; the plain ones and the confirmed have names."""
+    names = {QUARTERS: "quarters", HALVES: "halves", THIN: "thin heads"}
+    for name, each in losses.items():
+        plain = not name.startswith("mlr")
+        cache = _shares(name, sizes)[1]
+        colour, mark = (INK, "s") if plain else ("C1", "o") if name in (QUARTERS, HALVES) else ("C0", "o")
+        axes.errorbar(cache, each.mean, yerr=each.standard_error or 0.0, fmt=mark, color=colour, markersize=4.5)
+        label = names.get(name, name if plain else "mlr+paper" if name.endswith("+paper") else "")
+        right = cache > 0.7
+        offset, side = ((-7, -2), "right") if right else ((7, -2), "left")
+        axes.annotate(
+            label, (cache, each.mean), textcoords="offset points", xytext=offset, ha=side, fontsize=7, color=QUIET
+        )
+    axes.set(xlabel="share of cache numbers at 512 characters")
