@@ -46,15 +46,16 @@ def main() -> None:
     """Draw both pictures."""
     flat, window = Hierarchy.flat(32), Hierarchy((32,), windows=(LENGTH // 4,))
     blocks = Hierarchy.dyadic((8, 8, 8, 8), LENGTH)
+    levels = Hierarchy((8, 8, 8, 8), windows=(None, 32, 16, 8), value_ranks=(8, 8, 8, 8))
     near = Hierarchy((8, 8, 16), windows=(None, 24, 8), value_ranks=(8, 24, 0))
     draw(
         "score.png",
         [
             ("standard: 32 for every pair", flat, flat.ranks),
             ("sliding window: 32 near, nothing far", window, window.ranks),
-            ("MLR 8|8|8|8: 32 near, 8 far", blocks, blocks.ranks),
+            ("levels 8|8|8|8: 32 near, 8 far", levels, levels.ranks),
         ],
-        "dimensions of q · k",
+        "dimensions of q, k and v",
     )
     draw(
         "levels.png",
