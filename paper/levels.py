@@ -35,37 +35,44 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASE = "mlr:8|24+windows=64"
+_WEIGHT = "+level_weight=1/sqrt(r)"
+_RATES = "+frequencies=whole"
+_PLAIN = _WEIGHT + _RATES
+"""Scale and rotary rates of standard attention."""
+_PER_LEVEL = "+level_weight=1/sqrt(r)+frequencies=per_level"
+_SHARP = "+level_weight=1/sqrt(r_l)+frequencies=per_level"
+
+BASE = f"mlr:8|24+windows=64{_PLAIN}"
 """Two levels: a quarter of the head everywhere, the rest over 64 tokens."""
 
-THIN = "mlr:12+value_ranks=12"
+THIN = f"mlr:12+value_ranks=12{_PLAIN}"
 """One level of 12 of 32 dimensions, in queries, keys and values."""
 
 AXES: dict[str, tuple[str, ...]] = {
     "plain": ("standard", "swa:64", THIN, "standard+kv_heads=2"),
     "windows": (
         BASE,
-        "mlr:8|24+windows=32",
-        "mlr:8|24+windows=128",
-        "mlr:4|28+windows=64",
-        "mlr:8|8|16+windows=128|32",
-        "mlr:8|8|16+windows=256|64",
-        "mlr:8x4+windows=128|32|8",
-        "mlr:8x4+windows=256|128|64",
-        "mlr:4|4|8|16+windows=256|128|64",
-        "mlr:4x8+windows=256|128|64|32|16|8|4",
+        f"mlr:8|24+windows=32{_PLAIN}",
+        f"mlr:8|24+windows=128{_PLAIN}",
+        f"mlr:4|28+windows=64{_PLAIN}",
+        f"mlr:8|8|16+windows=128|32{_PLAIN}",
+        f"mlr:8|8|16+windows=256|64{_PLAIN}",
+        f"mlr:8x4+windows=128|32|8{_PLAIN}",
+        f"mlr:8x4+windows=256|128|64{_PLAIN}",
+        f"mlr:4|4|8|16+windows=256|128|64{_PLAIN}",
+        f"mlr:4x8+windows=256|128|64|32|16|8|4{_PLAIN}",
     ),
-    "blocks": ("mlr:8|24+block_sizes=*|128", "mlr:16|4|4|2|2|2|2+paper"),
-    "values": ("mlr:8|24+windows=64+value_ranks=32|0",),
-    "rotary": tuple(f"{BASE}+frequencies={name}" for name in ("per_level", "slow_far", "near_only")),
-    "weights": (f"{BASE}+level_weight=1/sqrt(r_l)",),
+    "blocks": (f"mlr:8|24+block_sizes=*|128{_PLAIN}", "mlr:16|4|4|2|2|2|2+paper"),
+    "values": (f"mlr:8|24+windows=64+value_ranks=32|0{_PLAIN}",),
+    "rotary": tuple(
+        f"mlr:8|24+windows=64{_WEIGHT}+frequencies={name}" for name in ("per_level", "slow_far", "near_only")
+    ),
+    "weights": (f"mlr:8|24+windows=64+level_weight=1/sqrt(r_l){_RATES}",),
 }
 """Structures of the screening, by axis."""
 
 LEARNED: tuple[Learned, ...] = ("gain", "bias")
 
-_PER_LEVEL = "+frequencies=per_level"
-_SHARP = f"{_PER_LEVEL}+level_weight=1/sqrt(r_l)"
 QUARTERS = f"mlr:8x4+windows=128|32|8{_SHARP}"
 HALVES = f"mlr:4x8+windows=256|128|64|32|16|8|4{_SHARP}"
 """The two confirmed forms: windows fall to a quarter, or to half, from level to level."""
@@ -117,7 +124,7 @@ class Levels(Study):
         if scale == "paper":
             return with_seeds(_paper_confirmation(data), seeds)
         confirmation = [_confirmed(structure, data, flops) for structure in CONFIRMED for flops in BUDGETS]
-        pilots = [_with_seed(_confirmed(structure, data, BUDGETS[-1]), seed) for structure, seed in PILOTS]
+        pilots = [_pilot(structure, data, seed) for structure, seed in PILOTS]
         known = [*screening(data), *combination(data, min(2, seeds))]
         return [*known, *with_seeds(confirmation, seeds), *(each for each in pilots if each.config.seed < seeds)]
 
@@ -144,8 +151,10 @@ class Levels(Study):
             forms = [name for name in losses if name in (QUARTERS, HALVES)]
             if budget == _budgets(confirmed)[-1] and len(forms) == 2:
                 words.append(f"By the rule the default is the form `{_chosen(losses, forms)}`.")
-        papers = _losses_at(outcomes, _SHORT) or (_losses_at(confirmed, _budgets(confirmed)[-1]) if words else {})
-        return Finding(" ".join(words) or "No run of the confirmation ended.", _paper_is_lowest(papers))
+        compared = _losses_at(outcomes, _SHORT) or (_losses_at(confirmed, _budgets(confirmed)[-1]) if words else {})
+        if papers := {name: each for name, each in compared.items() if name.endswith("+paper")}:
+            words.append(f"The paper's form, trained as in the screening: {ranked(papers)}.")
+        return Finding(" ".join(words) or "No run of the confirmation ended.", _paper_is_lowest(compared))
 
     def table(self, outcomes: Sequence[Outcome]) -> str:
         """Return a Markdown table: every structure with its cost and loss."""
@@ -156,7 +165,7 @@ class Levels(Study):
         for (stage, structure, budget), loss in estimates(outcomes, "stage", "structure", "budget").items():
             sizes = _SMALL if stage == "screening" else _NOVELS
             scores, cache = _shares(str(structure), sizes)
-            where = stage if stage == "screening" else f"confirmation, {float(budget):.3g} FLOPs"
+            where = stage if stage == "screening" else f"{stage}, {float(budget):.4g} FLOPs"
             name = str(structure).replace("|", ",")
             lines.append(
                 f"| {where} | `{name}` | {scores:.0%} | {cache:.0%} | {format_estimate(loss)} | {loss.count} |"
@@ -196,8 +205,10 @@ def _confirmed(structure: str, data: str, flops: float) -> Trial:
     return Trial(config, {"structure": structure, "stage": "confirmation", "budget": flops})
 
 
-def _with_seed(trial: Trial, seed: int) -> Trial:
-    return dataclasses.replace(trial, config=of_seed(trial.config, seed))
+def _pilot(structure: str, data: str, seed: int) -> Trial:
+    """Return a run like those of the confirmation."""
+    trial = _confirmed(structure, data, BUDGETS[-1])
+    return Trial(of_seed(trial.config, seed), {**trial.labels, "stage": "pilot"})
 
 
 def _paper_confirmation(data: str) -> list[Trial]:

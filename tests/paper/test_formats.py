@@ -39,7 +39,7 @@ FOLDERS = {
     ("mup", "paper"): ("7e9f621c", "836bdaac8f21d228"),
     ("ranks", "small"): ("d12bdee2", "1bfd258e1fde61dd"),
     ("ranks", "paper"): ("d2cfe6d4", "9cd579bc170fb95a"),
-    ("levels", "small"): ("9215bc92", "544465b4af393794"),
+    ("levels", "small"): ("9215bc92", "df42869b66bf74a9"),
     ("levels", "paper"): ("a08f8fc8", "283b8b8c4eeef6e0"),
     ("forecast", "small"): ("118cb9b1", "df3b54b343028662"),
     ("forecast", "paper"): ("5023b75f", "c0648e7c80e1ff31"),
@@ -114,6 +114,7 @@ def test_attentions_recorded_by_the_study_of_forecasts_have_a_spelling():
         ("mlr:16|16+gains=mean+level_weight=1+qk_norm=false+paper=true", "mlr:16|16/mean"),
         ("mlr:16|16+block_sizes=*|8+paper+level_weight=1+qk_norm=false+gains=none", "mlr:16|16+block_sizes=*|8"),
         ("mlr:16|16+level_weight=1+qk_norm=false", "mlr:16|16+paper=false"),
+        ("mlr:16|16+paper=false+level_weight=1+qk_norm=false", "mlr:16|16+paper=false"),
         ("mlr:16|16+windows=8+gains=mean+level_weight=1+qk_norm=false", "mlr:16|16/mean+windows=8+paper=false"),
     ],
 )
