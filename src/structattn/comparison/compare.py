@@ -13,6 +13,7 @@ from structattn.comparison.environment import environment
 from structattn.comparison.numbers import grouped, magnitude
 from structattn.comparison.results import Cost, Results, Run
 from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name
+from structattn.layers import MLRConfig, as_config
 from structattn.models import StructuredModel
 from structattn.tasks import Task, TaskConfig, build_task, profile_of
 from structattn.training import Progress, TrainConfig
@@ -100,7 +101,7 @@ def compare(
         files.remove(
             folder, "config.json", "environment.json", "results.json", "metrics.jsonl", "report.html", "runs", "figures"
         )
-    claim(folder, "config.json", comparison.to_dict())
+    claim(folder, "config.json", comparison.to_dict() | _meaning_of_mlr(comparison))
     files.write_json(folder / "environment.json", environment(command))
     runs = [Run(config.attention, config.seed, f"runs/{run_name(config)}") for config in configs]
     results = _results(comparison, task, costs, runs)
@@ -114,6 +115,12 @@ def compare(
         results = dataclasses.replace(results, runs=tuple(runs))
         results.save(folder)
     return results
+
+
+def _meaning_of_mlr(comparison: Comparison) -> dict[str, str]:
+    """Return a mark of comparisons with MLR attention: its spelling meant the paper's form in version 0.1.0."""
+    mlr = any(isinstance(as_config(name), MLRConfig) for name in comparison.attentions)
+    return {"mlr": "levels by window"} if mlr else {}
 
 
 def _cost(config: RunConfig) -> Cost:
