@@ -1,7 +1,7 @@
 """Labels of Chronos's attentions in folders, configs and tables.
 
-A label leaves out the fields that are the same in every T5. Labels are older than levels by window, so that the paper's
-form is the one without a mark:
+A label leaves out the fields that are the same in every T5. A label without a mark is the paper's form, since labels
+came before windows:
 
 standard                standard+qk_norm=false+scale=1
 mlr:16|16               mlr:16|16+paper+gains=none+level_weight=1+qk_norm=false
@@ -47,10 +47,9 @@ def label(attention: str) -> str:
     head, *options = attention.strip().split("+")
     kind = head.partition(":")[0]
     if kind == "mlr":
-        if "gains=mean" in str(config) or (any(each in options for each in _PAPER) and "gains=none" not in options):
-            head += "/mean"
-        if not any(each in options for each in _PAPER):
-            options.append(_PLAIN)
+        fields = config.to_dict()
+        head += "/mean" if fields["gains"] == "mean" else ""
+        options = [each for each in options if each != _PLAIN] + ([] if fields["paper"] else [_PLAIN])
     common = (*_COMMON[kind], *_PAPER, "gains=none", "gains=mean")
     return "+".join([head, *(option for option in options if option not in common)])
 

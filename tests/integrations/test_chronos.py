@@ -354,8 +354,11 @@ def test_seasonal_naive_repeats_the_last_season():
         (
             {"attention": NEAR.replace("4|0|4", "4|0|2")},
             ValueError,
-            r"must sum to the head width 8 of .* got 4\|0\|2 = 6",
+            r"values' width 8, got 4\|0\|2 = 6",
         ),
+        ({"attention": NEAR.replace("mlr:4|2|2", "mlr:2|2|2")}, ValueError, "ranks must sum to the head width 8"),
+        ({"attention": MLR + "+frequencies=per_level"}, ValueError, "frequencies must be left out in a T5"),
+        ({"attention": STANDARD + "+kv_heads=1"}, ValueError, "kv_heads must be left out in a T5, got 1"),
         ({"attention": "swa:8"}, ValueError, "attention in a T5 must be standard or mlr, got 'swa:8'"),
         ({"attention": "mlr:4|4@sixty"}, ValueError, "expected a positive integer, got 'sixty'"),
         ({"attention": "8@1"}, ValueError, "attention must be one of standard"),

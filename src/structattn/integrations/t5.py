@@ -20,7 +20,7 @@ T5_STANDARD = "standard+qk_norm=false+scale=1"
 
 # Fields that have one value in every T5.
 _FIXED: Mapping[str, Mapping[str, Any]] = {
-    StandardConfig.kind: {"heads": None, "qk_norm": False, "scale": "1"},
+    StandardConfig.kind: {"heads": None, "qk_norm": False, "scale": "1", "kv_heads": None},
     MLRConfig.kind: {"level_weight": "1", "qk_norm": False, "basis": False},
 }
 
@@ -52,6 +52,8 @@ def parse_t5_attention(attention: AttentionConfig | str) -> StandardConfig | MLR
                 f"{name} must be {_text(expected)} in a T5, got {_text(value)} in {str(config)!r}; a spelling that "
                 f"works is {_spelling_that_works(config)}"
             )
+    if isinstance(config, MLRConfig) and config.frequencies != MLRConfig(paper=config.paper).frequencies:
+        raise ValueError(f"frequencies must be left out in a T5, which has no rotary embedding, got {str(config)!r}")
     return config
 
 
@@ -75,7 +77,13 @@ def t5_hierarchy(attention: AttentionConfig | str, head_dim: int, context_length
         context_length: tokens that place the default windows, or the blocks with `paper`.
 
     Raises:
-        TypeError, ValueError: see `parse_t5_attention`; or ranks without value ranks do not sum to `head_dim`.
+        TypeError, ValueError: see `parse_t5_attention`; or ranks or value ranks do not sum to `head_dim`.
     """
     config = parse_t5_attention(attention)
-    return config.hierarchy(head_dim, context_length) if isinstance(config, MLRConfig) else Hierarchy.flat(head_dim)
+    if not isinstance(config, MLRConfig):
+        return Hierarchy.flat(head_dim)
+    hierarchy = config.hierarchy(head_dim, context_length)
+    if hierarchy.rank != head_dim:
+        raise ValueError(f"ranks must sum to the head width {head_dim}, got {hierarchy} = {hierarchy.rank}")
+    hierarchy.value_widths(head_dim)
+    return hierarchy

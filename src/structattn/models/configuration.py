@@ -5,6 +5,7 @@ Fields are checked when a config is made.
 
 # Annotations are evaluated here, not kept as text: `strict` reads them to check types.
 
+import os
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
@@ -71,7 +72,7 @@ class BackboneConfig(PreTrainedConfig):
     """Attention heads `H`."""
 
     context_length: int = 256
-    """Rows of the learned position table, and the length that blocks of MLR attention halve."""
+    """Rows of the learned position table, and the length that windows and blocks of MLR attention follow from."""
 
     attention: str | dict[str, Any] | list[Any] = "standard"
     """Attention by its spelling (`structattn.layers.grammar`) or dict form; held as the shortest spelling, saved with
@@ -126,6 +127,11 @@ class BackboneConfig(PreTrainedConfig):
             spelled = [str(parse_saved_attention(each)) if isinstance(each, str) else each for each in attention]
             config_dict = config_dict | {"attention": spelled}
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """Return the config of a saved file, see `from_dict`."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @property
     def structures(self) -> list[str]:

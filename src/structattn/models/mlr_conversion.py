@@ -162,7 +162,7 @@ def _spelling(
 ) -> str:
     """Return the spelling whose scores at full depth are as before."""
     old = as_config(config.structure(block))
-    if not isinstance(old, StandardConfig) or old.heads is not None:
+    if not isinstance(old, StandardConfig) or old.heads is not None or old.kv_heads is not None:
         raise ValueError(f"attention must be standard in every block, got {old} in block {block}")
     scores: dict[str, Any] = {"level_weight": old.scale, "qk_norm": old.qk_norm, "frequencies": "whole"}
     converted = MLRConfig(ranks, gains="none", basis=True, **scores, **levels)

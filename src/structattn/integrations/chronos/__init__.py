@@ -4,7 +4,7 @@
 return Chronos's own `ChronosPipeline`, with the given self-attention in encoder and decoder and T5's relative position
 bias::
 
-    pipeline = make_chronos("tiny", "mlr:32|16|16+paper+gains=none+level_weight=1+qk_norm=false")
+    pipeline = make_chronos("tiny", "mlr:16|16|32+level_weight=1+qk_norm=false")
     samples = pipeline.predict(torch.randn(512), prediction_length=64)
 
 `ChronosLearner` adapts its model to the training loop; `sample_metrics` gives WQL and MASE of sampled forecasts.

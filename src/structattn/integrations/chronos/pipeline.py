@@ -148,8 +148,8 @@ def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention
     """Set the self-attention of a Chronos-T5 in encoder and decoder; cross-attention stays standard.
 
     Weights and the relative position bias stay as they are. Where a spelling gives neither block sizes nor windows,
-    blocks are halves, quarters, … of the context in the encoder and of the horizon in the decoder; an end token, which
-    follows the context, lies in a block of its own.
+    they follow from the context in the encoder and from the horizon in the decoder. An end token follows the context;
+    by blocks it lies in one of its own.
 
     Args:
         model: a Chronos-T5, or its pipeline.
