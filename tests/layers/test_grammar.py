@@ -107,7 +107,7 @@ def test_spelling_and_config_are_each_other(text: str) -> None:
         ("mlr+paper=false", "mlr"),
         ("mlr:16,16,32v@w512,128", "mlr:16|16|32+windows=*|512|128+value_ranks=16|16|32"),
         ("mlr:16,16,32v32,32,0@w1024,512,128", "mlr:16|16|32+windows=1024|512|128+value_ranks=32|32|0"),
-        ("mlr:16,16@64", "mlr:16|16+block_sizes=*|32+value_ranks=32|0"),
+        ("mlr:16,16v32,0@64", "mlr:16|16+block_sizes=*|32+value_ranks=32|0"),
         ("mlr:12v16", "mlr:12+block_sizes=*+value_ranks=16"),
     ],
 )
@@ -198,7 +198,8 @@ def test_every_config_survives_text_json_and_pickle(config: AttentionConfig) -> 
         ("mlr+gain=none", "a field of mlr must be one of .* did you mean 'gains'"),
         ("mlr+gains=men", "gains must be one of mean, none, got 'men'; did you mean 'mean'"),
         ("mlr+gains", r"expected '\+field=value'"),
-        ("mlr:8|8@64/mean", r"gains of an attention follow as '\+gains=mean'"),
+        ("mlr:8|8@64", "a hierarchy must say how it divides values"),
+        ("mlr:8|8v@64/mean", r"gains of an attention follow as '\+gains=mean'"),
         ("mlr:8|8v8@w4", "value_ranks must have one entry per level"),
         ("mlr+gains=none+gains=mean", "gains is given twice"),
         ("swa:8+window=8", "window is given twice"),
@@ -305,7 +306,7 @@ def test_saved_spellings_build_the_same_levels() -> None:
     [
         ("mlr:16|16|32+windows=512|128+value_ranks=32|16|16", "16|16|32v32|16|16@w*|512|128"),
         ("mlr:16|16|32+windows=512|128", "16|16|32v@w*|512|128"),
-        ("mlr:16|16|32@w512|128", "16|16|32v64|0|0@w*|512|128"),
+        ("mlr:16|16|32v64|0|0@w512|128", "16|16|32v64|0|0@w*|512|128"),
         ("mlr:16|16|32v@w512|128", "16|16|32v@w*|512|128"),
         ("mlr:32|16|16+block_sizes=*|64|32+gains=mean", "32|16|16v@128/mean"),
         ("mlr:32|16|16+paper", "32|16|16@1024/mean"),

@@ -23,7 +23,7 @@ from structattn.layers.grammar import as_config, parse_attention
 from structattn.layers.interface import Attention
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.layers.mlr import MLRAttention
-from structattn.layers.ranks import default_ranks
+from structattn.layers.ranks import default_ranks, default_windows, paper_ranks
 from structattn.layers.rotary import RotaryEmbedding
 from structattn.layers.sliding import GlobalSlidingWindowAttention, SlidingWindowAttention
 from structattn.layers.standard import StandardAttention
@@ -57,6 +57,8 @@ __all__ = [
     "build_attention",
     "config_from_dict",
     "default_ranks",
+    "default_windows",
+    "paper_ranks",
     "parse_attention",
 ]
 

@@ -166,7 +166,8 @@ class MLRConfig(AttentionConfig):
         qk_norm: LayerNorm on queries and keys.
         basis: map queries and keys before the levels, see `MLRAttention`; conversion of a trained model sets the maps.
         frequencies: rates of a rotary embedding over the levels, see `RotaryEmbedding`. Without one it has no effect.
-        paper: take the paper's choice for every field that is not given.
+        paper: take the paper's choice for every field that is not given. Fields are set when a config is made, so that
+            `dataclasses.replace` keeps those of the old form.
     """
 
     kind: ClassVar[str] = "mlr"

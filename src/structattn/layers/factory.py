@@ -44,10 +44,11 @@ def build_attention(
         config: a config, its spelling (`"mlr:8x8"`, see `structattn.layers.grammar`), or its dict form.
         dim: `D`, the model's width.
         heads: query heads.
-        context_length: tokens the model is made for, which place the blocks of MLR attention. Layers take any length.
+        context_length: tokens the model is made for, which place windows and blocks of MLR attention. Layers take any
+            length.
         head_dim: width of a head; `dim / heads` by default.
         options: `kv_heads`, `is_causal`, `bias`, `dropout`, `rotary`, `device`, `dtype` and `generator`, see
-            `structattn.layers.options.LayerOptions`.
+            `structattn.layers.options.LayerOptions`. MLR attention sets the frequencies of `rotary`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

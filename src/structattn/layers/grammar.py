@@ -103,7 +103,8 @@ def _hierarchy_fields(text: str) -> dict[str, str]:
     hierarchy = Hierarchy.parse(text)
     if any(gain != 1.0 for gain in hierarchy.gains):
         raise ValueError(f"gains of an attention follow as '+gains=mean', got {text!r}")
-    value_ranks = hierarchy.value_ranks or hierarchy.value_widths(hierarchy.rank)
+    if hierarchy.value_ranks is None:
+        raise ValueError(f"a hierarchy must say how it divides values, as in '16|16|32v@w512|128', got {text!r}")
     reach = "windows" if hierarchy.by_window else "block_sizes"
-    levels = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": value_ranks}
+    levels = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": hierarchy.value_ranks}
     return {name: "|".join(map(fields.to_text, each)) for name, each in levels.items()}

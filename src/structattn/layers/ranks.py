@@ -44,13 +44,14 @@ def paper_ranks(head_dim: int, context_length: int, levels: int | None = None) -
 def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
     """Return the default ranks of MLR attention: an eighth of the head for each of eight levels.
 
-    The last level gets the ranks of all deeper ones where the context has room for fewer. Ranks are even where the head
-    is even, so that a rotary embedding fits; later levels get what does not divide.
+    Where the context has room for fewer levels, the last one gets the rest of the head. Ranks are even where the head
+    is even, so that a rotary embedding fits; what does not divide is spread. A head of fewer than eight pairs has a
+    pair for each level.
 
     Args:
         head_dim: `r`.
-        context_length: tokens; the last of `default_windows` has at least 4 of them.
-        levels: number of levels; more than eight are equal parts of the head.
+        context_length: tokens. It sets the number of levels: the last of `default_windows` has at least 4 tokens.
+        levels: number of levels in place of that; more than eight are equal parts of the head.
 
     Raises:
         ValueError: the head has fewer dimensions, or pairs of dimensions, than `levels`.
