@@ -125,7 +125,7 @@ def _whole_run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="demo")
-    parser.add_argument("--attentions", nargs="+", default=["standard", "mlr"])
+    parser.add_argument("--attentions", nargs="+", default=["standard", "mlr+paper"])
     parser.add_argument("--data", default="stdlib")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--evaluation-tokens", type=int, help="of the held-out set; by default the preset's")
