@@ -133,12 +133,13 @@ class Levels(Study):
         confirmed = with_label(outcomes, stage="confirmation")
         with styled():
             figure = new_figure(7.4, 3.6)
-            left, right = figure.subplots(1, 2)
-            _draw_losses(left, _losses_at(outcomes, _SHORT), _SMALL)
-            left.set(title="screening and combination", ylabel=LOSS)
-            for budget in _budgets(confirmed)[-1:]:
-                _draw_losses(right, _losses_at(confirmed, budget), _NOVELS)
-            right.set(title="confirmation, the longer training")
+            panels: list[tuple[Label, str]] = [(_SHORT, "screening and combination")]
+            panels += [(budget, "confirmation, the longer training") for budget in _budgets(confirmed)[-1:]]
+            panels = [(budget, title) for budget, title in panels if _losses_at(outcomes, budget)] or panels
+            for axes, (budget, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+                _draw_losses(axes, _losses_at(outcomes if budget == _SHORT else confirmed, budget), _setting(budget))
+                axes.set(title=title)
+            figure.axes[0].set_ylabel(LOSS)
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
@@ -152,7 +153,8 @@ class Levels(Study):
             if budget == _budgets(confirmed)[-1] and len(forms) == 2:
                 words.append(f"By the rule the default is the form `{_chosen(losses, forms)}`.")
         compared = _losses_at(outcomes, _SHORT) or (_losses_at(confirmed, _budgets(confirmed)[-1]) if words else {})
-        if papers := {name: each for name, each in compared.items() if name.endswith("+paper")}:
+        papers = {name: each for name, each in _losses_at(outcomes, _SHORT).items() if name.endswith("+paper")}
+        if papers:
             words.append(f"The paper's form, trained as in the screening: {ranked(papers)}.")
         return Finding(" ".join(words) or "No run of the confirmation ended.", _paper_is_lowest(compared))
 
@@ -163,8 +165,7 @@ class Levels(Study):
             "|---|---|---|---|---|---|",
         ]
         for (stage, structure, budget), loss in estimates(outcomes, "stage", "structure", "budget").items():
-            sizes = _SMALL if stage == "screening" else _NOVELS
-            scores, cache = _shares(str(structure), sizes)
+            scores, cache = _shares(str(structure), _setting(budget))
             where = stage if stage == "screening" else f"{stage}, {float(budget):.4g} FLOPs"
             name = str(structure).replace("|", ",")
             lines.append(
@@ -251,31 +252,46 @@ def _chosen(losses: Mapping[str, Estimate], forms: Sequence[str]) -> str:
     lower, other = sorted(forms, key=lambda form: losses[form].mean)
     if is_lower(losses[lower], losses[other], losses.values()):
         return lower
-    return min(lower, other, key=lambda form: _shares(form, _NOVELS)[1])
+    return min(lower, other, key=lambda form: _shares(form, _setting(BUDGETS[-1]))[1])
 
 
-def _shares(structure: str, sizes: ModelSizes) -> tuple[float, float]:
+def _setting(budget: Label) -> tuple[int, int, int]:
+    """Return width, heads and context of the models that were trained with a budget."""
+    if budget == _SHORT:
+        return _SMALL.dim, _SMALL.heads, _CONTEXT
+    if budget in BUDGETS:
+        return _NOVELS.dim, _NOVELS.heads, _CONTEXT
+    row = preset("paper-512")
+    return row.dim, row.heads, row.context_length
+
+
+def _shares(structure: str, setting: tuple[int, int, int]) -> tuple[float, float]:
     """Return score FLOPs and cache numbers at the context length, as shares of standard attention's."""
-    layers = [
-        build_attention(each.partition(",")[0], sizes.dim, sizes.heads, _CONTEXT) for each in (structure, REFERENCE)
-    ]
-    scores = [layer.mixing_flops(_CONTEXT).scores for layer in layers]
-    cache = [layer.cache_numbers(_CONTEXT) for layer in layers]
+    context = setting[2]
+    layers = [build_attention(each.partition(",")[0], *setting) for each in (structure, REFERENCE)]
+    scores = [layer.mixing_flops(context).scores for layer in layers]
+    cache = [layer.cache_numbers(context) for layer in layers]
     return scores[0] / scores[1], cache[0] / cache[1]
 
 
-def _draw_losses(axes: Axes, losses: Mapping[str, Estimate], sizes: ModelSizes) -> None:
+def _draw_losses(axes: Axes, losses: Mapping[str, Estimate], setting: tuple[int, int, int]) -> None:
     """Draw the loss of each structure over its share of cache numbers; the plain ones and the confirmed have names."""
-    names = {QUARTERS: "quarters", HALVES: "halves", THIN: "thin heads"}
     for name, each in losses.items():
-        plain = not name.startswith("mlr")
-        cache = _shares(name, sizes)[1]
-        colour, mark = (INK, "s") if plain else ("C1", "o") if name in (QUARTERS, HALVES) else ("C0", "o")
+        cache = _shares(name, setting)[1]
+        colour, mark, label = _style(name)
         axes.errorbar(cache, each.mean, yerr=each.standard_error or 0.0, fmt=mark, color=colour, markersize=4.5)
-        label = names.get(name, name if plain else "mlr+paper" if name.endswith("+paper") else "")
-        right = cache > 0.7
-        offset, side = ((-7, -2), "right") if right else ((7, -2), "left")
+        offset, side = ((-7, -2), "right") if cache > 0.7 else ((7, -2), "left")
         axes.annotate(
             label, (cache, each.mean), textcoords="offset points", xytext=offset, ha=side, fontsize=7, color=QUIET
         )
-    axes.set(xlabel="share of cache numbers at 512 characters")
+    axes.set(xlabel=f"share of cache numbers at {setting[2]} characters")
+
+
+def _style(structure: str) -> tuple[str, str, str]:
+    """Return colour, mark and label of a structure."""
+    if not structure.startswith("mlr"):
+        return INK, "s", structure
+    if structure in (QUARTERS, HALVES):
+        return "C1", "o", "quarters" if structure == QUARTERS else "halves"
+    named = {THIN: "thin heads", "mlr": "mlr"}
+    return "C0", "o", "mlr+paper" if structure.endswith("+paper") else named.get(structure, "")

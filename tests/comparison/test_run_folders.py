@@ -106,7 +106,7 @@ def test_results_json(tmp_path):
     results = Results.load(tmp_path)
     assert results.ranking == ["standard"]
     assert results.best_run.final == row
-    assert (results.cached_kind, results.cached_per_token("standard")) == ("key numbers", 16.0)
+    assert (results.counts_values, results.cached_per_token("standard")) == (False, 16.0)
     results.save(tmp_path)
     plain["costs"]["standard"]["value_numbers_per_token"] = None  # version 0.1.0 did not count them
     assert json.loads((tmp_path / "results.json").read_text()) == plain

@@ -140,15 +140,14 @@ class Results:
         return tuple(self.costs)
 
     @property
-    def cached_kind(self) -> str:
-        """What `cached_per_token` counts: `cache numbers`, or `key numbers` in results of version 0.1.0."""
-        known = all(cost.value_numbers_per_token is not None for cost in self.costs.values())
-        return "cache numbers" if known else "key numbers"
+    def counts_values(self) -> bool:
+        """True if `cached_per_token` counts keys and values; False, keys alone, in results of version 0.1.0."""
+        return all(cost.value_numbers_per_token is not None for cost in self.costs.values())
 
     def cached_per_token(self, structure: str) -> float:
         """Return the numbers in the caches of all blocks at the trained length, over that length."""
         cost = self.costs[structure]
-        values = cost.value_numbers_per_token if self.cached_kind == "cache numbers" else 0.0
+        values = cost.value_numbers_per_token if self.counts_values else None
         return cost.key_numbers_per_token + (values or 0.0)
 
     def finished(self, structure: str) -> list[Run]:

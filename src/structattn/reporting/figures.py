@@ -77,7 +77,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
     yield (
         "costs",
         "What each structure costs",
-        f"Score FLOPs{f' and {results.cached_kind}' * results.is_causal} are exact counts for a model of this size at "
+        f"Score FLOPs{f' and {_cached(results)}' * results.is_causal} are exact counts for a model of this size at "
         "the trained length; tokens/s is what this machine trained at, with this version of the code.",
         cost_bars(results),
     )
@@ -182,12 +182,16 @@ def _near_baselines(results: Results) -> dict[str, float]:
 # --- costs and maps ---------------------------------------------------------------------------------------------------
 
 
+def _cached(results: Results) -> str:
+    return "cache numbers" if results.counts_values else "key numbers"
+
+
 def cost_bars(results: Results) -> Figure:
     """Draw score FLOPs, cache numbers and speed, a bar for each structure."""
     names = list(results.structures)
     panels = [("score FLOPs per token", [results.costs[name].score_flops_per_token for name in names], magnitude)]
     if results.is_causal:
-        panels.append((f"{results.cached_kind} per token", list(map(results.cached_per_token, names)), grouped))
+        panels.append((f"{_cached(results)} per token", list(map(results.cached_per_token, names)), grouped))
     panels.append(("tokens/s in training", [results.tokens_per_second(name) for name in names], grouped))
     figure = new_figure(7.4, 0.75 + 0.34 * len(names))
     colours = [pen.colour for pen in pens(names).values()]

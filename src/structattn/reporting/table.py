@@ -63,8 +63,8 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def _cost_headings(results: Results) -> tuple[str, ...]:
-    cached = results.cached_kind.replace("key numbers", "keys").removesuffix(" numbers")
-    return ("score FLOPs /token", f"{cached} /token") if results.is_causal else ("score FLOPs /token",)
+    cached = "cache /token" if results.counts_values else "keys /token"
+    return ("score FLOPs /token", cached) if results.is_causal else ("score FLOPs /token",)
 
 
 def _cost_cells(results: Results, structure: str) -> tuple[str, ...]:

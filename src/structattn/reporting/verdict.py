@@ -100,9 +100,10 @@ def _savings(results: Results, structure: str, other: str) -> str:
     """Say the costs of `structure` as shares of those of `other`."""
     ours, theirs = results.costs[structure], results.costs[other]
     scores = ours.score_flops_per_token / theirs.score_flops_per_token
+    kind = "cache" if results.counts_values else "key"
     cached = results.cached_per_token(structure) / results.cached_per_token(other)
     whole = ours.training_flops_per_token / theirs.training_flops_per_token
-    kept = f", keeps {cached:.0%} of the {results.cached_kind} when generating," if results.is_causal else ""
+    kept = f", keeps {cached:.0%} of the {kind} numbers when generating," if results.is_causal else ""
     return (
         f"Beside {other}, {structure} spends {scores:.0%} of the score FLOPs{kept} "
         f"and takes {whole:.0%} of the training FLOPs per token."

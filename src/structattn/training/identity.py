@@ -25,12 +25,14 @@ def describe_run(config: TrainConfig, model: StructuredModel, processes: int) ->
 
 
 def _attention_text(config: BackboneConfig) -> str | list[str]:
-    """Return the attention as checkpoints hold it: its spelling, or every field of MLR attention.
+    """Return the attention as checkpoints hold it: its spelling, or the fields of MLR attention that are set.
 
     A spelling of MLR attention means what its defaults are, and those of version 0.1.0 were the paper's.
     """
-    configs = [as_config(each) for each in config.structures]
-    texts = [str(each.to_dict()) if isinstance(each, MLRConfig) else str(each) for each in configs]
+    texts = []
+    for each in map(as_config, config.structures):
+        given = {name: value for name, value in each.to_dict().items() if value not in (None, False)}
+        texts.append(str(given) if isinstance(each, MLRConfig) else str(each))
     return texts if isinstance(config.attention, list) else texts[0]
 
 
