@@ -28,7 +28,7 @@ FLOORS = {
     "integrations": {"checks", "structures", "ops", "flops", "layers", "models"},
     "tasks": {"checks", "disk", "atomic", "drawing", "models"},
     "training": {"checks", "atomic", "structures", "ops", "flops", "layers", "models", "tasks"},
-    "comparison": {"versions", "checks", "atomic", "models", "tasks", "training"},
+    "comparison": {"versions", "checks", "atomic", "layers", "models", "tasks", "training"},
     "reporting": {"checks", "drawing", "ops", "layers", "comparison"},
     "retrofit": {
         "checks",
