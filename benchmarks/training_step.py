@@ -19,7 +19,7 @@ from benchmarks.output import describe_machine, table, write_json
 from benchmarks.timing import sample_warm
 from structattn.models import LanguageModel, LanguageModelConfig
 
-STRUCTURES = ("standard", "mlr:32|8|6|4|4|4|4|2+paper", "mlr:8x8+paper")
+STRUCTURES = ("standard", "mlr", "mlr:32|8|6|4|4|4|4|2+paper", "mlr:8x8+paper")
 SIZES = {"layers": 4, "dim": 256, "heads": 4, "context_length": 1024, "positions": "rotary"}
 BATCH = 2
 
