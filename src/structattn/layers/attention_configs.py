@@ -155,6 +155,7 @@ class MLRConfig(AttentionConfig):
     Attributes:
         ranks: level ranks; a single number is one level. By default a split of the model's head width, see
             `default_ranks`, with `paper` see `paper_ranks`. They sum to the head width, unless `value_ranks` are given.
+            Where they do, the value ranks must as well.
         levels: number of levels of the default split.
         block_sizes: `None` (global), then nested sizes. With `paper` the context halves with every level by default.
         windows: windows of the levels in place of blocks, see `Hierarchy`. The first may be left out where level 1 sees
@@ -226,7 +227,8 @@ class MLRConfig(AttentionConfig):
         """Return the levels for a head width and a context length.
 
         Raises:
-            ValueError: the ranks do not sum to `head_dim`, and no value ranks are given.
+            ValueError: the ranks do not sum to `head_dim`, and no value ranks are given; or they do, and the value
+                ranks do not.
         """
         split = paper_ranks if self.paper else default_ranks
         ranks = self.ranks or split(head_dim, context_length, self.levels)
@@ -235,7 +237,10 @@ class MLRConfig(AttentionConfig):
             raise ValueError(
                 f"ranks must sum to the head width {head_dim}, got {'|'.join(map(str, ranks))} = {sum(ranks)}; {hint}"
             )
-        return self._hierarchy(ranks, context_length)
+        hierarchy = self._hierarchy(ranks, context_length)
+        if sum(ranks) == head_dim:
+            hierarchy.value_widths(head_dim)
+        return hierarchy
 
 
 @dataclass(frozen=True)
