@@ -46,7 +46,7 @@ BASE = f"mlr:8|24+windows=64{_PLAIN}"
 """Two levels: a quarter of the head everywhere, the rest over 64 tokens."""
 
 THIN = f"mlr:12+value_ranks=12{_PLAIN}"
-"""One level of 12 of 32 dimensions, in queries, keys and values."""
+"""Give queries, keys and values 12 dimensions a head in place of 32."""
 
 AXES: dict[str, tuple[str, ...]] = {
     "plain": ("standard", "swa:64", THIN, "standard+kv_heads=2"),
