@@ -27,7 +27,7 @@ from structattn.disk import cache_folder
 _SOURCES = Path(__file__).parent / "csrc"
 # The products are fast because a·b + c is contracted to one rounding. The other two flags drop checks of floating-point
 # exceptions and errno, which no caller reads.
-_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS = ["-std=c++20", "-O3", "-DSTRUCTATTN_BRGEMM", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 _LINES_OF_AN_ERROR = 8
 
 

@@ -408,7 +408,7 @@ class QueryGradWriter {
 
 // Number of shares of each head's keys, so that no thread idles for long; each share costs a copy of query gradients.
 inline int64_t shares_per_head(int64_t heads) {
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = num_threads();
   int64_t shares = 1;
   const auto busy = [&](int64_t tasks) {
     return static_cast<double>(tasks) / static_cast<double>(round_up(tasks, threads));

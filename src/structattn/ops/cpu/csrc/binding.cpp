@@ -25,7 +25,7 @@ bool guarded(char* message, const Body& body) {
 template <class Body>
 void with_product_type(const structattn::Call& call, const Body& body) {
 #if defined(__AVX512BF16__)
-  if (call.query.dtype == structattn::kBFloat16) return body(at::BFloat16());
+  if (call.query.dtype == structattn::kBFloat16) return body(structattn::BFloat16());
 #endif
   (void)call;
   body(float());

@@ -26,7 +26,7 @@ constexpr int64_t kRun = 2048;
 constexpr int64_t kValueRun = 64;
 
 inline Vec load_float(const float* from) { return load(from); }
-inline Vec load_float(const at::BFloat16* from) {
+inline Vec load_float(const BFloat16* from) {
   using Half = uint16_t __attribute__((vector_size(kLanes * 2)));
   Half bits;
   std::memcpy(&bits, from, sizeof bits);
@@ -35,7 +35,7 @@ inline Vec load_float(const at::BFloat16* from) {
   std::memcpy(&x, &wide, sizeof x);
   return x;
 }
-inline Vec load_float(const at::Half* from) {
+inline Vec load_float(const Half* from) {
   float x[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) x[lane] = from[lane];
   return load(x);

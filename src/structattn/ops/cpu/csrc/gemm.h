@@ -5,7 +5,9 @@
 // bfloat16: PyTorch's brgemm, which compiles itself for AMX or AVX512_BF16. It wants pairs of B's rows interleaved.
 #pragma once
 
+#if defined(STRUCTATTN_BRGEMM)
 #include <ATen/native/CPUBlas.h>
+#endif
 
 #include "vector.h"
 
@@ -84,10 +86,17 @@ inline void gemm(int64_t rows, int64_t columns, int64_t inner, const float* a, i
   else gemm_strided<false>(rows, columns, inner, a, a_row, 1, b, b_row, c, c_row);
 }
 
+#if defined(STRUCTATTN_BRGEMM)
 // The same with A in bfloat16 and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns, `inner` is even.
-inline void gemm(int64_t rows, int64_t columns, int64_t inner, const at::BFloat16* a, int64_t a_row,
-                 const at::BFloat16* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+inline void gemm(int64_t rows, int64_t columns, int64_t inner, const BFloat16* a, int64_t a_row, const BFloat16* b,
+                 int64_t b_row, float* c, int64_t c_row, bool add) {
   at::native::cpublas::brgemm(rows, columns, inner, a_row, b_row, c_row, add, a, b, c, true);
 }
+
+// Gives up the tile registers that AMX may have configured.
+inline void release_products() { at::native::cpublas::brgemm_release(true); }
+#else
+inline void release_products() {}
+#endif
 
 }  // namespace structattn

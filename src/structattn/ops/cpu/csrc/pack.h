@@ -5,8 +5,6 @@
 // right: (rows, columns) as the right operand of a product: row-major in float, pairs of rows interleaved in bfloat16.
 #pragma once
 
-#include <c10/util/Half.h>
-
 #include "tiles.h"
 #include "vector.h"
 
@@ -46,8 +44,8 @@ T* at(const View& view, int64_t b, int64_t h, int64_t row, int64_t column) {
 template <class Body>
 void with_dtype(const View& view, const Body& body) {
   switch (view.dtype) {
-    case kBFloat16: return body(static_cast<at::BFloat16*>(nullptr));
-    case kFloat16: return body(static_cast<at::Half*>(nullptr));
+    case kBFloat16: return body(static_cast<BFloat16*>(nullptr));
+    case kFloat16: return body(static_cast<Half*>(nullptr));
     default: return body(static_cast<float*>(nullptr));
   }
 }
@@ -127,7 +125,7 @@ inline void to_right(const float* tile, int64_t rows, int64_t columns, float* to
 }
 
 #if defined(__AVX512BF16__)
-inline void to_left(const float* tile, int64_t rows, int64_t columns, at::BFloat16* to) {
+inline void to_left(const float* tile, int64_t rows, int64_t columns, BFloat16* to) {
   const int64_t count = rows * columns;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(to + i, load(tile + i));
@@ -135,7 +133,7 @@ inline void to_left(const float* tile, int64_t rows, int64_t columns, at::BFloat
 }
 
 // `rows` is even.
-inline void to_right(const float* tile, int64_t rows, int64_t columns, at::BFloat16* to) {
+inline void to_right(const float* tile, int64_t rows, int64_t columns, BFloat16* to) {
   for (int64_t i = 0; i < rows; i += 2) {
     const float *a = tile + i * columns, *b = a + columns;
     int64_t j = 0;

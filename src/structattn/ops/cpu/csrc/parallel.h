@@ -1,8 +1,7 @@
 // Tasks over PyTorch's threads, and memory for them.
 #pragma once
 
-#include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "call.h"
+#include "gemm.h"
 
 namespace structattn {
 
@@ -83,18 +83,18 @@ class Buffer {
   T* memory_;
 };
 
+inline int64_t num_threads() { return torch::stable::get_num_threads(); }
+
 // Runs worker(task) for every task, in order of their numbers, on whichever thread is free. Each thread makes its own
 // worker, which holds its scratch memory. `cheap` tasks stay on the calling thread.
 template <class MakeWorker>
 void for_each_task(int64_t tasks, bool cheap, const MakeWorker& make_worker) {
   std::atomic<int64_t> next{0};
-  const int64_t threads = cheap ? 1 : std::min<int64_t>(at::get_num_threads(), tasks);
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t threads = cheap ? 1 : std::min<int64_t>(num_threads(), tasks);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     auto worker = make_worker();
     for (int64_t task; (task = next.fetch_add(1)) < tasks;) worker(task);
-#if defined(__AVX512BF16__)
-    at::native::cpublas::brgemm_release(true);  // gives up the tile registers that AMX may have configured
-#endif
+    release_products();
   });
 }
 
@@ -103,7 +103,7 @@ void for_each_task(int64_t tasks, bool cheap, const MakeWorker& make_worker) {
 constexpr int64_t kWaveBytes = int64_t{32} << 20;
 
 inline int64_t heads_per_wave(int64_t heads, int64_t bytes_per_head) {
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t fit = std::max<int64_t>(kWaveBytes / std::max<int64_t>(bytes_per_head, 1) / threads, 1) * threads;
   const int64_t waves = std::max<int64_t>((heads + fit - 1) / fit, 1);
   const int64_t even = (heads + waves - 1) / waves;  // waves of one size leave no thread idle in the last

@@ -9,9 +9,13 @@
 #include <immintrin.h>
 #endif
 
-#include <c10/util/BFloat16.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 namespace structattn {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -98,13 +102,13 @@ inline Vec exp2(Vec x) {
 
 #if defined(__AVX512BF16__)
 // kLanes floats rounded to bfloat16.
-inline void store(at::BFloat16* to, Vec x) {
+inline void store(BFloat16* to, Vec x) {
   const __m256bh rounded = _mm512_cvtneps_pbh(x);
   std::memcpy(to, &rounded, sizeof rounded);
 }
 
 // Two rows a and b rounded to bfloat16 and interleaved: a0 b0 a1 b1 …
-inline void store_pairs(at::BFloat16* to, Vec a, Vec b) {
+inline void store_pairs(BFloat16* to, Vec a, Vec b) {
   const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
   const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(b)));
   _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
