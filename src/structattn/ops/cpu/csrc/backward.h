@@ -36,13 +36,13 @@ struct PackedQueries {
         heads(heads) {}
 
   // Positions before tile `index` of head `slot`; times a width, the tile's place in memory.
-  int64_t at(int64_t slot, int64_t index) const { return (slot * plan.query_tiles + index) * plan.stride; }
+  int64_t at(int64_t slot, int64_t index) const { return (slot * plan.query_tiles + index) * plan.query_stride; }
   float* query_grad_at(int64_t share, int64_t slot, int64_t index) const {
     return query_grad + (share * tiles(heads) + at(slot, index)) * plan.rank;
   }
 
  private:
-  int64_t tiles(int64_t heads) const { return heads * plan.query_tiles * plan.stride; }
+  int64_t tiles(int64_t heads) const { return heads * plan.query_tiles * plan.query_stride; }
 };
 
 // The query tile of a task: tasks go through heads and, within each, through tiles.
@@ -76,23 +76,23 @@ class QueryPacker {
         first_head_(first_head),
         columns_(Columns::of_keys(plan)),
         value_columns_(Columns::of_values(plan)),
-        query_(plan.stride * plan.rank),
-        out_(plan.stride * plan.value_width),
-        grad_(plan.stride * plan.value_width),
-        turned_(plan.stride * std::max(plan.rank, plan.value_width)) {}
+        query_(plan.query_stride * plan.rank),
+        out_(plan.query_stride * plan.value_width),
+        grad_(plan.query_stride * plan.value_width),
+        turned_(plan.query_stride * std::max(plan.rank, plan.value_width)) {}
 
   void operator()(int64_t task) {
     const QueryTask at(call_, plan_, first_head_, task);
     if (at.tile.count <= 0) return;
     const int64_t place = packed_.at(at.slot, at.index), count = at.tile.count;
-    read_tile(call_.query, at.b, at.h, at.query_index, count, plan_.stride, columns_, query_);
-    read_tile(gradients_.grad_out, at.b, at.h, at.query_index, count, plan_.stride, value_columns_, grad_);
-    read_tile(call_.out, at.b, at.h, at.query_index, count, plan_.stride, value_columns_, out_);
+    read_tile(call_.query, at.b, at.h, at.query_index, count, plan_.query_stride, columns_, query_);
+    read_tile(gradients_.grad_out, at.b, at.h, at.query_index, count, plan_.query_stride, value_columns_, grad_);
+    read_tile(call_.out, at.b, at.h, at.query_index, count, plan_.query_stride, value_columns_, out_);
     pack(query_, plan_.rank, packed_.query + place * plan_.rank, packed_.query_turned + place * plan_.rank);
     pack(grad_, plan_.value_width, packed_.grad + place * plan_.value_width,
          packed_.grad_turned + place * plan_.value_width);
     const float* lse = call_.lse + (at.b * call_.heads + at.h) * call_.query_length + at.query_index;
-    for (int64_t i = 0; i < plan_.stride; ++i) {
+    for (int64_t i = 0; i < plan_.query_stride; ++i) {
       packed_.lse[place + i] = i < count ? lse[i] * kLog2E : -kHidden;
       Vec sum{};
       for (int64_t j = 0; j < plan_.value_width; j += kLanes)
@@ -103,9 +103,9 @@ class QueryPacker {
 
  private:
   void pack(const float* tile, int64_t width, T* right, T* turned) {
-    to_right(tile, plan_.stride, width, right);
-    transpose(tile, width, plan_.stride, width, turned_, plan_.stride);
-    to_right(turned_, width, plan_.stride, turned);
+    to_right(tile, plan_.query_stride, width, right);
+    transpose(tile, width, plan_.query_stride, width, turned_, plan_.query_stride);
+    to_right(turned_, width, plan_.query_stride, turned);
   }
 
   const Call& call_;
@@ -132,33 +132,33 @@ class Backward {
         dropout_(call),
         partial_(plan),
         scores_of_(call, plan, partial_),
-        row_(kBackwardChunk * plan.stride + kAlign),
-        floats_(plan.stride * std::max(plan.rank, plan.value_width)),
-        turned_(plan.stride * plan.rank),
-        key_(plan.stride * plan.rank),
-        key_turned_(plan.stride * plan.rank),
-        value_(plan.stride * plan.value_width),
-        scores_(plan.stride * row_),
-        score_grads_(plan.stride * row_),
-        probabilities_(kNarrow ? plan.stride * row_ : 0),
-        narrow_grads_(kNarrow ? plan.stride * row_ : 0),
-        paired_grads_(kNarrow ? plan.stride * row_ : 0),
-        key_grad_(plan.stride * plan.rank),
-        value_grad_(plan.stride * plan.value_width) {}
+        row_(kBackwardChunk * plan.query_stride + kAlign),
+        floats_(plan.key_stride * std::max(plan.rank, plan.value_width)),
+        turned_(plan.key_stride * plan.rank),
+        key_(plan.key_stride * plan.rank),
+        key_turned_(plan.key_stride * plan.rank),
+        value_(plan.key_stride * plan.value_width),
+        scores_(plan.key_stride * row_),
+        score_grads_(plan.key_stride * row_),
+        probabilities_(kNarrow ? plan.key_stride * row_ : 0),
+        narrow_grads_(kNarrow ? plan.key_stride * row_ : 0),
+        paired_grads_(kNarrow ? plan.key_stride * row_ : 0),
+        key_grad_(plan.key_stride * plan.rank),
+        value_grad_(plan.key_stride * plan.value_width) {}
 
   // A task is a share of the key tiles of a key head of this wave: every packed.shares-th, so that shares are even.
   void operator()(int64_t task) {
     const int64_t slot = task / packed_.shares, share = task % packed_.shares;
     const int64_t group = call_.heads / call_.key_heads;
     const int64_t head = first_head_ / group + slot, b = head / call_.key_heads, kv = head % call_.key_heads;
-    const int64_t positions = group * plan_.query_tiles * plan_.stride;
+    const int64_t positions = group * plan_.query_tiles * plan_.query_stride;
     std::fill_n(packed_.query_grad_at(share, slot * group, 0), positions * plan_.rank, 0.0f);
     const Row& row = plan_.rows[b];
     for (int64_t index = share; index * plan_.width < row.keys; index += packed_.shares) {
       const Tile keys = plan_.key_tile(row, index);
       load_keys(b, kv, row, keys);
-      std::fill_n(key_grad_.get(), plan_.stride * plan_.rank, 0.0f);
-      std::fill_n(value_grad_.get(), plan_.stride * plan_.value_width, 0.0f);
+      std::fill_n(key_grad_.get(), plan_.key_stride * plan_.rank, 0.0f);
+      std::fill_n(value_grad_.get(), plan_.key_stride * plan_.value_width, 0.0f);
       for (int64_t g = 0; g < group; ++g) add_head(b, kv * group + g, slot * group + g, share, row, keys);
       const int64_t first = row.first_key + keys.first;
       write_tile(gradients_.key, b, kv, first, keys.count, columns_, key_grad_, static_cast<float>(call_.scale));
@@ -171,12 +171,14 @@ class Backward {
 
   void load_keys(int64_t b, int64_t kv, const Row& row, Tile keys) {
     const int64_t first = row.first_key + keys.first;
-    read_tile(call_.key, b, kv, first, keys.count, plan_.stride, columns_, floats_);
-    to_left(floats_, plan_.stride, plan_.rank, key_.get());
-    transpose(floats_, plan_.rank, plan_.stride, plan_.rank, turned_, plan_.stride);
-    to_left(turned_, plan_.rank, plan_.stride, key_turned_.get());
-    read_tile(call_.value, b, kv, first, keys.count, plan_.stride, value_columns_, floats_);
-    to_left(floats_, plan_.stride, plan_.value_width, value_.get());
+    read_tile(call_.key, b, kv, first, keys.count, plan_.key_stride, columns_, floats_);
+    to_left(floats_, plan_.key_stride, plan_.rank, key_.get());
+    if constexpr (kNarrow) {
+      transpose(floats_, plan_.rank, plan_.key_stride, plan_.rank, turned_, plan_.key_stride);
+      to_left(turned_, plan_.rank, plan_.key_stride, key_turned_.get());
+    }
+    read_tile(call_.value, b, kv, first, keys.count, plan_.key_stride, value_columns_, floats_);
+    to_left(floats_, plan_.key_stride, plan_.value_width, value_.get());
   }
 
   // One query head against a tile of keys, in chunks of query tiles.
@@ -193,22 +195,22 @@ class Backward {
 
   void add_chunk(int64_t b, int64_t h, int64_t slot, int64_t share, const Row& row, Tile keys, int64_t first,
                  int64_t count) {
-    const int64_t stride = plan_.stride, rows = kNarrow ? stride : keys.count;
+    const int64_t stride = plan_.query_stride, rows = kNarrow ? plan_.key_stride : keys.count;
     TileDepth depths[kBackwardChunk];
     for (int64_t s = 0; s < count; ++s) {
-      const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
+      const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys};
       const int64_t place = packed_.at(slot, first + s);
       depths[s] = plan_.tile_depth(pair.queries, pair.keys);
       float* scores = scores_ + s * stride;
       float* grads = score_grads_ + s * stride;
       const float factor =
-          scores_of_(pair, depths[s], rows, key_, packed_.query_turned + place * plan_.rank, scores, row_);
+          scores_of_(pair, depths[s], rows, Left<T>{key_, plan_.rank}, packed_.query_turned + place * plan_.rank, scores, row_).factor;
       multiply_values(pair, depths[s], rows, packed_.grad_turned + place * plan_.value_width, grads);
       softmax_grad(pair, depths[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
     }
     for (int64_t s = 0, next; s < count; s = next) {
       for (next = s + 1; next < count && depths[next].all == depths[s].all;) ++next;
-      const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys, true};
+      const Pair pair{b, h, row, plan_.query_tile(row, first + s), keys};
       add_shared(pair, depths[s], slot, share, rows, first, s, next);
     }
     for (int64_t s = 0; s < count; ++s)
@@ -217,7 +219,7 @@ class Backward {
 
   // The gradient of probabilities, 0 where a pair is hidden.
   void multiply_values(const Pair& pair, const TileDepth& shared, int64_t rows, const T* grad_turned, float* grads) {
-    const int64_t stride = plan_.stride, width = plan_.value_width;
+    const int64_t stride = plan_.query_stride, width = plan_.value_width;
     const int64_t prefix = plan_.levels[shared.all - 1].value.prefix;
     for_each_strip<T>(plan_, pair, is_cut(plan_, pair), rows, [&](int64_t i, int64_t strip, Span seen) {
       if (!prefix) seen = {0, 0};
@@ -226,22 +228,22 @@ class Backward {
         std::fill(grads + k * row_ + seen.stop, grads + k * row_ + stride, 0.0f);
       }
       if (prefix)
-        gemm(strip, seen.stop - seen.start, prefix, value_ + i * width, width, grad_turned + kPaired<T> * seen.start,
+        gemm(strip, seen.stop - seen.start, prefix, Left<T>{value_, width}.at(i, 0), grad_turned + kPaired<T> * seen.start,
              stride, grads + i * row_ + seen.start, row_, false);
     });
     for (int64_t l = shared.all; l < shared.some; ++l) {
       const Level& level = plan_.levels[l];
-      partial_.add_products(level, level.value, pair.keys, pair.queries, {value_, width}, grad_turned, {grads, row_});
+      partial_.add_products(level, level.value, pair.keys, pair.queries, Left<T>{value_, width}, grad_turned, {grads, row_});
     }
   }
 
   // Overwrites scores by probabilities, and the gradient of probabilities by that of scores.
   void softmax_grad(const Pair& pair, const TileDepth& shared, int64_t rows, float factor, const float* lse,
                     const float* delta, int64_t s) {
-    const int64_t stride = plan_.stride;
+    const int64_t stride = plan_.query_stride;
     float* scores = scores_ + s * stride;
     float* grads = score_grads_ + s * stride;
-    if (dropout_.active()) drop(pair, grads, dropout_.rescale());
+    if (dropout_.active()) dropout_.drop(pair, grads, row_, dropout_.rescale());
     // Each pair's gain, unless it differs within the tile or the bias has to see the gradient before it.
     const bool apart = shared.mixed_gain || gradients_.bias.data;
     const Vec gain = splat(apart ? 1.0f : plan_.levels[shared.all - 1].gain), scale = splat(factor);
@@ -253,7 +255,7 @@ class Backward {
       }
     if (gradients_.bias.data) add_bias_grad(pair, grads);
     if (apart) scores_of_.multiply_gains(pair, shared, 1.0f, grads, row_);
-    if (dropout_.active()) drop(pair, scores, 1.0f);
+    if (dropout_.active()) dropout_.drop(pair, scores, row_, 1.0f);
     if constexpr (kNarrow) narrow(rows, s * stride);
   }
 
@@ -261,7 +263,7 @@ class Backward {
   void narrow(int64_t rows, int64_t column) {
     if constexpr (kNarrow)
       for (int64_t i = 0; i < rows; i += 2)
-        for (int64_t j = column; j < column + plan_.stride; j += kLanes) {
+        for (int64_t j = column; j < column + plan_.query_stride; j += kLanes) {
           const Vec a = load(score_grads_ + i * row_ + j), b = load(score_grads_ + (i + 1) * row_ + j);
           store(probabilities_ + i * row_ + j, load(scores_ + i * row_ + j));
           store(probabilities_ + (i + 1) * row_ + j, load(scores_ + (i + 1) * row_ + j));
@@ -275,27 +277,27 @@ class Backward {
   // Later tiles are taken whole: pairs that are hidden there have probability 0.
   void add_shared(const Pair& first_pair, const TileDepth& shared, int64_t slot, int64_t share, int64_t rows,
                   int64_t first, int64_t from, int64_t to) {
-    const int64_t stride = plan_.stride, rank = plan_.rank, width = plan_.value_width;
+    const int64_t stride = plan_.query_stride, rank = plan_.rank, width = plan_.value_width;
     const Level& finest = plan_.levels[shared.all - 1];
     const int64_t prefix = finest.key.prefix, value_prefix = finest.value.prefix;
     for_each_strip<T>(plan_, first_pair, is_cut(plan_, first_pair), rows, [&](int64_t i, int64_t strip, Span seen) {
       const int64_t place = packed_.at(slot, first + from) + seen.start, inner = (to - from) * stride - seen.start;
       const int64_t at = i * row_ + from * stride + seen.start;
       if (value_prefix)
-        gemm(strip, value_prefix, inner, probabilities() + at, row_, packed_.grad + place * width, width,
+        gemm(strip, value_prefix, inner, Left<T>{probabilities() + at, row_}, packed_.grad + place * width, width,
              value_grad_ + i * width, width, true);
-      gemm(strip, prefix, inner, grads() + at, row_, packed_.query + place * rank, rank, key_grad_ + i * rank, rank,
+      gemm(strip, prefix, inner, Left<T>{grads() + at, row_}, packed_.query + place * rank, rank, key_grad_ + i * rank, rank,
            true);
     });
     for (int64_t t = from; t < to; ++t)
-      gemm(prefix, stride, kNarrow ? stride : rows, key_turned_, stride, right_grads() + kPaired<T> * t * stride, row_,
+      gemm(prefix, stride, rows, turned_key(), right_grads() + kPaired<T> * t * stride, row_,
            packed_.query_grad_at(share, slot, first + t), stride, true);
   }
 
   // Adds the products of query tile `index`, number s of a chunk, over the levels that some pairs share.
   void add_partial(Tile keys, Tile queries, const TileDepth& shared, int64_t slot, int64_t share, int64_t index,
                    int64_t s) {
-    const int64_t place = packed_.at(slot, index), column = s * plan_.stride;
+    const int64_t place = packed_.at(slot, index), column = s * plan_.query_stride;
     for (int64_t l = shared.all; l < shared.some; ++l) {
       const Level& level = plan_.levels[l];
       partial_.add_to_rows(level, level.value, keys, queries, {probabilities() + column, row_},
@@ -303,9 +305,14 @@ class Backward {
                            {value_grad_, plan_.value_width});
       partial_.add_to_rows(level, level.key, keys, queries, {grads() + column, row_},
                            {packed_.query + place * plan_.rank, plan_.rank}, {key_grad_, plan_.rank});
-      partial_.add_to_columns(level, level.key, keys, queries, key_turned_,
+      partial_.add_to_columns(level, level.key, keys, queries, turned_key(),
                               {right_grads() + kPaired<T> * column, row_}, packed_.query_grad_at(share, slot, index));
     }
+  }
+
+  Left<T> turned_key() const {
+    if constexpr (kNarrow) return {key_turned_, plan_.key_stride};
+    else return {key_, 1, plan_.rank};
   }
 
   // Probabilities and gradients of scores as left operands, and the latter as right ones.
@@ -320,17 +327,6 @@ class Backward {
   const T* right_grads() const {
     if constexpr (kNarrow) return paired_grads_;
     else return score_grads_;
-  }
-
-  void drop(const Pair& pair, float* tile, float rescale) const {
-    uint32_t queries[kMostTile];
-    for (int64_t j = 0; j < pair.queries.count; ++j)
-      queries[j] = dropout_.query_term(pair.b * call_.heads + pair.h, pair.query_index() + j);
-    for (int64_t i = 0; i < pair.keys.count; ++i) {
-      const uint32_t key = Dropout::key_term(pair.key_index() + i);
-      for (int64_t j = 0; j < pair.queries.count; ++j)
-        tile[i * row_ + j] = dropout_.keeps(queries[j], key) ? tile[i * row_ + j] * rescale : 0.0f;
-    }
   }
 
   void add_bias_grad(const Pair& pair, const float* grads) const {
@@ -381,7 +377,7 @@ class QueryGradWriter {
         packed_(packed),
         first_head_(first_head),
         columns_(Columns::of_keys(plan)),
-        rows_(plan.stride * plan.rank) {}
+        rows_(plan.query_stride * plan.rank) {}
 
   void operator()(int64_t task) {
     const QueryTask at(call_, plan_, first_head_, task);
@@ -389,9 +385,9 @@ class QueryGradWriter {
     float* sum = packed_.query_grad_at(0, at.slot, at.index);
     for (int64_t share = 1; share < packed_.shares; ++share) {
       const float* other = packed_.query_grad_at(share, at.slot, at.index);
-      for (int64_t i = 0; i < plan_.stride * plan_.rank; ++i) sum[i] += other[i];
+      for (int64_t i = 0; i < plan_.query_stride * plan_.rank; ++i) sum[i] += other[i];
     }
-    transpose(sum, plan_.stride, plan_.rank, plan_.stride, rows_, plan_.rank);
+    transpose(sum, plan_.query_stride, plan_.rank, plan_.query_stride, rows_, plan_.rank);
     write_tile(gradients_.query, at.b, at.h, at.query_index, at.tile.count, columns_, rows_,
                static_cast<float>(call_.scale));
   }
@@ -421,7 +417,7 @@ template <class T>
 void backward(const Call& call, const Gradients& gradients) {
   const Plan plan(call, std::is_same_v<T, float> ? 1 : 2);
   const int64_t all_heads = call.batch * call.key_heads, group = call.heads / call.key_heads;
-  const int64_t tile = plan.stride * group * plan.query_tiles;
+  const int64_t tile = plan.query_stride * group * plan.query_tiles;
   const View& bias = gradients.bias;
   // Tasks of one wave must not add to the same numbers of a bias: rows of the batch go one by one where it has one row,
   // and keys stay together where it has one column.

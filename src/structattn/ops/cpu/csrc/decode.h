@@ -186,7 +186,7 @@ class Decoder {
       }
       const bool whole = level == 0 || x >= all_from;  // keys that level 1 does not reach have probability 0
       if (!whole) keep_reached(level, start, first, x, keys);
-      gemm(rows_, width, keys, whole ? scores_ + x : kept_.get(), whole ? kRun : kValueRun, values, value_row, partial,
+      gemm(rows_, width, keys, whole ? Left<float>{scores_ + x, kRun} : Left<float>{kept_, kValueRun}, values, value_row, partial,
            Decoder::partial_row(call_), true);
     }
   }

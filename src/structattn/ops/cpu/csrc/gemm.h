@@ -79,18 +79,28 @@ void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const float* a, 
   step(std::integral_constant<int, 1>{});
 }
 
-// C (rows, columns) (+)= A (rows, inner) · B (inner, columns), all row-major with the given distances between rows.
-inline void gemm(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row, const float* b,
-                 int64_t b_row, float* c, int64_t c_row, bool add) {
-  if (add) gemm_strided<true>(rows, columns, inner, a, a_row, 1, b, b_row, c, c_row);
-  else gemm_strided<false>(rows, columns, inner, a, a_row, 1, b, b_row, c, c_row);
+// The left operand of a product: numbers, and the distances between its rows and along the inner dimension.
+template <class T>
+struct Left {
+  const T* data;
+  int64_t row, inner = 1;
+
+  Left at(int64_t i, int64_t k) const { return {data + i * row + k * inner, row, inner}; }
+};
+
+// C (rows, columns) (+)= A (rows, inner) · B (inner, columns); B and C are row-major with the given distances.
+inline void gemm(int64_t rows, int64_t columns, int64_t inner, Left<float> a, const float* b, int64_t b_row, float* c,
+                 int64_t c_row, bool add) {
+  if (add) gemm_strided<true>(rows, columns, inner, a.data, a.row, a.inner, b, b_row, c, c_row);
+  else gemm_strided<false>(rows, columns, inner, a.data, a.row, a.inner, b, b_row, c, c_row);
 }
 
 #if defined(STRUCTATTN_BRGEMM)
-// The same with A in bfloat16 and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns, `inner` is even.
-inline void gemm(int64_t rows, int64_t columns, int64_t inner, const BFloat16* a, int64_t a_row, const BFloat16* b,
-                 int64_t b_row, float* c, int64_t c_row, bool add) {
-  at::native::cpublas::brgemm(rows, columns, inner, a_row, b_row, c_row, add, a, b, c, true);
+// The same with A in bfloat16, row-major, and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns,
+// `inner` is even.
+inline void gemm(int64_t rows, int64_t columns, int64_t inner, Left<BFloat16> a, const BFloat16* b, int64_t b_row,
+                 float* c, int64_t c_row, bool add) {
+  at::native::cpublas::brgemm(rows, columns, inner, a.row, b_row, c_row, add, a.data, b, c, true);
 }
 
 // Gives up the tile registers that AMX may have configured.

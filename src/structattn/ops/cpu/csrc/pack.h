@@ -83,6 +83,22 @@ inline void read_tile(const View& view, int64_t b, int64_t h, int64_t first, int
   });
 }
 
+inline float most(float a, float b) { return a > b ? a : b; }
+
+// The largest squared norm of a row of a dense tile (rows, columns).
+inline float largest_squared_norm(const float* tile, int64_t rows, int64_t columns) {
+  float largest = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    Vec sum{};
+    int64_t j = 0;
+    for (; j + kLanes <= columns; j += kLanes) sum += load(tile + j) * load(tile + j);
+    if (j < columns) sum += load_part(tile + j, columns - j) * load_part(tile + j, columns - j);
+    tile += columns;
+    largest = most(reduce_add(sum), largest);
+  }
+  return largest;
+}
+
 // The inverse of read_tile, every number times `factor`.
 inline void write_tile(const View& view, int64_t b, int64_t h, int64_t first, int64_t count, const Columns& columns,
                        const float* from, float factor) {

@@ -25,9 +25,9 @@ struct Rectangle {
 };
 
 template <class T, class Body>
-void for_each_rectangle(const Level& level, Tile rows, Tile columns, int64_t stride, const Body& body) {
+void for_each_rectangle(const Level& level, Tile rows, Tile columns, const Rectangle& both, const Body& body) {
   if constexpr (!std::is_same_v<T, float>) {
-    body(Rectangle{{0, stride}, {0, stride}, false});
+    body(both);
   } else if (level.by_window) {
     for (int64_t i = 0; i < rows.count; i += kStrip) {
       const Tile strip{i, std::min(kStrip, rows.count - i)};
@@ -61,22 +61,22 @@ template <class T>
 class PartialProducts {
  public:
   explicit PartialProducts(const Plan& plan)
-      : stride_(plan.stride), products_(plan.stride * plan.stride), kept_(plan.stride * plan.stride) {}
+      : rows_(plan.key_stride), stride_(plan.query_stride), products_(rows_ * stride_), kept_(rows_ * stride_) {}
 
-  // to(i, j) += Σ_d left(i, d) · right(d, j) over a level's dimensions; `right` has rows of `stride`.
-  void add_products(const Level& level, const Dims& dims, Tile rows, Tile columns, Matrix<const T> left,
-                    const T* right, Matrix<float> to) {
+  // to(i, j) += Σ_d left(i, d) · right(d, j) over a level's dimensions; `right` has rows of `query_stride`.
+  void add_products(const Level& level, const Dims& dims, Tile rows, Tile columns, Left<T> left, const T* right,
+                    Matrix<float> to) {
     if (!dims.width) return;
-    for_each_rectangle<T>(level, rows, columns, stride_, [&](const Rectangle& part) {
+    for_each_rectangle<T>(level, rows, columns, whole(), [&](const Rectangle& part) {
       const Tile r = part.rows, c = part.columns;
-      const T* from = left.data + r.first * left.row + dims.packed;
+      const Left<T> from = left.at(r.first, dims.packed);
       const T* other = right + dims.packed * stride_ + kPaired<T> * c.first;
       float* target = to.data + r.first * to.row + c.first;
       if (part.whole) {
-        gemm(r.count, c.count, dims.packed_width(), from, left.row, other, stride_, target, to.row, true);
+        gemm(r.count, c.count, dims.packed_width(), from, other, stride_, target, to.row, true);
         return;
       }
-      gemm(r.count, c.count, dims.packed_width(), from, left.row, other, stride_, products_, stride_, false);
+      gemm(r.count, c.count, dims.packed_width(), from, other, stride_, products_, stride_, false);
       for (int64_t i = 0; i < r.count; ++i) {
         const Span reached = reached_in(level, rows, columns, part, i);
         for (int64_t j = reached.start; j < reached.stop; ++j) target[i * to.row + j] += products_[i * stride_ + j];
@@ -88,23 +88,22 @@ class PartialProducts {
   void add_to_rows(const Level& level, const Dims& dims, Tile rows, Tile columns, Matrix<const T> pairs,
                    Matrix<const T> right, Matrix<float> to) {
     if (!dims.width) return;
-    for_each_rectangle<T>(level, rows, columns, stride_, [&](const Rectangle& part) {
+    for_each_rectangle<T>(level, rows, columns, whole(), [&](const Rectangle& part) {
       const Matrix<const T> kept = keep(level, rows, columns, part, pairs);
-      gemm(part.rows.count, dims.packed_width(), part.columns.count, kept.data, kept.row,
+      gemm(part.rows.count, dims.packed_width(), part.columns.count, Left<T>{kept.data, kept.row},
            right.data + part.columns.first * right.row + kPaired<T> * dims.packed, right.row,
            to.data + part.rows.first * to.row + dims.packed, to.row, true);
     });
   }
 
-  // to(d, j) += Σ_i left(d, i) · pairs(i, j) in a level's dimensions; `left` and `to` have rows of `stride`, `pairs` is
-  // a right operand.
-  void add_to_columns(const Level& level, const Dims& dims, Tile rows, Tile columns, const T* left,
+  // to(d, j) += Σ_i left(d, i) · pairs(i, j) in a level's dimensions; `to` has rows of `query_stride`, `pairs` is a right
+  // operand.
+  void add_to_columns(const Level& level, const Dims& dims, Tile rows, Tile columns, Left<T> left,
                       Matrix<const T> pairs, float* to) {
     if (!dims.width) return;
-    for_each_rectangle<T>(level, rows, columns, stride_, [&](const Rectangle& part) {
+    for_each_rectangle<T>(level, rows, columns, whole(), [&](const Rectangle& part) {
       const Matrix<const T> kept = keep_right(level, rows, columns, part, pairs);
-      gemm(dims.packed_width(), part.columns.count, part.rows.count, left + dims.packed * stride_ + part.rows.first,
-           stride_, kept.data, kept.row, to + dims.packed * stride_ + part.columns.first, stride_, true);
+      gemm(dims.packed_width(), part.columns.count, part.rows.count, left.at(dims.packed, part.rows.first), kept.data, kept.row, to + dims.packed * stride_ + part.columns.first, stride_, true);
     });
   }
 
@@ -134,7 +133,7 @@ class PartialProducts {
     if constexpr (std::is_same_v<T, float>) {
       return keep(level, rows, columns, part, pairs);
     } else {
-      std::fill_n(kept_.get(), stride_ * stride_, T(0.0f));
+      std::fill_n(kept_.get(), rows_ * stride_, T(0.0f));
       for (int64_t i = 0; i < rows.count; ++i) {
         const Span reached = reached_in(level, rows, columns, part, i);
         const T* from = pairs.data + i / 2 * 2 * pairs.row + i % 2;
@@ -145,7 +144,9 @@ class PartialProducts {
     }
   }
 
-  int64_t stride_;
+  Rectangle whole() const { return {{0, rows_}, {0, stride_}, false}; }
+
+  int64_t rows_, stride_;  // of a pair of tiles in memory
   Buffer<float> products_;
   Buffer<T> kept_;
 };

@@ -89,8 +89,8 @@ struct TileDepth {
 struct Plan {
   std::vector<Level> levels;
   std::vector<Row> rows;
-  int64_t width;          // positions per tile
-  int64_t stride;         // distance between tiles in memory, in positions
+  int64_t width;                     // positions per tile
+  int64_t key_stride, query_stride;  // positions of a tile in memory
   int64_t rank;           // packed columns of query and key
   int64_t value_width;    // packed columns of value
   bool is_causal;
@@ -144,7 +144,8 @@ inline int64_t tile_width(const Call& call) {
 inline Plan::Plan(const Call& call, int64_t pair)
     : width(tile_width(call)),
       // One tile of a short sequence need not be padded to its whole width.
-      stride(round_up(std::min(width, std::max<int64_t>({call.query_length, call.key_length, 1})), kAlign)) {
+      key_stride(round_up(std::clamp<int64_t>(call.key_length, 1, width), kAlign)),
+      query_stride(round_up(std::clamp<int64_t>(call.query_length, 1, width), kAlign)) {
   rank = value_width = 0;
   is_causal = call.is_causal;
   const auto add = [&](int64_t& column, int64_t& packed, int64_t width) {
