@@ -27,7 +27,9 @@ inline __attribute__((always_inline)) void gemm_block(int64_t inner, const float
                                                       const float* b, int64_t b_row, float* c, int64_t c_row,
                                                       int part) {
   Vec sum[kRows][kVecs];
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       const float* from = c + i * c_row + v * kLanes;
       if constexpr (kAdd) sum[i][v] = kPart ? load_part(from, part) : load(from);
@@ -35,17 +37,29 @@ inline __attribute__((always_inline)) void gemm_block(int64_t inner, const float
     }
   for (int64_t k = 0; k < inner; ++k) {
     Vec right[kVecs];
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v)
       right[v] = kPart ? load_part(b + k * b_row, part) : load(b + k * b_row + v * kLanes);
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) sum[i][v] += a[i * a_row + k * a_inner] * right[v];
   }
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       float* to = c + i * c_row + v * kLanes;
       if constexpr (kPart) store_part(to, sum[i][v], part);
       else store(to, sum[i][v]);
     }
+}
+
+// One vector of each row. Out of line: beside wider blocks, row pointers would not stay in registers.
+template <int kRows, bool kAdd, bool kPart>
+__attribute__((noinline)) void gemm_vector(int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+                                           int64_t b_row, float* c, int64_t c_row, int part) {
+  gemm_block<kRows, 1, kAdd, kPart>(inner, a, a_row, a_inner, b, b_row, c, c_row, part);
 }
 
 // kRows rows of C over all columns.
@@ -59,10 +73,10 @@ void gemm_rows(int64_t columns, int64_t inner, const float* a, int64_t a_row, in
   for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
     gemm_block<kRows, 2, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
   for (; j + kLanes <= columns; j += kLanes)
-    gemm_block<kRows, 1, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
+    gemm_vector<kRows, kAdd, false>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row, 0);
   if (j < columns)
-    gemm_block<kRows, 1, kAdd, true>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row,
-                                     static_cast<int>(columns - j));
+    gemm_vector<kRows, kAdd, true>(inner, a, a_row, a_inner, b + j, b_row, c + j, c_row,
+                                   static_cast<int>(columns - j));
 }
 
 template <bool kAdd>
@@ -74,6 +88,7 @@ void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const float* a, 
     for (; i + kRows <= rows; i += kRows)
       gemm_rows<kRows, kAdd>(columns, inner, a + i * a_row, a_row, a_inner, b, b_row, c + i * c_row, c_row);
   };
+  if (columns <= kLanes) step(std::integral_constant<int, 2 * kBlockRows>{});
   step(std::integral_constant<int, kBlockRows>{});
   step(std::integral_constant<int, 4>{});
   step(std::integral_constant<int, 1>{});

@@ -65,7 +65,7 @@ class Softmax {
     const int64_t stride = plan_.query_stride;
     for (int64_t j = 0; j < stride; j += kLanes) {
       const Vec scale = splat(factor), shift = load(shift_ + j);
-      Vec totals[2] = {load(total_ + j), Vec{}};
+      Vec totals[2] = {Vec{}, Vec{}};  // of this tile alone: one long sum would lose digits
       int64_t i = 0;
       for (; i + 2 <= rows; i += 2) {
         const Vec a = power(load(scores + i * stride + j) * scale - shift);
@@ -79,7 +79,7 @@ class Softmax {
         totals[0] += a;
         body(i, j, a, Vec{});
       }
-      store(total_ + j, totals[0] + totals[1]);
+      store(total_ + j, load(total_ + j) + (totals[0] + totals[1]));
     }
   }
 
