@@ -1,11 +1,12 @@
-// The matrix product of small tiles, C (+)= A · B with float C, for the two formats in which tiles are held.
+// The matrix product of small tiles, C (+)= A · B with float C, for the two formats in which tiles are held: float, and
+// bfloat16 with pairs of B's rows interleaved, so that one instruction multiplies and adds a pair.
 //
-// float: our own kernel. It holds a block of C in registers and walks the inner dimension with broadcasts of A against
-// vectors of B, so that A may have any strides.
-// bfloat16: PyTorch's brgemm, which compiles itself for AMX or AVX512_BF16. It wants pairs of B's rows interleaved.
+// The kernel holds a block of C in registers and walks the inner dimension with broadcasts of A against vectors of B. A
+// machine with AMX multiplies bfloat16 by PyTorch's brgemm instead, where the build may use it.
 #pragma once
 
-#if defined(STRUCTATTN_BRGEMM)
+#if defined(STRUCTATTN_BRGEMM) && defined(__AMX_BF16__)
+#define STRUCTATTN_AMX
 #include <ATen/native/CPUBlas.h>
 #endif
 
@@ -21,11 +22,23 @@ constexpr int kBlockRows = 8;
 constexpr int kBlockRows = 6;
 #endif
 
-// One block of C: kRows rows, kVecs vectors wide; with kPart, one vector of which `part` lanes count.
-template <int kRows, int kVecs, bool kAdd, bool kPart>
-inline __attribute__((always_inline)) void gemm_block(int64_t inner, const float* a, int64_t a_row, int64_t a_inner,
-                                                      const float* b, int64_t b_row, float* c, int64_t c_row,
-                                                      int part) {
+inline Vec multiply_add(float a, Vec b, Vec sum) { return a * b + sum; }
+
+// Two bfloat16 of one row of A, or of one column of B: as wide as a float, so that both formats share the kernel.
+struct Two {
+  uint32_t bits;
+};
+
+#if defined(__AVX512BF16__)
+inline Vec multiply_add(Two a, Vec b, Vec sum) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(b), reinterpret_cast<__m512bh>(_mm512_set1_epi32(a.bits)));
+}
+#endif
+
+// One block of C: kRows rows, kVecs vectors wide; with kPart, one vector of which `part` lanes count. `In` is float or Two.
+template <int kRows, int kVecs, bool kAdd, bool kPart, class In>
+inline __attribute__((always_inline)) void gemm_block(int64_t inner, const In* a, int64_t a_row, int64_t a_inner,
+                                                      const In* b, int64_t b_row, float* c, int64_t c_row, int part) {
   Vec sum[kRows][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
@@ -38,12 +51,14 @@ inline __attribute__((always_inline)) void gemm_block(int64_t inner, const float
   for (int64_t k = 0; k < inner; ++k) {
     Vec right[kVecs];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v)
-      right[v] = kPart ? load_part(b + k * b_row, part) : load(b + k * b_row + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) {
+      const float* from = reinterpret_cast<const float*>(b + k * b_row + v * kLanes);
+      right[v] = kPart ? load_part(from, part) : load(from);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) sum[i][v] += a[i * a_row + k * a_inner] * right[v];
+      for (int v = 0; v < kVecs; ++v) sum[i][v] = multiply_add(a[i * a_row + k * a_inner], right[v], sum[i][v]);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
@@ -56,16 +71,15 @@ inline __attribute__((always_inline)) void gemm_block(int64_t inner, const float
 }
 
 // One vector of each row. Out of line: beside wider blocks, row pointers would not stay in registers.
-template <int kRows, bool kAdd, bool kPart>
-__attribute__((noinline)) void gemm_vector(int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+template <int kRows, bool kAdd, bool kPart, class In>
+__attribute__((noinline)) void gemm_vector(int64_t inner, const In* a, int64_t a_row, int64_t a_inner, const In* b,
                                            int64_t b_row, float* c, int64_t c_row, int part) {
   gemm_block<kRows, 1, kAdd, kPart>(inner, a, a_row, a_inner, b, b_row, c, c_row, part);
 }
 
 // kRows rows of C over all columns.
-template <int kRows, bool kAdd>
-void gemm_rows(int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
-               int64_t b_row, float* c, int64_t c_row) {
+template <int kRows, bool kAdd, class In>
+void gemm_rows(int64_t columns, int64_t inner, const In* a, int64_t a_row, int64_t a_inner, const In* b, int64_t b_row, float* c, int64_t c_row) {
   int64_t j = 0;
   // Few rows leave registers for wider blocks, which walk more of each of B's rows at once.
   for (; kRows <= kBlockRows / 2 && j + 4 * kLanes <= columns; j += 4 * kLanes)
@@ -79,9 +93,9 @@ void gemm_rows(int64_t columns, int64_t inner, const float* a, int64_t a_row, in
                                    static_cast<int>(columns - j));
 }
 
-template <bool kAdd>
-void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_inner,
-                  const float* b, int64_t b_row, float* c, int64_t c_row) {
+template <bool kAdd, class In>
+void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const In* a, int64_t a_row, int64_t a_inner, const In* b,
+                  int64_t b_row, float* c, int64_t c_row) {
   int64_t i = 0;
   const auto step = [&](auto block) {
     constexpr int kRows = decltype(block)::value;
@@ -110,18 +124,26 @@ inline void gemm(int64_t rows, int64_t columns, int64_t inner, Left<float> a, co
   else gemm_strided<false>(rows, columns, inner, a.data, a.row, a.inner, b, b_row, c, c_row);
 }
 
-#if defined(STRUCTATTN_BRGEMM)
-// The same with A in bfloat16, row-major, and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns,
-// `inner` is even.
+#if defined(__AVX512BF16__)
+// The same with A in bfloat16, row-major, and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns. `inner`
+// and A's rows are even.
 inline void gemm(int64_t rows, int64_t columns, int64_t inner, Left<BFloat16> a, const BFloat16* b, int64_t b_row,
                  float* c, int64_t c_row, bool add) {
+#if defined(STRUCTATTN_AMX)
   at::native::cpublas::brgemm(rows, columns, inner, a.row, b_row, c_row, add, a.data, b, c, true);
+#else
+  const Two *left = reinterpret_cast<const Two*>(a.data), *right = reinterpret_cast<const Two*>(b);
+  if (add) gemm_strided<true>(rows, columns, inner / 2, left, a.row / 2, 1, right, b_row, c, c_row);
+  else gemm_strided<false>(rows, columns, inner / 2, left, a.row / 2, 1, right, b_row, c, c_row);
+#endif
 }
+#endif
 
 // Gives up the tile registers that AMX may have configured.
-inline void release_products() { at::native::cpublas::brgemm_release(true); }
-#else
-inline void release_products() {}
+inline void release_products() {
+#if defined(STRUCTATTN_AMX)
+  at::native::cpublas::brgemm_release(true);
 #endif
+}
 
 }  // namespace structattn
