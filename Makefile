@@ -2,7 +2,7 @@
 # make test-newest  tests with the newest version of everything; WITH="transformers==5.23.0" sets one apart
 # make test-oldest  tests with every lower bound of pyproject.toml
 # make lock         writes the lock anew, and the table of tested versions
-# make bench        measures the attention op on this machine and renders docs/results
+# make bench        measures the attention op and the roofs of this machine, and renders docs/results
 # make docs         builds the documentation into build/site, every link checked
 # make gpu          tests the GPU kernels on this machine's CUDA card, measures them and renders docs/results
 # make demo         makes the environment and compares three attention structures on real text

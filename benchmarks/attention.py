@@ -1,7 +1,8 @@
 """Compare MLR attention with PyTorch's attention on this machine: `python -m benchmarks.attention`.
 
 A round times all variants of a case in turn, so that a drift of the machine affects them alike. A variant is timed only
-if its result agrees with the definition in float64. Samples go to JSON, which `benchmarks.report` renders.
+if its result agrees with the definition in float64. Samples go to JSON, with the machine's own roofs;
+`python -m benchmarks.report FILE.json` renders them. `--instructions avx2` measures what an older processor would run.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
 import structattn.flops
-from benchmarks import machine, report
-from benchmarks.attention_cases import add_samples, check, parse_options, reference, selected, summary
+from benchmarks import cpu_page, machine, report, roofs
+from benchmarks.attention_cases import add_samples, check, option_parser, reference, selected, summary
 from benchmarks.output import write_json
 from benchmarks.timing import Call, sample
 from structattn import Hierarchy, mlr_attention
+from structattn.layers import MLRConfig
 from structattn.ops.decode import mlr_decode
 
 # `{T}` is the length of the case: blocks halve from it.
@@ -35,6 +38,8 @@ HIERARCHIES = {
     "flat": "64",
 }
 SDPA, FLEX, EAGER = "SDPA", "FlexAttention", "eager"
+DEFAULT = "default"
+"""Plain `mlr` at the length of the case."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEADS, RANK = 8, 64
 CHECKED_QUERIES = 64
@@ -48,7 +53,7 @@ class Case:
     dtype: str
     length: int
     value_width: int = 64
-    variants: tuple[str, ...] = (SDPA, "P32", "8x8", "windows", "flat")
+    variants: tuple[str, ...] = (SDPA, "P32", "8x8", "windows", DEFAULT, "flat")
     sweep: bool = False  # a point of the plot
 
     def __str__(self) -> str:
@@ -58,6 +63,7 @@ class Case:
 
 CASES = [
     Case("forward", "float32", 64),
+    Case("forward + backward", "float32", 64),
     Case("forward", "float32", 1024),
     Case("forward + backward", "float32", 1024),
     Case("forward", "float32", 1024, value_width=32, variants=(SDPA, "P32", "8x8", "flat")),
@@ -71,8 +77,8 @@ CASES = [
 SWEEP = [
     Case("forward", "float32", length, variants=variants, sweep=True)
     for lengths, variants in {
-        (1024, 2048, 4096): (SDPA, "P32", "8x8", "windows", "flat", FLEX, EAGER),
-        (8192, 16384): (SDPA, "P32", "8x8", "windows", "flat", FLEX),
+        (1024, 2048, 4096): (SDPA, "P32", "8x8", "windows", DEFAULT, "flat", FLEX, EAGER),
+        (8192, 16384): (SDPA, "P32", "8x8", "windows", DEFAULT, "flat", FLEX),
         (32768, 65536): ("P32",),
     }.items()
     for length in lengths
@@ -81,6 +87,8 @@ SWEEP = [
 
 def hierarchy(variant: str, length: int) -> Hierarchy:
     """Return the hierarchy of a variant; eager has that of P32."""
+    if variant == DEFAULT:
+        return MLRConfig().hierarchy(RANK, length)
     return Hierarchy.parse(HIERARCHIES.get(variant, HIERARCHIES["P32"]).format(T=length))
 
 
@@ -155,12 +163,18 @@ def flops(case: Case, variant: str) -> int:
 
     Backward recomputes the scores, and has two products for each product of forward.
     """
-    levels = hierarchy(variant, case.length) if variant in HIERARCHIES else Hierarchy.flat(RANK)
+    levels = Hierarchy.flat(RANK) if variant in (SDPA, FLEX) else hierarchy(variant, case.length)
     queries = 1 if case.operation == "decode" else case.length
     cost = structattn.flops.attention(
         levels, case.value_width, queries, case.length, heads=HEADS, is_causal=True, query_offset=case.length - queries
     )
     return cost.training if case.operation == "forward + backward" else cost.forward
+
+
+def decode_bytes(case: Case, variant: str) -> int:
+    """Return the bytes of keys and values that a step of decoding must read: those that its query sees."""
+    levels = Hierarchy.flat(RANK) if variant == SDPA else hierarchy(variant, case.length)
+    return HEADS * levels.cache_numbers(case.length, case.value_width) * DTYPES[case.dtype].itemsize
 
 
 def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
@@ -172,6 +186,9 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
     for variant in case.variants:
         row: dict[str, Any] = {**asdict(case), "case": str(case), "variant": variant, "flops": flops(case, variant)}
         rows.append(row)
+        if case.operation == "decode":
+            row["bytes"] = decode_bytes(case, variant)
+            row["read_rate"] = roofs.read_rate(row["bytes"])
         try:
             row |= check_variant(case, variant)
         except Exception as failure:  # the report says which variant cannot run here, and why
@@ -216,22 +233,31 @@ def _residence(name: str) -> float:
 
 
 def main() -> None:
-    options = parse_options(__doc__, out=machine.ROOT / "docs/results/attention-cpu.json", seconds=6.0)
-    result: dict[str, Any] = {**machine.facts(), "roof": {name: machine.roof(dtype) for name, dtype in DTYPES.items()}}
-    result["rows"] = []
-    for case in selected([*CASES, *SWEEP], options):
+    parser = option_parser(__doc__, out=machine.ROOT / "docs/results/attention-cpu.json", seconds=6.0)
+    parser.add_argument("--instructions", choices=machine.INSTRUCTIONS, default="native", help="most that may be used")
+    parser.add_argument("--no-sweep", action="store_true", help="leave out the sweep over lengths and its plot")
+    options = parser.parse_args()
+    if not options.out.name.startswith(cpu_page.PAGE):
+        parser.error(f"--out: the page takes files whose names start with {cpu_page.PAGE}, got {options.out.name}")
+    machine.pin_threads("benchmarks.attention", options.instructions)
+    console = Console()
+    before = roofs.measure()
+    result: dict[str, Any] = {**machine.facts(), "roofs": before, "rows": []}
+    cpu_page.print_roofs(result, console)
+    for case in selected(CASES if options.no_sweep else [*CASES, *SWEEP], options):
         rows = measure(case, options.seconds)
         for row in rows:
             if case.sweep and "samples_ms" in row and row["variant"] != FLEX:
                 row["peak_mb"] = peak_memory(case, row["variant"])
         result["rows"] += rows
         print(case, summary(rows), flush=True)
-    result["roof_after"] = {name: machine.roof(dtype) for name, dtype in DTYPES.items()}
+    result["roofs"] = roofs.higher(before, roofs.measure())
     result["load_average_after"] = os.getloadavg()
     write_json(result, options.out)
     report.render(options.out)
+    cpu_page.print_roofs(result, console)
+    cpu_page.print_cases(result, console)
 
 
 if __name__ == "__main__":
-    machine.pin_threads("benchmarks.attention")
     main()

@@ -26,14 +26,14 @@ class AttentionCase(Protocol):
 Case = TypeVar("Case", bound=AttentionCase)
 
 
-def parse_options(description: str | None, *, out: Path, seconds: float) -> argparse.Namespace:
-    """Parse the command line of a benchmark."""
+def option_parser(description: str | None, *, out: Path, seconds: float) -> argparse.ArgumentParser:
+    """Return a parser of the options that the benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--seconds", type=float, default=seconds, help="time for each case's rounds")
     parser.add_argument("--longest", type=float, default=math.inf, help="leave out longer sequences")
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
-    return parser.parse_args()
+    return parser
 
 
 def selected(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[Case]:

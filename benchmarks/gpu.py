@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import machine, report
-from benchmarks.attention_cases import add_samples, check, parse_options, reference, selected, summary
+from benchmarks.attention_cases import add_samples, check, option_parser, reference, selected, summary
 from benchmarks.output import write_json
 from benchmarks.timing import clock_of, sample
 from structattn import Hierarchy, flops, mlr_attention
@@ -194,7 +194,7 @@ def measure(case: Case, seconds: float, device: str = "cuda") -> list[dict[str, 
 
 
 def main() -> None:
-    options = parse_options(__doc__, out=machine.ROOT / "docs/results/attention-gpu.json", seconds=3.0)
+    options = option_parser(__doc__, out=machine.ROOT / "docs/results/attention-gpu.json", seconds=3.0).parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device: this benchmark measures on a card alone, and nothing was written")
     result: dict[str, Any] = {**machine.facts(), **machine.card(), "rows": []}

@@ -14,30 +14,66 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import seconds_of, seconds_on_card
+from benchmarks.timing import seconds_on_card
 
 ROOT = Path(__file__).parent.parent
+INSTRUCTIONS = {
+    "native": {},
+    "avx512": {
+        "STRUCTATTN_CXXFLAGS": "-march=x86-64-v4",
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    },
+    "avx2": {
+        "STRUCTATTN_CXXFLAGS": "-march=haswell",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+}
+"""Environment that holds the kernel, PyTorch and its libraries to a set of instructions, by name."""
+_INSTRUCTION_FLAGS = {
+    "native": ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"),
+    "avx512": ("avx2", "avx512f"),
+    "avx2": ("avx2",),
+}
+"""Flags of /proc/cpuinfo that a run reports, by the name of its instructions."""
+_USED = "STRUCTATTN_BENCHMARK_INSTRUCTIONS"
+CORES = frozenset(os.sched_getaffinity(0))
+"""Cores of this process, read before OpenMP pins the main thread to one of them."""
 
 
-def pin_threads(module: str) -> None:
-    """Restart the module with one thread pinned to each core.
+def pin_threads(module: str, instructions: str = "native") -> None:
+    """Restart the module with one thread pinned to each core, held to `instructions`.
 
     Unpinned threads make times jump.
+
+    Raises:
+        SystemExit: the processor lacks the instructions.
     """
-    if "OMP_PLACES" in os.environ:
+    missing = set(_INSTRUCTION_FLAGS[instructions]) - _flags() if instructions != "native" else set()
+    if missing:
+        raise SystemExit(f"--instructions {instructions}: this processor has no {', '.join(sorted(missing))}")
+    if "OMP_PLACES" in os.environ and _used() == instructions:
         return
     places = ",".join(f"{{{core}}}" for core in sorted(os.sched_getaffinity(0)))
     environment = os.environ | {"OMP_PROC_BIND": "true", "OMP_PLACES": places}
+    environment |= INSTRUCTIONS[instructions] | {_USED: instructions}
     os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
 
 
 def facts() -> dict[str, Any]:
-    """Return processor, threads, versions and commit."""
+    """Return processor, instructions in use, threads, versions and commit."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu(),
-        "instructions": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _flags()],
-        "cores": len(os.sched_getaffinity(0)),
+        "held_to": _used(),
+        "instructions": [name for name in _INSTRUCTION_FLAGS[_used()] if name in _flags()],
+        "environment": {
+            name: os.environ[name] for name in ("CXX", *INSTRUCTIONS["avx2"], "OMP_NUM_THREADS") if name in os.environ
+        },
+        "cores": len(CORES),
         "threads": torch.get_num_threads(),
         "pinning": os.environ.get("OMP_PLACES"),
         "load_average_before": os.getloadavg(),
@@ -48,18 +84,14 @@ def facts() -> dict[str, Any]:
     }
 
 
+def is_x86() -> bool:
+    """True on an x86-64 processor."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def reason(failure: Exception) -> str:
     """Return the error in one line."""
     return ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
-
-
-def roof(dtype: torch.dtype, size: int = 1024, rounds: int = 15) -> float:
-    """Return the best FLOP/s of PyTorch's square matrix product.
-
-    It uses all threads.
-    """
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(rounds))
 
 
 def card() -> dict[str, Any]:
@@ -105,7 +137,12 @@ def _cpu() -> str:
 
 def _flags() -> set[str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    found = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set(next(found, "").split())
+
+
+def _used() -> str:
+    return os.environ.get(_USED, "native")
 
 
 def _git(*arguments: str) -> str:

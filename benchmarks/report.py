@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.output import describe_machine, table
+from benchmarks import cpu_page, machine
+from benchmarks.output import table, table_by_length
 
 _KERNELS = {
     "forward_kernel": "Forward",
@@ -17,21 +16,20 @@ _KERNELS = {
     "key_grad_kernel": "Gradient of keys and values",
     "share_kernel": "Decode",
 }
-VARIANTS = ("P32", "8x8", "windows", "flat")
-_Row = dict[str, Any]
-"""A variant of a case in the JSON."""
 
 
 def render(path: Path) -> None:
-    """Write the page and the plot of a benchmark beside its JSON."""
+    """Write the page and the plot of a benchmark beside its JSON; CPUs share a page."""
     result = json.loads(path.read_text())
     if "limits" in result:
         path.with_suffix(".md").write_text(compiled_markdown(result))
         return
     if any(row["sweep"] for row in result["rows"]):
         plot(result, path.with_suffix(".svg"))
-    text = gpu_markdown if "card" in result else cpu_markdown
-    path.with_suffix(".md").write_text(text(result, path))
+    if "card" in result:
+        path.with_suffix(".md").write_text(gpu_markdown(result, path))
+    else:
+        cpu_page.render(path.parent)
 
 
 def compiled_markdown(result: dict[str, Any]) -> str:
@@ -98,7 +96,7 @@ def gpu_markdown(result: dict[str, Any], path: Path) -> str:
     for operation, rank in groups:
         rows = [row for row in result["rows"] if (row["operation"], row["rank"]) == (operation, rank)]
         lines += ["", f"## {operation.capitalize()}, r = dv = {rank}", ""]
-        lines += _table_by_length(rows, lambda row, sdpa: _card_cell(row, sdpa, result["roof"]), "SDPA flash")
+        lines += table_by_length(rows, lambda row, sdpa: _card_cell(row, sdpa, result["roof"]), "SDPA flash")
     if any(row["sweep"] for row in result["rows"]):
         lines += ["", f"![Time and memory against T]({path.with_suffix('.svg').name})"]
     return "\n".join(lines) + "\n"
@@ -110,80 +108,6 @@ def _card_cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]
     rate = row["flops"] / (_median(row) / 1e3)
     ratio = f"; {_median(sdpa) / _median(row):.2f}" if "samples_ms" in sdpa else ""
     return f"{_median(row):.3g}; {rate / 1e12:.3g}, {rate / roof[row['dtype']]:.0%}; {row['peak_mb']:.0f}{ratio}"
-
-
-def cpu_markdown(result: dict[str, Any], path: Path) -> str:
-    """Return the page on a CPU.
-
-    A row for each case, then time and memory by length.
-    """
-    roofs = ", ".join(f"{name} {flops / 1e9:.0f} GFLOP/s" for name, flops in result["roof"].items())
-    rows = [row for row in result["rows"] if not row["sweep"]]
-    variants = [variant for variant in VARIANTS if any(row["variant"] == variant for row in rows)]
-    body = []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        cells = {row["variant"]: row for row in rows if row["case"] == case}
-        times = [
-            _cell(cells[variant], cells["SDPA"], result["roof"]) if variant in cells else "" for variant in variants
-        ]
-        body.append([case, _time(cells["SDPA"]), *times])
-    lines = [
-        "# MLR attention on a CPU",
-        "",
-        describe_machine(result, load_after=result["load_average_after"][0]),
-        "",
-        "All calls are causal, with one batch row and 8 heads; `r = dv = 64` unless the case names another `dv`. P32 "
-        "has the level ranks `32|8|6|4|4|4|4|2`, 8x8 eight ranks of 8, both by block; "
-        + ("windows is `16|16|32v@w512|128`, in keys and values; " if "windows" in variants else "")
-        + "flat is one level of 64. SDPA is PyTorch's own attention. Times are medians in ms; every round times each "
-        "variant once. In parentheses: the time of SDPA over that of the variant, and the share of the roof. The rate "
-        "of a variant is the FLOPs of visible pairs over the time; the roof is a square matrix product in PyTorch "
-        f"({roofs}). Decode waits for memory, not for products.",
-        "",
-        *table(["case", "SDPA ms", *variants], body),
-        "",
-        f"![Time and memory against T]({path.with_suffix('.svg').name})",
-        "",
-        *_sweep(result),
-    ]
-    notes = path.with_name(path.stem + "-notes.md")
-    return "\n".join(lines) + "\n" + (f"\n{notes.read_text()}" if notes.exists() else "")
-
-
-def _sweep(result: dict[str, Any]) -> list[str]:
-    """Return the lines on time and memory by length."""
-    rows = [row for row in result["rows"] if row["sweep"]]
-    rates = {
-        row["length"]: row["flops"] / _median(row) / 1e6
-        for row in rows
-        if row["variant"] == "P32" and "samples_ms" in row
-    }
-    reasons = {f"{row['variant']}: {row['reason']}" for row in result["rows"] if "reason" in row}
-    return [
-        "Forward in float32: ms, and in parentheses MB beyond the inputs.",
-        "",
-        *_table_by_length(rows, lambda row, _: _point(row), "SDPA"),
-        "",
-        "GFLOP/s of P32 by `T`: " + ", ".join(f"{rate:.0f} at {length}" for length, rate in rates.items()) + ".",
-        *(f"\nNot measured: {reason}" for reason in sorted(reasons)),
-    ]
-
-
-def _table_by_length(rows: list[_Row], text: Callable[[_Row, _Row], str], baseline: str) -> list[str]:
-    """Return a table by length (rows) and variant (columns).
-
-    Args:
-        rows: the measured rows.
-        text: returns a cell, given the variant's row and the baseline's at the same length.
-        baseline: name of the baseline's variant.
-    """
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    body = []
-    for length in sorted({row["length"] for row in rows}):
-        found = {row["variant"]: row for row in rows if row["length"] == length}
-        cells = [text(found[each], found.get(baseline, {})) if each in found else "" for each in variants]
-        body.append([str(length), *cells])
-    return table(["T", *variants], body)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -218,23 +142,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def _median(row: dict[str, Any]) -> float:
     return machine.median(row["samples_ms"])
-
-
-def _time(row: dict[str, Any]) -> str:
-    return f"{_median(row):.2f}" if "samples_ms" in row else row["reason"]
-
-
-def _cell(row: dict[str, Any], sdpa: dict[str, Any], roof: dict[str, float]) -> str:
-    if "samples_ms" not in row:
-        return row["reason"]
-    share = row["flops"] / (_median(row) / 1e3) / roof[row["dtype"]]
-    ratio = f"{_median(sdpa) / _median(row):.2f}; " if "samples_ms" in sdpa else ""
-    return f"{_time(row)} ({ratio}{share:.0%})"
-
-
-def _point(row: dict[str, Any]) -> str:
-    memory = f" ({row['peak_mb']:.0f})" if "peak_mb" in row else ""
-    return _time(row) + memory
 
 
 if __name__ == "__main__":

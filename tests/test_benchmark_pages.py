@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from benchmarks import forecast_tables, generation, report, retrofit, training_step
+from benchmarks import cpu_page, forecast_tables, generation, report, retrofit, training_step
 
 from structattn.comparison import files
 from structattn.retrofit.measure import RetrofitResults
@@ -20,7 +20,6 @@ from structattn.retrofit.measure import RetrofitResults
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 PAGES = {
-    "attention-cpu": lambda document, path: report.cpu_markdown(document, path),
     "gpu-compiled": lambda document, path: report.compiled_markdown(document),
     "generation-cpu": lambda document, path: generation.page(document),
     "training-step-cpu": lambda document, path: training_step.page(document["seconds"], document["machine"]),
@@ -31,6 +30,10 @@ PAGES = {
 def test_a_page_is_written_from_its_json(name):
     path = RESULTS / f"{name}.json"
     assert PAGES[name](json.loads(path.read_text()), path) == path.with_suffix(".md").read_text()
+
+
+def test_the_page_on_attention_is_written_from_all_its_json():
+    assert cpu_page.page(RESULTS) == (RESULTS / "attention-cpu.md").read_text()
 
 
 def _commands(page):
