@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 from structattn import versions
 from structattn.cli import commands, main
 from structattn.cli.task_options import TaskOptions, compare_options, train_options
+from structattn.comparison.compare import Comparison
 from structattn.comparison.run import ModelSizes
 from structattn.retrofit.measure import Retrofit
 from structattn.tasks import TASKS
@@ -374,6 +375,7 @@ def test_disk_that_fills_keeps_what_was_written(text, tmp_path, capsys, monkeypa
     [
         (TaskOptions, TrainConfig),
         (TaskOptions, ModelSizes),
+        (TaskOptions, Comparison),
         *(
             (make(task, task.command), task.config)
             for task in TASKS.values()

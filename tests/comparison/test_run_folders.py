@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from structattn.comparison.compare import Comparison
 from structattn.comparison.results import Results
-from structattn.comparison.run import ModelSizes, RunConfig, claim
+from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, load_run
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
 from structattn.training import RunFolderError, TrainConfig
 
@@ -151,3 +152,37 @@ class TestClaim:
         claim(tmp_path, "config.json", {"ranks": [4, 4], "context_length": None})
         with pytest.raises(RunFolderError, match="context_length was None, is 64"):
             claim(tmp_path, "config.json", {"ranks": [4, 4], "context_length": 64})
+
+    def test_a_config_without_a_kernel_has_pytorch_s(self, tmp_path):
+        claim(tmp_path, "run.json", self.CONFIG)
+        claim(tmp_path, "run.json", self.CONFIG | {"standard_kernel": "torch"})
+        with pytest.raises(RunFolderError, match=r"another config \(standard_kernel was 'torch', is 'auto'\)"):
+            claim(tmp_path, "run.json", self.CONFIG | {"standard_kernel": "auto"})
+
+
+class TestKernel:
+    """Comparisons hold standard attention to PyTorch's kernel unless they are told otherwise."""
+
+    def config(self, **options):
+        return RunConfig("standard", RegressionConfig(4), ModelSizes(1, 16, 2), TrainConfig(steps=1), **options)
+
+    def test_it_is_pytorch_s_by_default(self):
+        config = self.config()
+        assert config.build_model().config.standard_kernel == "torch"
+        assert "standard_kernel" not in config.to_dict()  # folders are named after a digest of it
+
+    @pytest.mark.parametrize("kernel", ["torch", "auto", "compiled"])
+    def test_the_choice_reaches_the_model_and_its_record(self, tmp_path, kernel):
+        config = self.config(standard_kernel=kernel)
+        assert RunConfig.from_dict(config.to_dict()) == config
+        assert config.build_model().config.standard_kernel == kernel
+        execute(config, tmp_path)
+        recorded = json.loads((tmp_path / "run.json").read_text())
+        assert recorded["standard_kernel"] == kernel
+        assert RunConfig.from_dict(recorded) == config
+        assert load_run(tmp_path)[1].config.standard_kernel == kernel
+
+    def test_a_comparison_gives_it_to_every_run(self):
+        settings = (("standard", "mlr"), RegressionConfig(4), ModelSizes(1, 16, 2), TrainConfig(steps=1))
+        assert {run.standard_kernel for run in Comparison(*settings).runs} == {"torch"}
+        assert {run.standard_kernel for run in Comparison(*settings, standard_kernel="auto").runs} == {"auto"}

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from structattn.layers import MLRConfig, RotaryEmbedding, parse_attention
-from structattn.models import LanguageModelConfig, RegressionModelConfig
+from structattn.models import LanguageModel, LanguageModelConfig, RegressionModelConfig
 
 
 def test_round_trip_through_a_folder(tmp_path):
@@ -146,3 +146,19 @@ def test_a_spelling_saved_by_version_0_1_keeps_its_meaning(tmp_path, saved, mean
 def test_a_saved_spelling_of_today_keeps_its_meaning(tmp_path):
     LanguageModelConfig(attention="mlr:4|4", dim=16, heads=2).save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).attention == "mlr:4|4"
+
+
+def test_the_kernel_of_standard_attention_is_saved(tmp_path):
+    config = LanguageModelConfig(dim=16, heads=2, layers=1, standard_kernel="torch")
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).standard_kernel == "torch"
+    assert AutoConfig.from_pretrained(tmp_path, standard_kernel="auto").standard_kernel == "auto"
+    model = LanguageModel(config)
+    assert model.backbone.layers[0].attention.standard_kernel == "torch"
+    assert "standard_kernel=torch" in repr(model)
+
+
+def test_a_config_saved_by_version_0_1_takes_the_faster_kernel(tmp_path):
+    fields = {"model_type": "structattn", "dim": 16, "heads": 2, "attention": "standard"}
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert AutoConfig.from_pretrained(tmp_path).standard_kernel == "auto"

@@ -88,7 +88,8 @@ def _comparison(options: TaskOptions) -> Comparison:
     config = options.profile.config
     task = config(**command.complete(_fields(config, options, defaults)))
     sizes = ModelSizes(**_fields(ModelSizes, options, defaults))
-    return Comparison(structures(options), task, sizes, _training(options, defaults), options.seeds)
+    training = _training(options, defaults)
+    return Comparison(structures(options), task, sizes, training, options.seeds, options.standard_kernel)
 
 
 def _training(options: TaskOptions, defaults: Mapping[str, Any]) -> TrainConfig:

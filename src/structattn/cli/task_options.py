@@ -97,6 +97,10 @@ class TaskOptions:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of matrix products; auto is bfloat16 where the device has instructions for it."""
 
+    standard_kernel: Literal["torch", "auto", "compiled"] = "torch"
+    """Kernel of standard attention: PyTorch's, the faster one, or this package's. It changes times, and results by
+    rounding."""
+
     compile: bool = False
     """Compile the model with torch.compile."""
 

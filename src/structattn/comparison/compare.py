@@ -13,7 +13,7 @@ from structattn.comparison.environment import environment
 from structattn.comparison.numbers import grouped, magnitude
 from structattn.comparison.results import Cost, Results, Run
 from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name
-from structattn.layers import MLRConfig, as_config
+from structattn.layers import MLRConfig, StandardKernel, as_config
 from structattn.models import StructuredModel
 from structattn.tasks import Task, TaskConfig, build_task, profile_of
 from structattn.training import Progress, TrainConfig
@@ -45,6 +45,9 @@ class Comparison:
     seeds: int = 1
     """Number of runs per structure: seeds 0, 1, …"""
 
+    standard_kernel: StandardKernel = "torch"
+    """Kernel of standard attention, see `RunConfig`."""
+
     def __post_init__(self) -> None:
         if not self.attentions:
             raise ValueError("attentions must name at least one structure, got none")
@@ -58,7 +61,7 @@ class Comparison:
     def runs(self) -> list[RunConfig]:
         """Every run: all structures with seed 0, then with seed 1, …"""
         return [
-            of_seed(RunConfig(name, self.task, self.sizes, self.train), seed)
+            of_seed(RunConfig(name, self.task, self.sizes, self.train, standard_kernel=self.standard_kernel), seed)
             for seed in range(self.seeds)
             for name in self.attentions
         ]
@@ -101,7 +104,8 @@ def compare(
         files.remove(
             folder, "config.json", "environment.json", "results.json", "metrics.jsonl", "report.html", "runs", "figures"
         )
-    claim(folder, "config.json", comparison.to_dict() | _meaning_of_mlr(comparison))
+    kernel = {"standard_kernel": comparison.standard_kernel}
+    claim(folder, "config.json", comparison.to_dict() | kernel | _meaning_of_mlr(comparison))
     files.write_json(folder / "environment.json", environment(command))
     runs = [Run(config.attention, config.seed, f"runs/{run_name(config)}") for config in configs]
     results = _results(comparison, task, costs, runs)

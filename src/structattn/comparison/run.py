@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
 from structattn.comparison import files
+from structattn.layers import StandardKernel
 from structattn.models import StructuredModel
 from structattn.tasks import Task, TaskConfig, build_task, profile_of
 from structattn.tasks.profiles import profile_named
 from structattn.tasks.profiles.profile import ABSENT_AT_DEFAULT
 from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
 from structattn.training.evaluation import evaluate, predict
+
+UNNAMED_KERNEL: dict[str, StandardKernel] = {"standard_kernel": "torch"}
+"""The kernel of a config that names none, as those of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class RunConfig:
     seed: int = 0
     """Seed of initialisation and data order; `train.seed` is that of dropout."""
 
+    standard_kernel: StandardKernel = field(default="torch", kw_only=True)
+    """Kernel of standard attention. PyTorch's by default: a run then repeats to the bit wherever it goes on, with a
+    compiled kernel or without."""
+
     @property
     def context_length(self) -> int:
         """Tokens of the longest sequence."""
@@ -57,6 +65,7 @@ class RunConfig:
         profile = profile_of(self.task)
         model = profile.model()
         fields = dataclasses.asdict(self.sizes) | profile.model_fields(self.task)
+        fields["standard_kernel"] = self.standard_kernel
         config = model.config_class(attention=self.attention, context_length=self.context_length, **fields)
         with seeded(self.seed):
             return model(config)
@@ -66,8 +75,13 @@ class RunConfig:
         return build_task(self.task, seed=self.seed, total_steps=total_steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as JSON-compatible values."""
+        """Return the config as JSON-compatible values.
+
+        PyTorch's kernel is left out: folders of studies are named after these values, and older ones know no other.
+        """
         plain = dataclasses.asdict(self)
+        if self.standard_kernel == UNNAMED_KERNEL["standard_kernel"]:
+            del plain["standard_kernel"]
         later = {
             field.name: field.default for field in dataclasses.fields(self.task) if ABSENT_AT_DEFAULT in field.metadata
         }
@@ -94,6 +108,7 @@ class RunConfig:
             ModelSizes(**plain["sizes"]),
             TrainConfig(**training),
             plain["seed"],
+            **{name: plain[name] for name in UNNAMED_KERNEL if name in plain},
         )
 
 
@@ -153,7 +168,10 @@ def execute(config: Trainable, folder: Path, progress: Progress | None = None) -
         RunFolderError: `folder` holds a run of another config, or cannot be written.
         TypeError, ValueError: the settings do not fit each other, or the data cannot be used.
     """
-    claim(folder, "run.json", config.to_dict())
+    recorded = config.to_dict()
+    if isinstance(config, RunConfig):
+        recorded |= {"standard_kernel": config.standard_kernel}
+    claim(folder, "run.json", recorded)
     failure = folder / "failed.txt"
     if failure.exists():
         return failure.read_text(encoding="utf-8").strip()
@@ -212,7 +230,8 @@ def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
     parts = {"sizes": _defaults(ModelSizes), "train": _defaults(TrainConfig)}
     if task is not None:
         parts["task"] = _defaults(profile_named(task["name"]).config)
-    change = next(_differences(_complete(files.read_json(path), parts), _complete(config, parts)), None)
+    there, ours = (_complete(UNNAMED_KERNEL | plain, parts) for plain in (files.read_json(path), config))
+    change = next(_differences(there, ours), None)
     if change is not None:
         raise RunFolderError(
             folder, f"holds results of another config ({change}); choose another folder or --overwrite"

@@ -204,6 +204,7 @@ class BilinearAttention(Attention):
             scale=1.0,
             dropout_p=self._dropout_p(),
             span=span,
+            kernel=self.standard_kernel,
         )
 
     # ---- the cache

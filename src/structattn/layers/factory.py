@@ -47,8 +47,8 @@ def build_attention(
         context_length: tokens the model is made for, which place windows and blocks of MLR attention. Layers take any
             length.
         head_dim: width of a head; `dim / heads` by default.
-        options: `kv_heads`, `is_causal`, `bias`, `dropout`, `rotary`, `device`, `dtype` and `generator`, see
-            `structattn.layers.options.LayerOptions`. MLR attention sets the frequencies of `rotary`.
+        options: `kv_heads`, `is_causal`, `bias`, `dropout`, `rotary`, `standard_kernel`, `device`, `dtype` and
+            `generator`, see `structattn.layers.options.LayerOptions`. MLR attention sets the frequencies of `rotary`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

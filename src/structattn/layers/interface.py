@@ -43,6 +43,7 @@ class Attention(nn.Module, abc.ABC):
         is_causal: True if later tokens are hidden from each token.
         dropout: share of attention probabilities dropped in training.
         rotary: rotary embedding of queries and keys, or None.
+        standard_kernel: kernel of standard attention, see `LayerOptions`.
     """
 
     def __init__(self, dim: int, heads: int, value_dim: int, options: LayerOptions) -> None:
@@ -56,6 +57,7 @@ class Attention(nn.Module, abc.ABC):
         self.is_causal = options.is_causal
         self.dropout = float(options.dropout)
         self.rotary = options.rotary
+        self.standard_kernel = options.standard_kernel
         self.v_proj = new_linear(dim, self.kv_heads * value_dim, options)
         self.out_proj = new_linear(heads * value_dim, dim, options)
 
@@ -238,7 +240,8 @@ class Attention(nn.Module, abc.ABC):
         """Return the settings that submodules do not show."""
         grouped = "" if self.kv_heads == self.heads else f", kv_heads={self.kv_heads}"
         rotary = "" if self.rotary is None else f", rotary={self.rotary}"
-        return f"heads={self.heads}{grouped}, is_causal={self.is_causal}, dropout={self.dropout}{rotary}"
+        kernel = "" if self.standard_kernel == "auto" else f", standard_kernel={self.standard_kernel}"
+        return f"heads={self.heads}{grouped}, is_causal={self.is_causal}, dropout={self.dropout}{rotary}{kernel}"
 
 
 def _positions(x: Tensor, read: int, key_start: Tensor | None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import torch
 
 from structattn import checks
 from structattn.layers.rotary import RotaryEmbedding
+from structattn.ops.standard import StandardKernel
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class LayerOptions:
         bias: give the projections biases.
         dropout: share of attention probabilities dropped in training.
         rotary: rotary embedding of queries and keys.
+        standard_kernel: kernel where all of a head is multiplied for all pairs (standard and bilinear attention, the
+            global part of `gswa`), see `structattn.ops.standard.StandardKernel`. Results agree up to rounding.
         device: of the parameters.
         dtype: of the parameters.
         generator: source of the initial parameters.
@@ -35,12 +38,14 @@ class LayerOptions:
     bias: bool = False
     dropout: float = 0.0
     rotary: RotaryEmbedding | None = None
+    standard_kernel: StandardKernel = "auto"
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         checks.probability("dropout", self.dropout)
+        checks.one_of("standard_kernel", self.standard_kernel, get_args(StandardKernel))
         if self.rotary is not None and not isinstance(self.rotary, RotaryEmbedding):
             raise TypeError(f"rotary must be a RotaryEmbedding or None, got {type(self.rotary).__name__}")
 
@@ -53,6 +58,7 @@ class SharedKeywords(TypedDict, total=False):
     bias: bool
     dropout: float
     rotary: RotaryEmbedding | None
+    standard_kernel: StandardKernel
     generator: torch.Generator | None
 
 

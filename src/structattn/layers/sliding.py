@@ -152,6 +152,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             scale=self.global_scale,
             dropout_p=self._dropout_p(),
             span=span,
+            kernel=self.standard_kernel,
         )
 
     def cache_layout(self) -> CacheLayout:

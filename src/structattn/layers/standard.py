@@ -32,6 +32,7 @@ class StandardAttention(ScaledAttention):
             scale=self.scale,
             dropout_p=self._dropout_p(),
             span=span,
+            kernel=self.standard_kernel,
         )
 
     def key_numbers(self, length: int) -> int:

@@ -62,6 +62,7 @@ class Block(GradientCheckpointingLayer):
             is_causal=config.is_causal,
             rotary=config.rotary,
             dropout=config.dropout,
+            standard_kernel=config.standard_kernel,
         )
         self.mlp_norm = nn.LayerNorm(config.dim, bias=False)
         self.mlp = MLP(config.dim, config.mlp_ratio * config.dim)

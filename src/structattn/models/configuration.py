@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from structattn import checks
-from structattn.layers import RotaryEmbedding, as_config
+from structattn.layers import RotaryEmbedding, StandardKernel, as_config
 from structattn.layers.grammar import parse_saved_attention
 
 Positions = Literal["learned", "rotary"]
@@ -92,6 +92,9 @@ class BackboneConfig(PreTrainedConfig):
 
     dropout: float | int = 0.0
     """Share dropped in training, of the outputs added to the residual stream and of attention probabilities."""
+
+    standard_kernel: StandardKernel = "auto"
+    """Kernel of standard attention, see `StandardKernel`."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = {field.name for field in fields(self)} | set(self.attribute_map) | _HUGGING_FACE_FIELDS
