@@ -40,7 +40,7 @@ def train_ours(options: argparse.Namespace, task: LanguageTask) -> dict[str, Any
     """
     torch.manual_seed(options.seed)
     sizes = {"layers": options.layers, "dim": options.dim, "heads": options.heads, "positions": options.positions}
-    model = LanguageModel(LanguageModelConfig(**sizes, context_length=task.context_length))
+    model = LanguageModel(LanguageModelConfig(**sizes, context_length=task.context_length, standard_kernel="torch"))
     config = TrainConfig(
         steps=options.steps,
         batch_size=options.batch_size,

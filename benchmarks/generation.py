@@ -68,7 +68,8 @@ def build(attention: str, context: int) -> LanguageModel:
     Matrices that would start at zero are random, too.
     """
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(**SIZES, context_length=context, attention=attention)).eval()
+    config = LanguageModelConfig(**SIZES, context_length=context, attention=attention, standard_kernel="torch")
+    model = LanguageModel(config).eval()
     for block in model.backbone.layers:
         torch.nn.init.normal_(block.attention.out_proj.weight, std=0.02)
         torch.nn.init.normal_(block.mlp.contract.weight, std=0.02)
@@ -188,7 +189,7 @@ def measure_memory(tokens: int, every: int) -> dict[str, list[list[int]]]:
     grown: dict[str, list[list[int]]] = {}
     for attention in ("standard", MLR, NEAR):
         torch.manual_seed(0)
-        model = LanguageModel(LanguageModelConfig(**SMALL, attention=attention)).eval()
+        model = LanguageModel(LanguageModelConfig(**SMALL, attention=attention, standard_kernel="torch")).eval()
         cache, token, rows = ModelCache(model), torch.zeros(1, 1, dtype=torch.long), []
         for index in range(1, tokens + 1):
             token = model(token, cache=cache).logits[:, -1:].argmax(-1)

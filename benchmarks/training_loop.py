@@ -57,7 +57,7 @@ def measure(name: str, attention: str, data: str, steps: int, evaluation_tokens:
     row = preset(name)
     task = LanguageTask(LanguageConfig(data, row.context_length, evaluation_tokens or row.evaluation_tokens))
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(**row.sizes(), attention=attention))
+    model = LanguageModel(LanguageModelConfig(**row.sizes(), attention=attention, standard_kernel="torch"))
     config = TrainConfig(steps=steps, batch_size=row.batch_size, evaluation_interval=max(1, steps // 3))
     timers = Timers()
     with contextlib.ExitStack() as patches, tempfile.TemporaryDirectory() as folder:

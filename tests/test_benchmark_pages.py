@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -12,9 +13,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from benchmarks import cpu_page, forecast_tables, generation, report, retrofit, training_step
+from benchmarks import cpu_page, forecast_tables, generation, report, retrofit, standard_kernel, training_step
 
 from structattn.comparison import files
+from structattn.ops.standard import _FASTER_FROM
 from structattn.retrofit.measure import RetrofitResults
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -34,6 +36,23 @@ def test_a_page_is_written_from_its_json(name):
 
 def test_the_page_on_attention_is_written_from_all_its_json():
     assert cpu_page.page(RESULTS) == (RESULTS / "attention-cpu.md").read_text()
+
+
+KERNELS = sorted(RESULTS.glob(f"{standard_kernel.PAGE}*.json"))
+
+
+@pytest.mark.skipif(not KERNELS, reason="no measurement is published")
+def test_the_page_on_the_kernel_of_standard_attention_is_written_from_all_its_json():
+    assert standard_kernel.page(RESULTS) == (RESULTS / f"{standard_kernel.PAGE}.md").read_text()
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_standard_attention_takes_the_compiled_kernel_only_where_it_was_faster(path):
+    for row in json.loads(path.read_text())["rows"]:
+        dtype = standard_kernel.DTYPES[row["dtype"]]
+        shortest = _FASTER_FROM.get((dtype, row["training"], row["is_causal"]), math.inf)
+        assert row["chosen"] == ("compiled" if row["length"] >= shortest else "torch")
+        assert row["chosen"] == "torch" or standard_kernel.ratio(row) >= 1.0, row
 
 
 def _commands(page):
