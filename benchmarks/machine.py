@@ -20,12 +20,14 @@ ROOT = Path(__file__).parent.parent
 INSTRUCTIONS = {
     "native": {},
     "avx512": {
+        "STRUCTATTN_KERNEL": "source",
         "STRUCTATTN_CXXFLAGS": "-march=x86-64-v4",
         "ATEN_CPU_CAPABILITY": "avx512",
         "MKL_ENABLE_INSTRUCTIONS": "AVX512",
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
     },
     "avx2": {
+        "STRUCTATTN_KERNEL": "source",
         "STRUCTATTN_CXXFLAGS": "-march=haswell",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
