@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from structattn import Hierarchy, mlr_attention
-from structattn.ops import backends, schema, tiled
+from structattn.ops import backends, tiled
 from structattn.ops.call import as_backend
 from structattn.ops.registry import REGISTRY
 from tests.ops.battery import (
@@ -296,7 +296,7 @@ def test_opcheck(backend, hierarchy):
         x.requires_grad_() for x in replace(CASES["bias-full-causal"], query_length=20).tensors().values()
     )
     bounds = (torch.tensor([0, 3]), torch.tensor([20, 18]))
-    choices = (*schema.pack_hierarchy(hierarchy), True, 0.125, 0, 0.0, backend)
+    choices = (hierarchy.text, True, 0.125, 0, 0.0, backend)
     torch.library.opcheck(
         torch.ops.structattn.mlr_attention.default, (query, key, value, bias, *bounds, None, *choices)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -15,9 +14,9 @@ import torch
 from structattn import Hierarchy, mlr_attention
 from structattn.ops import backends, cpu
 from structattn.ops.call import Call
-from structattn.ops.cpu import build, library
+from structattn.ops.cpu import library
 
-needs_kernel = pytest.mark.skipif(build.failure() is not None, reason=f"no kernel: {build.failure()}")
+needs_kernel = pytest.mark.skipif(library.failure() is not None, reason=f"no kernel: {library.failure()}")
 DEEP = Hierarchy((6, 4, 2, 2), (None, 64, 32, 8), "mean")
 
 
@@ -98,7 +97,7 @@ def test_import_builds_nothing(tmp_path):
 @needs_kernel
 @pytest.mark.slow
 def test_processes_that_start_at_once_compile_once(tmp_path):
-    code = "from structattn.ops.cpu import build; build.load()"
+    code = "from structattn.ops.cpu import library; library.load()"
     environment = os.environ | {"STRUCTATTN_CACHE": str(tmp_path), "STRUCTATTN_CXXFLAGS": "-O0"}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
@@ -106,51 +105,14 @@ def test_processes_that_start_at_once_compile_once(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix not in (".so", ".lock")]
 
 
-# --- the structures that cross to C++ --------------------------------------------------------------------------------
-
-
-@needs_kernel
-def test_structures_have_the_layout_of_cpp():
-    compiled = library._checked_library().structattn_layout().decode()
-    assert compiled == library.layout()
-    assert [line.split()[0] for line in compiled.splitlines()] == ["View", "Call", "Gradients", "Decode"]
-
-
-@pytest.mark.parametrize("field", [("levels", ctypes.c_int64), ("scale", ctypes.c_int64), ("window", ctypes.c_int64)])
-def test_a_structure_that_differs_is_an_error(monkeypatch, field):
-    """A field that moved, has another type, or is new."""
-    compiled = library.layout()
-    name, kind = field
-
-    class Changed(ctypes.Structure):
-        _fields_ = [each for each in library.CallStruct._fields_ if each[0] != name] + [(name, kind)]
-
-    monkeypatch.setitem(library._STRUCTURES, "Call", Changed)
-    with pytest.raises(RuntimeError, match=r"differs between C\+\+ and Python: C\+\+ \(csrc\) has 'Call "):
-        library.check_layout(compiled)
-    monkeypatch.setitem(library._STRUCTURES, "Call", library.CallStruct)
-    library.check_layout(compiled)
-    with pytest.raises(RuntimeError, match="has 'nothing'"):
-        library.check_layout(compiled.partition("Decode")[0])
-
-
-@needs_kernel
-def test_the_layout_is_checked_before_a_function_is_called(monkeypatch):
-    monkeypatch.setattr(library, "layout", lambda: "View 8 data:p@0\n")
-    library._function.cache_clear()
-    library._checked_library.cache_clear()
-    with pytest.raises(RuntimeError, match="differs between"):
-        cpu.forward(_call(torch.float32))
-
-
 # --- other machines ---------------------------------------------------------------------------------------------------
 
 RESTRICTED = """
 import torch
 from tests.ops.battery import cases, check
-from structattn.ops.cpu import build
+from structattn.ops.cpu import library
 from dataclasses import replace
-assert build.failure() is None, build.failure()
+assert library.failure() is None, library.failure()
 chosen = {name: case for name, case in cases().items() if name in %r}
 assert chosen
 for case in chosen.values():
@@ -273,17 +235,9 @@ def test_nan_in_a_query_stays_in_its_row():
     assert out.isnan().sum() == out.shape[3]
 
 
-@needs_kernel
-def test_a_failure_in_the_kernel_is_an_error(monkeypatch):
-    call = _call(torch.float32)
-    monkeypatch.setattr(cpu.library, "_function", lambda name: lambda *arguments: False)
-    with pytest.raises(RuntimeError, match="structattn_forward"):
-        cpu.forward(call)
-
-
 def test_warns_once(monkeypatch):
     monkeypatch.setattr(cpu, "_warned", False)
-    monkeypatch.setattr(build, "failure", lambda: "no kernel today")
+    monkeypatch.setattr(library, "failure", lambda: "no kernel today")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [cpu.ineligible() for _ in range(3)] == ["no kernel today"] * 3

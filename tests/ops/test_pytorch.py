@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from structattn import Hierarchy, mlr_attention
+from structattn.ops.cpu import library
 from structattn.ops.decode import mlr_decode
 from tests.ops.battery import names
 
@@ -249,7 +250,13 @@ class TestGraphs:
             loss(*given).backward()
         seen = {event.key for event in profile.key_averages()}
         assert {"structattn::mlr_attention", "structattn::mlr_attention_backward"} <= seen
-        assert type(attend(*given).grad_fn).__name__ == "_DirectMLRAttentionBackward"
+
+    @pytest.mark.parametrize("backend", names())
+    def test_no_operator_in_python_between_autograd_and_a_backend(self, backend):
+        node = attend(*tensors(requires_grad=True), backend).grad_fn
+        in_cpp = library.state.differentiates and backend == "cpu"
+        assert ("structattn" in node.name()) == in_cpp
+        assert (type(node).__name__ == "_DirectMLRAttentionBackward") != in_cpp
 
 
 def test_numbers_of_numpy():

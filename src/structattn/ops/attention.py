@@ -81,6 +81,12 @@ def mlr_attention(
         RuntimeError: a second derivative is asked for.
     """
     bounds = (key_start, key_end)
+    if type(dropout_p) is float and dropout_p == 0.0:
+        out = operator.attend_in_cpp(
+            query, key, value, hierarchy, is_causal, scale, attn_bias, *bounds, query_offset, enable_gqa, backend
+        )
+        if out is not None:
+            return out
     call = _checked_call(
         query, key, value, hierarchy, is_causal, scale, attn_bias, bounds, query_offset, enable_gqa, dropout_p, backend
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from structattn import checks
 from structattn.ops import cpu, schema, torch_internals, triton
 from structattn.ops.arguments import check_hierarchy, check_key_bound, check_operand
 from structattn.ops.call import DecodeCall
+from structattn.ops.cpu import library
 from structattn.ops.hierarchy import Hierarchy
 
 _BACKENDS = ("auto", "cpu", "triton", "dense")
@@ -67,6 +69,11 @@ def mlr_decode(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    out = _decode_in_cpp(
+        query, key_levels, value, key_start, hierarchy, key_length, level_starts, scale, enable_gqa, backend
+    )
+    if out is not None:
+        return out
     checks.one_of("backend", backend, _BACKENDS)
     check_operand("query", query)
     check_hierarchy(hierarchy, query)
@@ -77,15 +84,61 @@ def mlr_decode(
     call = DecodeCall(query, list(key_levels), values, key_start, hierarchy, key_length, starts, scale)
     _check_shapes(call, enable_gqa)
     tensors = (call.query, *call.key_levels, *call.value_levels, call.key_start)
-    needs_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    if torch_internals.is_plain(tensors) and not needs_grad:
+    if torch_internals.is_plain(tensors) and not torch_internals.need_grad(tensors):
         return _run(call, backend)  # dispatch through Python costs more than a step near the start of a text
-    out: Tensor = torch.ops.structattn.mlr_decode(*_pack(call), backend)
-    return out
+    result: Tensor = torch.ops.structattn.mlr_decode(*_pack(call), backend)
+    return result
+
+
+def _decode_in_cpp(
+    query: Tensor,
+    key_levels: Sequence[Tensor],
+    value: Tensor | Sequence[Tensor],
+    key_start: Tensor | None,
+    hierarchy: Hierarchy,
+    key_length: int,
+    level_starts: Sequence[int] | None,
+    scale: float | None,
+    enable_gqa: bool,
+    backend: str,
+) -> Tensor | None:
+    """Return the output of an unchecked call, or None, likewise as `operator.attend_in_cpp`."""
+    if (
+        torch.compiler.is_compiling()
+        or not library.state.loaded
+        or not torch_internals.is_untransformed()
+        or (backend != "auto" and backend != "cpu")
+        or type(hierarchy) is not Hierarchy
+        or type(key_length) is not int
+    ):
+        return None
+    try:
+        value_levels = [value] if isinstance(value, Tensor) else value
+        if (
+            not all(tensor.is_cpu for tensor in (query, *key_levels, *value_levels))
+            or not (key_start is None or key_start.is_cpu)
+            or query.dtype not in library.DTYPES
+            or len(value_levels) != (1 if isinstance(value, Tensor) else hierarchy.levels)
+            or not (enable_gqa or value_levels[0].size(1) == query.size(1))
+        ):
+            return None
+        scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
+        starts = [0] * hierarchy.levels if level_starts is None else level_starts
+        operator = torch.ops.structattn.mlr_decode.default
+        with nullcontext() if library.state.differentiates else torch_internals.below_autograd():
+            out: Tensor = operator(
+                query, key_levels, value_levels, key_start, hierarchy.text, key_length, starts, scale, backend
+            )
+            return out
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> list[Tensor]:
-    """Return one tensor of values for each level, without dimensions where the level owns none."""
+    """Return one tensor of values for each level, without dimensions where the level owns none.
+
+    Operators take one alone, too.
+    """
     if not isinstance(value, Tensor):
         return list(value)
     check_operand("value", value)
@@ -187,14 +240,16 @@ def _check_starts(call: DecodeCall) -> None:
 
 
 def _pack(call: DecodeCall) -> tuple[Any, ...]:
-    """Return the operator's arguments, all but the backend, see `_SCHEMA`."""
+    """Return the operator's arguments, all but the backend, see `_ARGUMENTS`."""
     tensors = (call.query, call.key_levels, call.value_levels, call.key_start)
-    return (*tensors, *schema.pack_hierarchy(call.hierarchy), call.key_length, call.level_starts, call.scale)
+    return (*tensors, call.hierarchy.text, call.key_length, call.level_starts, call.scale)
 
 
 def _decode(*args: Any) -> Tensor:
-    query, key_levels, value_levels, key_start, *numbers, key_length, level_starts, scale, backend = args
-    hierarchy = schema.unpack_hierarchy(*numbers)
+    query, key_levels, value_levels, key_start, text, key_length, level_starts, scale, backend = args
+    hierarchy = schema.hierarchy_of(text)
+    if len(value_levels) == 1:
+        value_levels = _value_levels(value_levels[0], hierarchy)
     call = DecodeCall(query, key_levels, value_levels, key_start, hierarchy, key_length, level_starts, scale)
     return _run(call, backend)
 
@@ -226,8 +281,13 @@ def _decode_fake(query: Tensor, key_levels: Sequence[Tensor], value_levels: Sequ
     return query.new_empty(*query.shape[:3], sum(values.shape[3] for values in value_levels))
 
 
-_SCHEMA = (
-    f"(Tensor query, Tensor[] key_levels, Tensor[] value_levels, Tensor? key_start, {schema.HIERARCHY}, "
-    "SymInt key_length, SymInt[] level_starts, float scale, str backend) -> Tensor"
+_ARGUMENTS = (
+    "Tensor query, Tensor[] key_levels, Tensor[] value_levels, Tensor? key_start, str hierarchy, SymInt key_length, "
+    "SymInt[] level_starts, float scale, str backend"
 )
-torch.library.custom_op("structattn::mlr_decode", _decode, mutates_args=(), schema=_SCHEMA).register_fake(_decode_fake)
+torch.library.custom_op(
+    "structattn::mlr_decode", _decode, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor"
+).register_fake(_decode_fake)
+_LIBRARY = torch.library.Library("structattn", "FRAGMENT")
+_LIBRARY.define(f"mlr_decode_in_python({_ARGUMENTS}) -> Tensor[]")
+_LIBRARY.impl("mlr_decode_in_python", schema.in_python(_decode), "CompositeExplicitAutograd")

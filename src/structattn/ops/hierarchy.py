@@ -66,6 +66,8 @@ class Hierarchy:
     gains: tuple[float, ...]
     windows: tuple[int | None, ...] | None
     value_ranks: tuple[int, ...] | None
+    if TYPE_CHECKING:
+        text: str  # what `str` returns; no field
 
     def __init__(
         self,
@@ -83,6 +85,13 @@ class Hierarchy:
         object.__setattr__(self, "gains", checked_gains(gains, len(ranks)))
         object.__setattr__(self, "windows", windows)
         object.__setattr__(self, "value_ranks", checked_value_ranks(value_ranks, len(ranks)))
+        object.__setattr__(self, "text", self._as_text())  # made once: every call reads it
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, of which an older one has no text."""
+        self.__dict__.update(state)
+        if "text" not in state:
+            object.__setattr__(self, "text", self._as_text())
 
     @classmethod
     def dyadic(
@@ -101,9 +110,7 @@ class Hierarchy:
         """
         ranks = checked_ranks(ranks)
         context_length = checks.positive_int("context_length", context_length)
-        smallest = -(-context_length // 2 ** (len(ranks) - 1))
-        finite = [smallest * 2**power for power in reversed(range(len(ranks) - 1))]
-        return cls(ranks, (None, *finite), gains, value_ranks=value_ranks)
+        return cls(ranks, _halving_blocks(len(ranks), context_length), gains, value_ranks=value_ranks)
 
     @classmethod
     def flat(cls, rank: int) -> Hierarchy:
@@ -140,6 +147,9 @@ class Hierarchy:
 
     def __str__(self) -> str:
         """Return the text that `parse` reads back."""
+        return self.text
+
+    def _as_text(self) -> str:
         text = join(self.ranks)
         if self.value_ranks is not None:
             text += "v" if self.value_ranks == self.ranks else "v" + join(self.value_ranks)
@@ -147,8 +157,8 @@ class Hierarchy:
             text += "@w" + join(self.windows)
         elif self.levels > 1:
             context = 2 * (self.sizes[1] or 0)
-            dyadic = Hierarchy.dyadic(self.ranks, context).sizes == self.sizes
-            text += f"@{context}" if dyadic else "@" + join(self.sizes)
+            halving = _halving_blocks(self.levels, context) == self.sizes
+            text += f"@{context}" if halving else "@" + join(self.sizes)
         if self.gains == mean_gains(self.levels):
             return text if self.levels == 1 else text + "/mean"
         if any(gain != 1.0 for gain in self.gains):
@@ -371,3 +381,9 @@ class Hierarchy:
 
 def _join_first(widths: tuple[int, ...], count: int) -> tuple[int, ...]:
     return (sum(widths[:count]), *widths[count:])
+
+
+def _halving_blocks(levels: int, context_length: int) -> tuple[int | None, ...]:
+    """Return blocks that halve from `context_length`, see `Hierarchy.dyadic`."""
+    smallest = -(-context_length // 2 ** (levels - 1))
+    return (None, *(smallest * 2**power for power in reversed(range(levels - 1))))

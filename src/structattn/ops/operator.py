@@ -2,19 +2,26 @@
 
 Autograd, autocast, compilers and FLOP counters see this operator. Its arguments are those of `structattn.ops.schema`.
 It chooses the backend when it runs, so that nothing a backend does is traced.
+
+Here it is defined in Python, for all devices. The compiled library of the CPU kernel (`structattn.ops.cpu.library`)
+gives it a kernel in C++ for tensors on the CPU, and derivatives in C++ where it is built from source.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from structattn import checks
 from structattn.ops import registry, schema, torch_internals
 from structattn.ops.arguments import check_key_bounds
 from structattn.ops.call import Call, lse_dtype
+from structattn.ops.cpu import library
+from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.transforms import (
     MLRAttentionTransformed,
     attention_backward,
@@ -24,11 +31,68 @@ from structattn.ops.transforms import (
 )
 
 
+def attend_in_cpp(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hierarchy: Hierarchy,
+    is_causal: bool,
+    scale: float | None,
+    bias: Tensor | None,
+    key_start: Tensor | None,
+    key_end: Tensor | None,
+    query_offset: int,
+    enable_gqa: bool,
+    backend: str,
+) -> Tensor | None:
+    """Return the output of an unchecked call without dropout, or None where `attend` must serve it.
+
+    The operator's kernel in C++ checks its arguments. What these cannot show is checked here. None also stands for bad
+    input, for which the checks in Python have the message.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not library.state.loaded
+        or not torch_internals.is_untransformed()
+        or (backend != "auto" and backend != "cpu")
+        or type(hierarchy) is not Hierarchy
+        or type(is_causal) is not bool
+        or type(query_offset) is not int
+    ):
+        return None
+    try:
+        if (
+            not (query.is_cpu and key.is_cpu and value.is_cpu)
+            or query.dtype not in library.DTYPES
+            or not (enable_gqa or key.size(1) == query.size(1))
+            or not (bias is None or (bias.is_cpu and bias.dim() == 4))
+            or not (key_start is None or key_start.is_cpu)
+            or not (key_end is None or key_end.is_cpu)
+        ):
+            return None
+        scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
+        tensors = (query, key, value, bias, key_start, key_end, None)
+        options = (hierarchy.text, is_causal, scale, query_offset, 0.0, backend)
+        operator = torch.ops.structattn.mlr_attention.default
+        if library.state.differentiates:
+            results = operator(*tensors, *options)
+        elif torch_internals.need_grad(tensors):
+            return None
+        else:
+            with torch_internals.below_autograd():
+                results = operator(*tensors, *options)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
+    out: Tensor = results[0]
+    return out
+
+
 def attend(call: Call, backend: str) -> Tensor:
     """Return the output `(B, Hq, Tq, dv)` of a checked call.
 
-    Use the registered operator under torch.compile, autocast, profilers, dispatch modes and function transforms.
-    Otherwise call the backend directly: dispatch through Python costs more than a short call.
+    Use the registered operator under torch.compile, autocast, profilers, dispatch modes and function transforms, and
+    where it is C++ as far as the kernel. Otherwise call the backend directly: dispatch through Python costs more than a
+    short call.
     """
     tensors = schema.tensors_of(call)
     if not torch_internals.is_plain(tensors):
@@ -41,7 +105,9 @@ def attend(call: Call, backend: str) -> Tensor:
         if torch_internals.may_be_transformed():
             return MLRAttentionTransformed.apply(*tensors, *options)[0]
         return torch.ops.structattn.mlr_attention(*tensors, *options)[0]
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors[:4]):
+    if backend == "auto" and library.state.differentiates and call.query.is_cpu:
+        return torch.ops.structattn.mlr_attention(*tensors, *schema.options_of(call, backend))[0]
+    if torch_internals.need_grad(tensors[:4]):
         return _DirectMLRAttention.apply(*tensors, call, backend)
     return _run(call, backend)[0]
 
@@ -138,6 +204,10 @@ def _register() -> None:
         mutates_args=(),
         schema=f"({results}, {schema.TENSORS}, {schema.OPTIONS}) -> Tensor[]",
     )
+    _LIBRARY.define(f"mlr_attention_in_python({schema.TENSORS}, {schema.OPTIONS}) -> Tensor[]")
+    _LIBRARY.define(f"mlr_attention_backward_in_python({results}, {schema.TENSORS}, {schema.OPTIONS}) -> Tensor[]")
+    _LIBRARY.impl("mlr_attention_in_python", schema.in_python(_forward), "CompositeExplicitAutograd")
+    _LIBRARY.impl("mlr_attention_backward_in_python", schema.in_python(_backward), "CompositeExplicitAutograd")
     forward.register_fake(_forward_fake)
     backward.register_fake(_backward_fake)
     forward.register_autograd(attention_backward, setup_context=attention_setup_context)

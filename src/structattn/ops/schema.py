@@ -1,25 +1,26 @@
 """Flatten a call for an operator of `torch.library`.
 
-Operators take tensors and plain numbers only.
+Operators take tensors, plain numbers and text only; a hierarchy goes as its text form.
 
 The arguments of both operators of attention are the tensors in `TENSORS`, then the options in `OPTIONS`; those of
-decode end with a hierarchy and numbers of its own (`structattn.ops.decode`).
+decode end with a hierarchy and numbers of its own (`structattn.ops.decode`). The C++ code repeats them in
+csrc/binding.cpp and csrc/autograd.cpp.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
 
-HIERARCHY = "int[] ranks, int[] sizes, bool by_window, float[] gains, int[]? value_ranks"
 TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_start, Tensor? key_end, Tensor? seed"
-OPTIONS = f"{HIERARCHY}, bool is_causal, float scale, SymInt query_offset, float dropout_p, str backend"
+OPTIONS = "str hierarchy, bool is_causal, float scale, SymInt query_offset, float dropout_p, str backend"
 TENSOR_COUNT = len(TENSORS.split(", "))
 ARGUMENT_COUNT = TENSOR_COUNT + len(OPTIONS.split(", "))
 
@@ -31,51 +32,42 @@ def tensors_of(call: Call) -> tuple[Tensor | None, ...]:
 
 def options_of(call: Call, backend: str) -> tuple[Any, ...]:
     """Return everything else in the order of `OPTIONS`."""
-    numbers = pack_hierarchy(call.hierarchy)
-    return (*numbers, call.is_causal, call.scale, call.query_offset, call.dropout_p, backend)
+    return (call.hierarchy.text, call.is_causal, call.scale, call.query_offset, call.dropout_p, backend)
 
 
 def unpack(arguments: Sequence[Any]) -> tuple[Call, str]:
     """Return the call and the backend's name from an operator's arguments."""
     query, key, value, bias, start, end, seed = arguments[:TENSOR_COUNT]
-    *numbers, is_causal, scale, query_offset, dropout_p, backend = arguments[TENSOR_COUNT:]
-    hierarchy = unpack_hierarchy(*numbers)
+    text, is_causal, scale, query_offset, dropout_p, backend = arguments[TENSOR_COUNT:]
+    hierarchy = hierarchy_of(text)
     call = Call(query, key, value, bias, start, end, seed, hierarchy, is_causal, scale, query_offset, dropout_p)
     return call, backend
 
 
-def pack_hierarchy(hierarchy: Hierarchy) -> tuple[list[int], list[int], bool, list[float], list[int] | None]:
-    """Return a hierarchy's numbers in the order of `HIERARCHY`; a size of 0 is the whole sequence."""
-    sizes = [size or 0 for size in hierarchy.sizes]
-    value_ranks = None if hierarchy.value_ranks is None else list(hierarchy.value_ranks)
-    return list(hierarchy.ranks), sizes, hierarchy.by_window, list(hierarchy.gains), value_ranks
-
-
-def unpack_hierarchy(
-    ranks: Sequence[int],
-    sizes: Sequence[int],
-    by_window: bool,
-    gains: Sequence[float],
-    value_ranks: Sequence[int] | None,
-) -> Hierarchy:
-    """Return the hierarchy that `pack_hierarchy` packed."""
-    values = None if value_ranks is None else tuple(value_ranks)
-    return _hierarchy(tuple(ranks), tuple(sizes), by_window, tuple(gains), values)
-
-
 @functools.lru_cache(maxsize=256)  # every call asks for it
-def _hierarchy(
-    ranks: tuple[int, ...],
-    sizes: tuple[int, ...],
-    by_window: bool,
-    gains: tuple[float, ...],
-    value_ranks: tuple[int, ...] | None,
-) -> Hierarchy:
-    reach = [size or None for size in sizes]
-    blocks, windows = (None, reach) if by_window else (reach, None)
-    return Hierarchy(ranks, blocks, gains, windows=windows, value_ranks=value_ranks)
+def hierarchy_of(text: str) -> Hierarchy:
+    """Return the hierarchy whose text form an operator was given."""
+    return Hierarchy.parse(text)
 
 
 def pad_with_none(grads: Sequence[Tensor | None], count: int) -> tuple[Tensor | None, ...]:
     """Return `count` gradients: those given, then None for the arguments that have none."""
     return (*grads, *(None,) * (count - len(grads)))
+
+
+def in_python(function: Callable[..., Any]) -> Callable[..., list[Tensor]]:
+    """Return `function` for C++, to which no exception gets through.
+
+    The operators in C++ call it for what their kernel does not serve (csrc/binding.cpp). It returns the results and,
+    last, the text of an exception as bytes; there are none where nothing was raised.
+    """
+
+    def call(*args: Any) -> list[Tensor]:
+        try:
+            results, raised = function(*args), b""
+        except Exception as error:
+            results, raised = (), f"{type(error).__name__}: {error}".encode()
+        text = torch.tensor(list(raised), dtype=torch.uint8, device="cpu")
+        return [*([results] if isinstance(results, Tensor) else results), text]
+
+    return call

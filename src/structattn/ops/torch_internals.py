@@ -6,6 +6,7 @@ A fallback is slower, or says "not known"; callers then take the path that is al
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ COMPLETE = all(find(name) is not None for name in WATCHERS)
 
 _PLAIN = {Tensor, Parameter, type(None)}
 _peek_interpreter_stack = find("_C._functorch.peek_interpreter_stack")
+_below_autograd = find("_C._AutoDispatchBelowAutograd")
 _assert_async = find("_assert_async")
 _counts_writes = find("Tensor._version") is not None
 
@@ -66,6 +68,29 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
         if tensor is not None and (tensor.is_neg() or tensor._is_zerotensor()):
             return False
     return True
+
+
+def is_untransformed() -> bool:
+    """Return True if operators compute what they say: no transform, no dual level, no autocast.
+
+    False where torch lacks one of `WATCHERS`.
+    """
+    return (
+        COMPLETE
+        and _peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+def need_grad(tensors: Iterable[Tensor | None]) -> bool:
+    """Return True if autograd records what is done with one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Return a context in which operators pass over autograd, which saves a call without gradients its Python."""
+    return nullcontext() if _below_autograd is None else _below_autograd()
 
 
 def may_be_transformed() -> bool:

@@ -1,0 +1,57 @@
+"""Choose among the compiled libraries that a wheel brings, one for each instruction set.
+
+They are whole libraries of the same sources (csrc), of which a process loads one. An installation from source has none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from structattn.ops.cpu.build import BuildError
+
+FOLDER = Path(__file__).parent / "prebuilt"
+_AVX2 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"))
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+# Best first, each with what Linux calls the instructions it needs: x86-64-v3, x86-64-v4, and products of bfloat16.
+NEEDS = {"avx512_bf16": _AVX512 | {"avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2}
+
+
+def choose(named: str = "") -> Path | None:
+    """Return the path of the best library that this machine runs, or of the one named; None if there is none.
+
+    Raises:
+        BuildError: the named library is not there, or needs instructions that the machine lacks.
+    """
+    if named:
+        return _checked(named)
+    paths = (_path(name) for name in NEEDS if not _lacking(name))
+    return next((path for path in paths if path.exists()), None)
+
+
+def _path(name: str) -> Path:
+    return FOLDER / f"{name}.so"
+
+
+def _checked(name: str) -> Path:
+    if not _path(name).exists():
+        there = ", ".join(each for each in NEEDS if _path(each).exists()) or "none"
+        raise BuildError(
+            f"STRUCTATTN_KERNEL must be 'source' or one of the kernels of this installation ({there}), got {name!r}"
+        )
+    lacking = _lacking(name)
+    if lacking:
+        raise BuildError(f"STRUCTATTN_KERNEL={name} needs instructions that this machine lacks: {', '.join(lacking)}")
+    return _path(name)
+
+
+def _lacking(name: str) -> list[str]:
+    return sorted(NEEDS[name] - instructions())
+
+
+def instructions() -> set[str]:
+    """Return the names of the instruction sets that Linux reports; none on another system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
