@@ -76,36 +76,43 @@ class QueryPacker {
         first_head_(first_head),
         columns_(Columns::of_keys(plan)),
         value_columns_(Columns::of_values(plan)),
-        query_(plan.query_stride * plan.rank),
         out_(plan.query_stride * plan.value_width),
-        grad_(plan.query_stride * plan.value_width),
-        turned_(plan.query_stride * std::max(plan.rank, plan.value_width)) {}
+        floats_(kNarrow ? plan.query_stride * std::max(plan.rank, plan.value_width) : 0),
+        turned_(kNarrow ? plan.query_stride * std::max(plan.rank, plan.value_width) : 0) {}
 
   void operator()(int64_t task) {
     const QueryTask at(call_, plan_, first_head_, task);
     if (at.tile.count <= 0) return;
     const int64_t place = packed_.at(at.slot, at.index), count = at.tile.count;
-    read_tile(call_.query, at.b, at.h, at.query_index, count, plan_.query_stride, columns_, query_);
-    read_tile(gradients_.grad_out, at.b, at.h, at.query_index, count, plan_.query_stride, value_columns_, grad_);
+    pack(call_.query, at, columns_, packed_.query + place * plan_.rank, packed_.query_turned + place * plan_.rank);
+    const float* grad = pack(gradients_.grad_out, at, value_columns_, packed_.grad + place * plan_.value_width,
+                             packed_.grad_turned + place * plan_.value_width);
     read_tile(call_.out, at.b, at.h, at.query_index, count, plan_.query_stride, value_columns_, out_);
-    pack(query_, plan_.rank, packed_.query + place * plan_.rank, packed_.query_turned + place * plan_.rank);
-    pack(grad_, plan_.value_width, packed_.grad + place * plan_.value_width,
-         packed_.grad_turned + place * plan_.value_width);
     const float* lse = call_.lse + (at.b * call_.heads + at.h) * call_.query_length + at.query_index;
     for (int64_t i = 0; i < plan_.query_stride; ++i) {
       packed_.lse[place + i] = i < count ? lse[i] * kLog2E : -kHidden;
       Vec sum{};
       for (int64_t j = 0; j < plan_.value_width; j += kLanes)
-        sum += load(grad_ + i * plan_.value_width + j) * load(out_ + i * plan_.value_width + j);
+        sum += load(grad + i * plan_.value_width + j) * load(out_ + i * plan_.value_width + j);
       packed_.delta[place + i] = reduce_add(sum);
     }
   }
 
  private:
-  void pack(const float* tile, int64_t width, T* right, T* turned) {
-    to_right(tile, plan_.query_stride, width, right);
-    transpose(tile, width, plan_.query_stride, width, turned_, plan_.query_stride);
-    to_right(turned_, width, plan_.query_stride, turned);
+  static constexpr bool kNarrow = !std::is_same_v<T, float>;
+
+  // Writes a tile of queries or their gradients, and its transpose, as right operands; returns it in float.
+  const float* pack(const View& view, const QueryTask& at, const Columns& columns, T* right, T* turned) {
+    const int64_t stride = plan_.query_stride, width = columns.packed;
+    float *tile = floats_, *turned_tile = turned_;
+    if constexpr (!kNarrow) tile = right, turned_tile = turned;
+    read_tile(view, at.b, at.h, at.query_index, at.tile.count, stride, columns, tile);
+    transpose(tile, width, stride, width, turned_tile, stride);
+    if constexpr (kNarrow) {
+      to_right(tile, stride, width, right);
+      to_right(turned_tile, width, stride, turned);
+    }
+    return tile;
   }
 
   const Call& call_;
@@ -114,7 +121,7 @@ class QueryPacker {
   const PackedQueries<T>& packed_;
   const int64_t first_head_;
   const Columns columns_, value_columns_;
-  Buffer<float> query_, out_, grad_, turned_;
+  Buffer<float> out_, floats_, turned_;  // the last two for bfloat16 alone
 };
 
 template <class T>
@@ -133,10 +140,10 @@ class Backward {
         partial_(plan),
         scores_of_(call, plan, partial_),
         row_(kBackwardChunk * plan.query_stride + kAlign),
-        floats_(plan.key_stride * std::max(plan.rank, plan.value_width)),
-        turned_(plan.key_stride * plan.rank),
+        floats_(kNarrow ? plan.key_stride * std::max(plan.rank, plan.value_width) : 0),
+        turned_(kNarrow ? plan.key_stride * plan.rank : 0),
         key_(plan.key_stride * plan.rank),
-        key_turned_(plan.key_stride * plan.rank),
+        key_turned_(kNarrow ? plan.key_stride * plan.rank : 0),
         value_(plan.key_stride * plan.value_width),
         scores_(plan.key_stride * row_),
         score_grads_(plan.key_stride * row_),
@@ -171,14 +178,17 @@ class Backward {
 
   void load_keys(int64_t b, int64_t kv, const Row& row, Tile keys) {
     const int64_t first = row.first_key + keys.first;
-    read_tile(call_.key, b, kv, first, keys.count, plan_.key_stride, columns_, floats_);
-    to_left(floats_, plan_.key_stride, plan_.rank, key_.get());
     if constexpr (kNarrow) {
+      read_tile(call_.key, b, kv, first, keys.count, plan_.key_stride, columns_, floats_);
+      to_left(floats_, plan_.key_stride, plan_.rank, key_.get());
       transpose(floats_, plan_.rank, plan_.key_stride, plan_.rank, turned_, plan_.key_stride);
       to_left(turned_, plan_.rank, plan_.key_stride, key_turned_.get());
+      read_tile(call_.value, b, kv, first, keys.count, plan_.key_stride, value_columns_, floats_);
+      to_left(floats_, plan_.key_stride, plan_.value_width, value_.get());
+    } else {
+      read_tile(call_.key, b, kv, first, keys.count, plan_.key_stride, columns_, key_);
+      read_tile(call_.value, b, kv, first, keys.count, plan_.key_stride, value_columns_, value_);
     }
-    read_tile(call_.value, b, kv, first, keys.count, plan_.key_stride, value_columns_, floats_);
-    to_left(floats_, plan_.key_stride, plan_.value_width, value_.get());
   }
 
   // One query head against a tile of keys, in chunks of query tiles.
@@ -359,7 +369,7 @@ class Backward {
   Scores<T> scores_of_;
   const int64_t row_;
   Buffer<float> floats_, turned_;
-  Buffer<T> key_, key_turned_, value_;
+  Buffer<T> key_, key_turned_, value_;  // all but key_ and value_ for bfloat16 alone
   Buffer<float> scores_, score_grads_;
   Buffer<T> probabilities_, narrow_grads_, paired_grads_;  // bfloat16 alone: as left operands, and the latter as right
   Buffer<float> key_grad_, value_grad_;

@@ -45,8 +45,8 @@ class PackedKeys {
     explicit Packer(const PackedKeys& keys, int64_t first_head)
         : keys_(keys),
           first_head_(first_head),
-          rows_(keys.plan_.key_stride * std::max(keys.plan_.rank, keys.plan_.value_width)),
-          turned_(std::is_same_v<T, float> ? 0 : keys.plan_.key_stride * keys.plan_.value_width) {}
+          rows_(kNarrow ? keys.plan_.key_stride * std::max(keys.plan_.rank, keys.plan_.value_width) : 0),
+          turned_(kNarrow ? keys.plan_.key_stride * keys.plan_.value_width : 0) {}
 
     void operator()(int64_t task) {
       const Plan& plan = keys_.plan_;
@@ -73,9 +73,11 @@ class PackedKeys {
     }
 
    private:
+    static constexpr bool kNarrow = !std::is_same_v<T, float>;
+
     const PackedKeys& keys_;
     int64_t first_head_;
-    Buffer<float> rows_, turned_;
+    Buffer<float> rows_, turned_;  // for bfloat16 alone
   };
 
  private:
@@ -101,7 +103,7 @@ class Forward {
         scores_of_(call, plan, partial_),
         softmax_(plan),
         rows_(plan.query_stride * std::max(plan.rank, plan.value_width)),
-        turned_(plan.query_stride * plan.rank),
+        turned_(kNarrow ? plan.query_stride * plan.rank : 0),
         query_(plan.query_stride * plan.rank),
         scores_(plan.key_stride * plan.query_stride),
         probabilities_(kNarrow ? plan.key_stride * plan.query_stride : 0),
