@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,15 @@ def set_random_state(accelerator: Accelerator, states: list[RandomState]) -> Non
 
 @functools.cache
 def _destroy_group_at_exit() -> None:
-    """Destroy the process group at exit, lest its threads abort the interpreter."""
+    """Destroy the process group at exit, lest its threads abort the interpreter.
+
+    A thread of the group that asks for the interpreter's lock while it shuts down aborts the process. Models of earlier
+    runs hold the group, too, and may wait in reference cycles: they are collected first.
+    """
 
     def destroy() -> None:
         if torch.distributed.is_initialized():
+            gc.collect()
             torch.distributed.destroy_process_group()
 
     atexit.register(destroy)
