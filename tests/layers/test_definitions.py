@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -19,9 +19,13 @@ from structattn.layers import (
     RotaryEmbedding,
     SlidingWindowAttention,
     StandardAttention,
+    bilinear,
+    sliding,
+    standard,
 )
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.ops.key_span import KeySpan
+from structattn.ops.standard import standard_attention
 from structattn.structures import MLR, LowRank
 from tests.layers.cases import CLOSE, CONTEXT, DIM, HEADS, build, tokens
 
@@ -375,3 +379,25 @@ def test_a_span_counts_from_a_later_key() -> None:
     assert span.key_end is not None
     assert (span.key_start.tolist(), span.key_end.tolist(), span.query_offset) == ([0, 2], [4, 7], 3)
     assert KeySpan(query_offset=8).from_key(5).query_offset == 3
+
+
+@pytest.mark.parametrize("spelling", ["standard", "standard:1", "gswa:5|3", "btt", "lowrank"])
+def test_the_kernel_of_standard_attention_can_be_chosen(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = []
+    for module in (bilinear, sliding, standard):
+
+        def record(*args: Any, kernel: str, **options: Any) -> Tensor:
+            served.append(kernel)
+            return standard_attention(*args, kernel="torch", **options)
+
+        monkeypatch.setattr(module, "standard_attention", record)
+    x = tokens(1, 9)
+    build(spelling)(x)
+    for kernel in ("torch", "compiled"):
+        build(spelling, standard_kernel=kernel)(x)
+    assert served == ["auto", "torch", "compiled"]
+
+
+def test_an_unknown_kernel_is_refused_when_a_layer_is_made() -> None:
+    with pytest.raises(ValueError, match="standard_kernel must be one of auto, torch, compiled, got 'flash'"):
+        build("mlr", standard_kernel="flash")

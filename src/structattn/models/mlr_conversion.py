@@ -179,5 +179,5 @@ def _check_widths(hierarchy: Hierarchy, layer: StandardAttention) -> None:
 
 def _fields(config: LanguageModelConfig) -> dict[str, object]:
     names = ["layers", "dim", "heads", "context_length", "kv_heads", "positions", "rotary_base", "mlp_ratio", "dropout"]
-    names += ["vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"]
+    names += ["standard_kernel", "vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"]
     return {name: getattr(config, name) for name in names}
