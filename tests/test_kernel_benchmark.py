@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from benchmarks import standard_kernel, training_step
 
-from structattn.ops.cpu import build
+from structattn.ops.cpu import library
 
 FACTS = {
     "cpu": "a processor",
@@ -41,7 +41,7 @@ def test_the_page_marks_the_calls_that_take_the_compiled_kernel(tmp_path):
     assert page.count("| float32 | training | causal | 64 | 0.50 |  | **1.50** |  |  |  |") == 2
 
 
-@pytest.mark.skipif(build.failure() is not None, reason=f"no kernel: {build.failure()}")
+@pytest.mark.skipif(library.failure() is not None, reason=f"no kernel: {library.failure()}")
 def test_both_kernels_are_timed():
     row = standard_kernel.measure(standard_kernel.Case("float32", True, True, 32, 64), 0.0)
     assert {kernel: len(samples) for kernel, samples in row["seconds"].items()} == {"torch": 5, "compiled": 5}

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from structattn import Hierarchy, mlr_attention
 from structattn.ops import standard
-from structattn.ops.cpu import build
+from structattn.ops.cpu import library
 from structattn.ops.key_span import KeySpan
 from structattn.ops.standard import faster_kernel, standard_attention
 from tests.tolerance import assert_calibrated
 
-needs_kernel = pytest.mark.skipif(build.failure() is not None, reason=f"no kernel: {build.failure()}")
+needs_kernel = pytest.mark.skipif(library.failure() is not None, reason=f"no kernel: {library.failure()}")
 LONG = 256
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from structattn import checks
 from structattn.ops import torch_internals
 from structattn.ops.attention import mlr_attention
-from structattn.ops.cpu import build
+from structattn.ops.cpu import library
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
 
@@ -146,4 +146,4 @@ def _has_measured_kernel() -> bool:
     A missing compiler gives no warning here: PyTorch's kernel is as good as it was.
     """
     measured = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-    return measured and build.failure() is None
+    return measured and library.failure() is None
