@@ -62,15 +62,15 @@ def higher(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def product_roof(roofs: Mapping[str, Any], dtype: str) -> float | None:
-    """Return the rate of the fastest unit for products in a dtype.
+    """Return the rate of the fastest unit for products in a dtype, or that of PyTorch's product if it was higher.
 
-    A bfloat16 product may run in float32. None where a machine's bfloat16 unit is not known here (Arm).
+    The machine may have been slower while a unit was measured. A bfloat16 product may run in float32. None where a machine's bfloat16 unit is not known here (Arm).
     """
     units = roofs["units"]
     known = [units[name] for name in UNITS[dtype] if name in units]
     if dtype == "bfloat16" and machine.is_x86():
         known.append(units["float32 FMA"])
-    return max(known, default=None)
+    return max(*known, roofs["product_in_cache"][dtype]) if known else None
 
 
 def unit_rate(loop: str, rounds: int = 5) -> float:

@@ -67,8 +67,10 @@ def test_the_fastest_unit_is_the_roof(monkeypatch):
     assert roofs.product_roof(ROOFS, "float32") == 100 * GIGA
     assert roofs.product_roof(ROOFS, "bfloat16") == 1000 * GIGA
     # Without a unit for it, bfloat16 is multiplied in float32; how on Arm is not known.
-    plain = {"units": {"float32 FMA": 100 * GIGA}}
+    plain = {"units": {"float32 FMA": 100 * GIGA}, "product_in_cache": {"float32": 120 * GIGA, "bfloat16": 20 * GIGA}}
     assert roofs.product_roof(plain, "bfloat16") == 100 * GIGA
+    # A product that was faster than the loop shows that the machine was slow then.
+    assert roofs.product_roof(plain, "float32") == 120 * GIGA
     monkeypatch.setattr(machine, "is_x86", lambda: False)
     assert roofs.product_roof(plain, "bfloat16") is None
 
