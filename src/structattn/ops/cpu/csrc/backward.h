@@ -256,31 +256,58 @@ class Backward {
     if (dropout_.active()) dropout_.drop(pair, grads, row_, dropout_.rescale());
     // Each pair's gain, unless it differs within the tile or the bias has to see the gradient before it.
     const bool apart = shared.mixed_gain || gradients_.bias.data;
-    const Vec gain = splat(apart ? 1.0f : plan_.levels[shared.all - 1].gain), scale = splat(factor);
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < stride; j += kLanes) {
-        const Vec p = exp2(load(scores + i * row_ + j) * scale - load(lse + j));
-        store(scores + i * row_ + j, p);
-        store(grads + i * row_ + j, p * (load(grads + i * row_ + j) - load(delta + j)) * gain);
+    const float gain = apart ? 1.0f : plan_.levels[shared.all - 1].gain;
+    if constexpr (kNarrow) {
+      if (!apart && !dropout_.active()) {
+        for_each_grad(scores, grads, rows, factor, gain, lse, delta,
+                      [&](int64_t i, int64_t j, const Vec (&p)[2], const Vec (&grad)[2]) { narrow(i, s * stride + j, p, grad); });
+        return;
       }
+    }
+    for_each_grad(scores, grads, rows, factor, gain, lse, delta,
+                  [&](int64_t i, int64_t j, const Vec (&p)[2], const Vec (&grad)[2]) {
+                    for (int64_t k = 0; k < std::min<int64_t>(2, rows - i); ++k) {
+                      store(scores + (i + k) * row_ + j, p[k]);
+                      store(grads + (i + k) * row_ + j, grad[k]);
+                    }
+                  });
     if (gradients_.bias.data) add_bias_grad(pair, grads);
     if (apart) scores_of_.multiply_gains(pair, shared, 1.0f, grads, row_);
     if (dropout_.active()) dropout_.drop(pair, scores, row_, 1.0f);
-    if constexpr (kNarrow) narrow(rows, s * stride);
-  }
-
-  // Brings a tile of probabilities and score gradients to T.
-  void narrow(int64_t rows, int64_t column) {
     if constexpr (kNarrow)
       for (int64_t i = 0; i < rows; i += 2)
-        for (int64_t j = column; j < column + plan_.query_stride; j += kLanes) {
-          const Vec a = load(score_grads_ + i * row_ + j), b = load(score_grads_ + (i + 1) * row_ + j);
-          store(probabilities_ + i * row_ + j, load(scores_ + i * row_ + j));
-          store(probabilities_ + (i + 1) * row_ + j, load(scores_ + (i + 1) * row_ + j));
-          store(narrow_grads_ + i * row_ + j, a);
-          store(narrow_grads_ + (i + 1) * row_ + j, b);
-          store_pairs(paired_grads_ + i * row_ + 2 * j, a, b);
+        for (int64_t j = 0; j < stride; j += kLanes)
+          narrow(i, s * stride + j, {load(scores + i * row_ + j), load(scores + (i + 1) * row_ + j)},
+                 {load(grads + i * row_ + j), load(grads + (i + 1) * row_ + j)});
+  }
+
+  // Probabilities and gradients of scores, from scores and gradients of probabilities, two rows at a time:
+  // body(first row, column, probabilities, gradients).
+  template <class Body>
+  void for_each_grad(const float* scores, const float* grads, int64_t rows, float factor, float gain, const float* lse,
+                     const float* delta, const Body& body) const {
+    for (int64_t j = 0; j < plan_.query_stride; j += kLanes) {
+      const Vec shift = load(lse + j), mean = load(delta + j);
+      for (int64_t i = 0; i < rows; i += 2) {
+        Vec p[2] = {}, grad[2] = {};
+        for (int64_t k = 0; k < 2 && i + k < rows; ++k) {
+          p[k] = exp2(load(scores + (i + k) * row_ + j) * factor - shift);
+          grad[k] = p[k] * (load(grads + (i + k) * row_ + j) - mean) * gain;
         }
+        body(i, j, p, grad);
+      }
+    }
+  }
+
+  // Rounds probabilities and score gradients of two rows, from a column of the chunk on.
+  void narrow(int64_t i, int64_t column, const Vec (&p)[2], const Vec (&grad)[2]) {
+    if constexpr (kNarrow) {
+      for (int64_t k = 0; k < 2; ++k) {
+        store(probabilities_ + (i + k) * row_ + column, p[k]);
+        store(narrow_grads_ + (i + k) * row_ + column, grad[k]);
+      }
+      store_pairs(paired_grads_ + i * row_ + 2 * column, grad[0], grad[1]);
+    }
   }
 
   // Adds the products of tiles `from … to` of a chunk over the levels that all pairs share; `first_pair` is the first's.
