@@ -29,9 +29,10 @@ class CheckedCall {
     STRUCTATTN_EXPECT(hierarchy_->rank == given_.query.size(3), "the hierarchy's ranks must sum to the query's width ",
                       given_.query.size(3), ", got ", hierarchy_->rank);
     value_widths_ = hierarchy_->value_widths(given_.value.size(3));
-    const int64_t queries = given_.query.size(2), keys = given_.key.size(2), last = std::max<int64_t>(keys - queries, 0);
-    STRUCTATTN_EXPECT(given_.query_offset >= 0 && given_.query_offset <= last, "query_offset must be between 0 and ", last,
-                      ", got ", given_.query_offset);
+    const int64_t queries = given_.query.size(2), keys = given_.key.size(2),
+                  last = std::max<int64_t>(keys - queries, 0);
+    STRUCTATTN_EXPECT(given_.query_offset >= 0 && given_.query_offset <= last, "query_offset must be between 0 and ",
+                      last, ", got ", given_.query_offset);
     start_.emplace("key_start", given_.key_start, given_.query.size(0));
     end_.emplace("key_end", given_.key_end, given_.query.size(0));
     check_bounds(keys);
@@ -58,8 +59,8 @@ class CheckedCall {
     expect_shape("key", given_.key, {batch, -1, -1, rank});
     expect_dtype_of("key", given_.key, given_.query);
     const int64_t key_heads = given_.key.size(1), keys = given_.key.size(2);
-    STRUCTATTN_EXPECT(key_heads > 0 && heads % key_heads == 0, "key heads must divide the query's ", heads, " heads, got ",
-                      key_heads);
+    STRUCTATTN_EXPECT(key_heads > 0 && heads % key_heads == 0, "key heads must divide the query's ", heads,
+                      " heads, got ", key_heads);
     expect_shape("value", given_.value, {batch, key_heads, keys, -1});
     expect_dtype_of("value", given_.value, given_.query);
     if (given_.bias) check_bias(*given_.bias);
@@ -77,8 +78,8 @@ class CheckedCall {
                       "bias must be float32 or have the query's dtype");
     const int64_t full[4] = {given_.query.size(0), given_.query.size(1), given_.query.size(2), given_.key.size(2)};
     for (int axis = 0; axis < 4; ++axis)
-      STRUCTATTN_EXPECT(bias.size(axis) == 1 || bias.size(axis) == full[axis], "bias must broadcast to (", full[0], ", ",
-                        full[1], ", ", full[2], ", ", full[3], "), got ", shape_of(bias));
+      STRUCTATTN_EXPECT(bias.size(axis) == 1 || bias.size(axis) == full[axis], "bias must broadcast to (", full[0],
+                        ", ", full[1], ", ", full[2], ", ", full[3], "), got ", shape_of(bias));
   }
 
   // The message is that of `check_key_bounds` in arguments.py: a compiled graph has it from here.
@@ -127,8 +128,9 @@ class CheckedCall {
 // A checked call of decode, likewise. Key buffers whose positions do not follow one another in memory are copied.
 class CheckedDecode {
  public:
-  CheckedDecode(const Tensor& query, const Tensors& key_levels, const Tensors& value_levels, const MaybeTensor& key_start,
-                const std::string& hierarchy, int64_t key_length, const std::vector<int64_t>& level_starts, double scale)
+  CheckedDecode(const Tensor& query, const Tensors& key_levels, const Tensors& value_levels,
+                const MaybeTensor& key_start, const std::string& hierarchy, int64_t key_length,
+                const std::vector<int64_t>& level_starts, double scale)
       : hierarchy_(hierarchy_of(hierarchy)), keys_(key_levels), values_(value_levels), level_starts_(level_starts) {
     check_query(query, key_length);
     call.query = view_of(query);
@@ -162,13 +164,15 @@ class CheckedDecode {
     const auto levels = static_cast<size_t>(hierarchy_->levels());
     expect_shape("query", query, {-1, -1, -1, hierarchy_->rank});
     const bool one_value = values_.size() == 1;  // level 1 owns all value dimensions
-    STRUCTATTN_EXPECT(keys_.size() == levels && (one_value || values_.size() == levels) && level_starts_.size() == levels,
-                      "key_levels, value_levels and level_starts must have one entry per level (", levels, ")");
-    STRUCTATTN_EXPECT(key_length >= query.size(2), "key_length must be at least Tq = ", query.size(2), ", got ", key_length);
+    STRUCTATTN_EXPECT(
+        keys_.size() == levels && (one_value || values_.size() == levels) && level_starts_.size() == levels,
+        "key_levels, value_levels and level_starts must have one entry per level (", levels, ")");
+    STRUCTATTN_EXPECT(key_length >= query.size(2), "key_length must be at least Tq = ", query.size(2), ", got ",
+                      key_length);
     expect_shape("value_levels[0]", values_[0], {query.size(0), -1, -1, -1});
     const int64_t heads = query.size(1), key_heads = values_[0].size(1);
-    STRUCTATTN_EXPECT(key_heads > 0 && heads % key_heads == 0, "key heads must divide the query's ", heads, " heads, got ",
-                      key_heads);
+    STRUCTATTN_EXPECT(key_heads > 0 && heads % key_heads == 0, "key heads must divide the query's ", heads,
+                      " heads, got ", key_heads);
   }
 
   // Each level has room for the keys from its start to `key_length`.
@@ -207,8 +211,9 @@ class CheckedDecode {
     const int64_t rows = start_->data() ? call.batch : 1;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t start = start_->data() ? start_->data()[row] : 0;
-      STRUCTATTN_EXPECT(0 <= start && start <= call.key_length, "key_start must be between 0 and key_length = ",
-                        call.key_length, ", got ", start, " in row ", row);
+      STRUCTATTN_EXPECT(0 <= start && start <= call.key_length,
+                        "key_start must be between 0 and key_length = ", call.key_length, ", got ", start, " in row ",
+                        row);
       const int64_t position = std::max<int64_t>(call.key_length - call.queries - start, 0);
       for (int64_t level = 0; level < call.levels; ++level) {
         const Span reach = reach_of(hierarchy_->sizes[level], call.by_window, position);

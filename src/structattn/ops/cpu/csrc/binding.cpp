@@ -82,22 +82,21 @@ Tensor attend_to_cache(const Tensor& query, const Tensors& key_levels, const Ten
   return out;
 }
 
-// --- operators --------------------------------------------------------------------------------------------------------
+// --- operators ---
 
-#define STRUCTATTN_ATTENTION_PARAMETERS                                                                         \
-  const Tensor &query, const Tensor &key, const Tensor &value, const MaybeTensor &bias,                         \
-      const MaybeTensor &key_start, const MaybeTensor &key_end, const MaybeTensor &seed,                        \
-      const std::string &hierarchy, bool is_causal, double scale, int64_t query_offset, double dropout_p
+#define STRUCTATTN_ATTENTION_PARAMETERS                                                                                \
+  const Tensor &query, const Tensor &key, const Tensor &value, const MaybeTensor &bias, const MaybeTensor &key_start,  \
+      const MaybeTensor &key_end, const MaybeTensor &seed, const std::string &hierarchy, bool is_causal, double scale, \
+      int64_t query_offset, double dropout_p
 #define STRUCTATTN_ATTENTION_ARGUMENTS \
   query, key, value, bias, key_start, key_end, seed, hierarchy, is_causal, scale, query_offset, dropout_p
-#define STRUCTATTN_DECODE_PARAMETERS                                                                            \
-  const Tensor &query, const Tensors &key_levels, const Tensors &value_levels, const MaybeTensor &key_start,    \
+#define STRUCTATTN_DECODE_PARAMETERS                                                                         \
+  const Tensor &query, const Tensors &key_levels, const Tensors &value_levels, const MaybeTensor &key_start, \
       const std::string &hierarchy, int64_t key_length, const std::vector<int64_t>&level_starts, double scale
-#define STRUCTATTN_DECODE_ARGUMENTS query, key_levels, value_levels, key_start, hierarchy, key_length, level_starts, scale
+#define STRUCTATTN_DECODE_ARGUMENTS \
+  query, key_levels, value_levels, key_start, hierarchy, key_length, level_starts, scale
 
-OutputAndLse attention_kernel(STRUCTATTN_ATTENTION_PARAMETERS) {
-  return attend({STRUCTATTN_ATTENTION_ARGUMENTS});
-}
+OutputAndLse attention_kernel(STRUCTATTN_ATTENTION_PARAMETERS) { return attend({STRUCTATTN_ATTENTION_ARGUMENTS}); }
 
 Tensors backward_kernel(const Tensor& grad_out, const Tensor& out, const Tensor& lse, bool needs_bias_grad,
                         STRUCTATTN_ATTENTION_PARAMETERS) {
@@ -110,8 +109,8 @@ bool serves(const Tensor& query, const std::string& backend) {
   return (backend == "auto" || backend == "cpu") && dtype_of(query) >= 0;
 }
 
-// What the Python operator of that name returns. No exception crosses the stable ABI: its text comes as bytes, behind the
-// results.
+// What the Python operator of that name returns. No exception crosses the stable ABI: its text comes as bytes, behind
+// the results.
 template <class... Arguments>
 Tensors in_python(const char* name, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
@@ -135,7 +134,8 @@ OutputAndLse mlr_attention(STRUCTATTN_ATTENTION_PARAMETERS, const std::string& b
 
 Tensors mlr_attention_backward(const Tensor& grad_out, const Tensor& out, const Tensor& lse, bool needs_bias_grad,
                                STRUCTATTN_ATTENTION_PARAMETERS, const std::string& backend) {
-  if (serves(query, backend)) return differentiate(grad_out, out, lse, needs_bias_grad, {STRUCTATTN_ATTENTION_ARGUMENTS});
+  if (serves(query, backend))
+    return differentiate(grad_out, out, lse, needs_bias_grad, {STRUCTATTN_ATTENTION_ARGUMENTS});
   return in_python("structattn::mlr_attention_backward_in_python", grad_out, out, lse, needs_bias_grad,
                    STRUCTATTN_ATTENTION_ARGUMENTS, backend);
 }
@@ -148,16 +148,17 @@ Tensor mlr_decode(STRUCTATTN_DECODE_PARAMETERS, const std::string& backend) {
 }  // namespace
 }  // namespace structattn
 
-#define STRUCTATTN_ATTENTION_SCHEMA                                                                             \
-  "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_start, Tensor? key_end, Tensor? seed, "   \
+#define STRUCTATTN_ATTENTION_SCHEMA                                                                          \
+  "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_start, Tensor? key_end, Tensor? seed, " \
   "str hierarchy, bool is_causal, float scale, int query_offset, float dropout_p"
 
 STABLE_TORCH_LIBRARY(structattn_cpu, m) {
   m.def("attention(" STRUCTATTN_ATTENTION_SCHEMA ") -> (Tensor, Tensor)");
   m.def("attention_backward(Tensor grad_out, Tensor out, Tensor lse, bool needs_bias_grad, " STRUCTATTN_ATTENTION_SCHEMA
         ") -> Tensor[]");
-  m.def("decode(Tensor query, Tensor[] key_levels, Tensor[] value_levels, Tensor? key_start, str hierarchy, "
-        "int key_length, int[] level_starts, float scale) -> Tensor");
+  m.def(
+      "decode(Tensor query, Tensor[] key_levels, Tensor[] value_levels, Tensor? key_start, str hierarchy, "
+      "int key_length, int[] level_starts, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(structattn_cpu, CPU, m) {

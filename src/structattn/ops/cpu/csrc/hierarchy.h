@@ -24,8 +24,8 @@ template <class... Parts>
   throw std::invalid_argument(message.str());
 }
 
-#define STRUCTATTN_EXPECT(condition, ...)               \
-  do {                                                  \
+#define STRUCTATTN_EXPECT(condition, ...)                \
+  do {                                                   \
     if (!(condition)) ::structattn::refuse(__VA_ARGS__); \
   } while (false)
 
@@ -153,7 +153,8 @@ inline Hierarchy parse(const std::string& text) {
 inline std::shared_ptr<const Hierarchy> hierarchy_of(const std::string& text) {
   constexpr size_t kMost = 256;
   static std::mutex mutex;
-  static auto* known = new std::unordered_map<std::string, std::shared_ptr<const Hierarchy>>;  // as long as threads live
+  static auto* known =
+      new std::unordered_map<std::string, std::shared_ptr<const Hierarchy>>;  // as long as threads live
   const std::lock_guard lock(mutex);
   if (const auto found = known->find(text); found != known->end()) return found->second;
   auto hierarchy = std::make_shared<const Hierarchy>(parsing::parse(text));

@@ -1,7 +1,7 @@
 // Tensors of PyTorch's stable ABI: checks, views for the kernel, and memory for results.
 //
-// The checks make every call safe. Python has checks of its own, whose messages name what a user passed; these here stand
-// where a compiled graph, or anyone, calls an operator with no Python in between.
+// The checks make every call safe. Python has checks of its own, whose messages name what a user passed; these here
+// stand where a compiled graph, or anyone, calls an operator with no Python in between.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -93,9 +93,7 @@ inline Tensor new_tensor(const Tensor& query, std::vector<int64_t> sizes, bool z
   return Tensor(result);
 }
 
-inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  return {tensor.sizes().begin(), tensor.sizes().end()};
-}
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 // Integers (B), one after another in memory.
 class Numbers {
