@@ -1,7 +1,7 @@
 """Build the wheel for Linux: the package with the CPU kernel compiled, one library for each instruction set.
 
-`make wheel` runs it. The libraries use PyTorch's stable ABI alone, so that one wheel serves every torch from 2.11 on and
-every Python. They are cross-compiled for Arm where `aarch64-linux-gnu-g++` is installed; no Arm machine has run them.
+`make wheel` runs it. The libraries use PyTorch's stable ABI alone: one wheel serves every torch from 2.11 on and every
+Python. `aarch64-linux-gnu-g++` cross-compiles them for Arm; no Arm machine has run them.
 
     python wheels/build.py --tools build/wheel/bin            x86-64, repaired by auditwheel into dist/
     python wheels/build.py --machine aarch64 --unrepaired     Arm
@@ -84,7 +84,17 @@ def build_wheel(machine: str, out: Path) -> Path:
 def repair(wheel: Path, out: Path, tools: Path) -> Path:
     """Return the wheel that auditwheel tags for the oldest Linux it loads on; the given one is removed."""
     environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    command = [tools / "auditwheel", "repair", "--exclude", "libtorch*", "--exclude", "libc10*", "--wheel-dir", out, wheel]
+    command = [
+        tools / "auditwheel",
+        "repair",
+        "--exclude",
+        "libtorch*",
+        "--exclude",
+        "libc10*",
+        "--wheel-dir",
+        out,
+        wheel,
+    ]
     subprocess.run(command, check=True, env=environment)
     wheel.unlink()
     (repaired,) = out.glob("structattn-*-py3-none-manylinux*.whl")

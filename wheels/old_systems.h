@@ -1,6 +1,6 @@
 // What lets a library that a new toolchain compiled load on an old Linux: it is included before every source of a wheel.
 //
-// A symbol of glibc is bound to its oldest version, not to the one that this machine has.
+// Functions of glibc are bound to their oldest versions, not to those that this machine has.
 #pragma once
 
 #if defined(__x86_64__)
@@ -8,4 +8,16 @@
 #elif defined(__aarch64__)
 #define OLDEST_GLIBC "GLIBC_2.17"
 #endif
-__asm__(".symver pthread_mutex_trylock, pthread_mutex_trylock@" OLDEST_GLIBC);
+#define OLDEST(name) __asm__(".symver " #name ", " #name "@" OLDEST_GLIBC)
+
+OLDEST(pthread_mutex_trylock);
+OLDEST(exp);
+OLDEST(exp2);
+OLDEST(log);
+OLDEST(log2);
+OLDEST(pow);
+OLDEST(expf);
+OLDEST(exp2f);
+OLDEST(logf);
+OLDEST(log2f);
+OLDEST(powf);

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -23,12 +24,13 @@ KERNEL = "STRUCTATTN_KERNEL"
 
 @dataclass
 class _State:
+    path: Path | None = None
     loaded: bool = False
     differentiates: bool = False
 
 
 state = _State()
-"""`loaded`: the operators have kernels for the CPU. `differentiates`: also derivatives in C++."""
+"""`loaded` from `path`: operators have kernels for the CPU. `differentiates`: they have derivatives in C++ as well."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,5 +57,4 @@ def load() -> None:
         torch.ops.load_library(path)
     except OSError as error:
         raise BuildError(f"{path} cannot be loaded: {error}") from error
-    state.differentiates = from_source
-    state.loaded = True
+    state.path, state.differentiates, state.loaded = path, from_source, True

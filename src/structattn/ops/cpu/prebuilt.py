@@ -12,8 +12,8 @@ from structattn.ops.cpu.build import BuildError
 FOLDER = Path(__file__).parent / "prebuilt"
 _AVX2 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"))
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-# Best first, each with what Linux calls the instructions it needs: x86-64-v3, x86-64-v4, and products of bfloat16. Every
-# Arm machine of 64 bits has NEON.
+# Best first, each with what Linux calls the instructions it needs: x86-64-v4 with products of bfloat16, x86-64-v4,
+# x86-64-v3, and NEON, which every Arm machine of 64 bits has.
 NEEDS = {"avx512_bf16": _AVX512 | {"avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2, "neon": frozenset(("asimd",))}
 
 

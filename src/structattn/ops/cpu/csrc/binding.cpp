@@ -18,7 +18,7 @@ namespace {
 // Products are taken in bfloat16 where the machine multiplies it (AMX, AVX512_BF16), else in float.
 template <class Body>
 void with_product_type(const Call& call, const Body& body) {
-#if defined(__AVX512BF16__) && defined(STRUCTATTN_BRGEMM)
+#if defined(__AVX512BF16__)
   if (call.query.dtype == kBFloat16) return body(BFloat16());
 #endif
   (void)call;
