@@ -120,7 +120,7 @@ def test_kernel_for_lesser_machines(target):
     if needed and not prebuilt.NEEDS[needed] <= prebuilt.instructions():
         pytest.skip(f"this machine lacks {needed}")
     path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
-    # Without fused multiply-adds each sum is rounded more often than plain PyTorch's: fewer cases lie within the tolerance.
+    # Without fused multiply-adds sums are rounded more often than plain PyTorch's: fewer cases meet the tolerance.
     cases = core.NARROW if target == "x86-64" else ()
     command = [sys.executable, "-W", "error::UserWarning", "-m", "tests.ops.core", *cases]
     environment = {"STRUCTATTN_CXXFLAGS": f"-march={target}", "STRUCTATTN_KERNEL": "source", "PYTHONPATH": path}
