@@ -28,7 +28,8 @@ _LEGEND = (
     "computes the scores again, which counts.",
 )
 _ROOFS = (
-    "The roof of products is the fastest multiply-add unit for the dtype, measured in registers on all threads. The "
+    "The roof of products is the fastest multiply-add unit for the dtype, measured in registers on all threads, or "
+    "PyTorch's product in cache if that was faster. The "
     "roof of decode is reading as many bytes as the variant must read, again and again, on all threads: the live keys "
     "and values of its levels. What fits a cache is read from there. Roofs are measured before and after the cases, "
     "and the higher one counts."
@@ -78,6 +79,8 @@ def _section(result: _Result, path: Path) -> list[str]:
             "memory. It is not the most that this machine can do: shares of it exceed 100%."
         ]
     lines += ["", *table(*_cases(result))]
+    if "roofs" in result:
+        lines += [line for operation in ("forward", "forward + backward") for line in _limit(result, operation)]
     if any(row["sweep"] for row in result["rows"]):
         lines += ["", f"![Time and memory against T]({path.with_suffix('.svg').name})", "", *_sweep(result)]
     reasons = {f"{row['variant']}, {row['case']}: {row['reason']}" for row in result["rows"] if "reason" in row}
@@ -102,6 +105,23 @@ def _roof_rows(measured: Mapping[str, Any]) -> list[list[str]]:
 
 def _flops(rate: float) -> str:
     return f"{rate / 1e9:.0f} GFLOP/s"
+
+
+def _limit(result: _Result, operation: str) -> list[str]:
+    """Return lines that say what an operation in float32 at `T = 4096` could gain at most; none without such a case."""
+    case = f"float32 {operation}, T=4096"
+    rows = {row["variant"]: row for row in result["rows"] if row["case"] == case and not row["sweep"]}
+    if not {"SDPA", "flat", "windows"} <= {name for name, row in rows.items() if "samples_ms" in row}:
+        return []
+    shares = {name: share_of_roof(row, result) for name, row in rows.items() if "samples_ms" in row}
+    sdpa, flat, windows = (shares[name] or 0.0 for name in ("SDPA", "flat", "windows"))
+    return [
+        "",
+        f"*What limits {operation}.* At 4,096 tokens SDPA reaches {sdpa:.0%} of the roof, so that a kernel without any "
+        f"loss would be {1 / sdpa:.1f} times as fast with one level. This one reaches {flat:.0%}. `windows` has "
+        f"{rows['flat']['flops'] / rows['windows']['flops']:.1f} times fewer multiply-adds than one level and reaches "
+        f"{windows:.0%}: softmax costs as much per pair, and short products load and store more for each multiply-add.",
+    ]
 
 
 def _cases(result: _Result) -> tuple[list[str], list[list[str]]]:

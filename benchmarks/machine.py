@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,13 @@ from benchmarks.timing import seconds_on_card
 ROOT = Path(__file__).parent.parent
 INSTRUCTIONS = {
     "native": {},
+    "avx512_bf16": {
+        "STRUCTATTN_KERNEL": "source",
+        "STRUCTATTN_CXXFLAGS": "-march=x86-64-v4 -mavx512bf16",
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+    },
     "avx512": {
         "STRUCTATTN_KERNEL": "source",
         "STRUCTATTN_CXXFLAGS": "-march=x86-64-v4",
@@ -37,13 +45,14 @@ INSTRUCTIONS = {
 """Environment that holds the kernel, PyTorch and its libraries to a set of instructions, by name."""
 _INSTRUCTION_FLAGS = {
     "native": ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"),
+    "avx512_bf16": ("avx2", "avx512f", "avx512_bf16"),
     "avx512": ("avx2", "avx512f"),
     "avx2": ("avx2",),
 }
 """Flags of /proc/cpuinfo that a run reports, by the name of its instructions."""
 _USED = "STRUCTATTN_BENCHMARK_INSTRUCTIONS"
-CORES = frozenset(os.sched_getaffinity(0))
-"""Cores of this process, read before OpenMP pins the main thread to one of them."""
+CORES = frozenset(map(int, re.findall(r"\d+", os.environ.get("OMP_PLACES", "")))) or frozenset(os.sched_getaffinity(0))
+"""Cores that a run may use. OpenMP has pinned the main thread to one of its places when torch is imported."""
 
 
 def pin_threads(module: str, instructions: str = "native") -> None:

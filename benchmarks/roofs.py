@@ -62,9 +62,11 @@ def higher(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def product_roof(roofs: Mapping[str, Any], dtype: str) -> float | None:
-    """Return the rate of the fastest unit for products in a dtype, or that of PyTorch's product if it was higher.
+    """Return the highest rate known for products in a dtype.
 
-    The machine may have been slower while a unit was measured. A bfloat16 product may run in float32. None where a machine's bfloat16 unit is not known here (Arm).
+    That is the rate of the fastest unit, or of PyTorch's product if the machine was slower while a unit was measured. A
+    bfloat16 product may run in float32. None where a
+    machine's bfloat16 unit is not known here (Arm).
     """
     units = roofs["units"]
     known = [units[name] for name in UNITS[dtype] if name in units]

@@ -77,7 +77,8 @@ LOADED = "from structattn.ops.cpu import library; library.load(); print(library.
 def test_the_best_that_the_machine_runs_is_loaded(python):
     result = run(python, "-c", LOADED)
     assert result.returncode == 0, result.stderr
-    assert Path(result.stdout.strip()).stem == RUNNABLE[-1]
+    slow = ["avx512_bf16"] if "GenuineIntel" in Path("/proc/cpuinfo").read_text() else []
+    assert Path(result.stdout.strip()).stem == [name for name in RUNNABLE if name not in slow][-1]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,28 +42,30 @@ COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
 def compile_libraries(machine: str, folder: Path) -> None:
     """Write `folder/<name>.so` for every instruction set of `machine`."""
     folder.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CXX", COMPILERS[machine])
+    compiler = [COMPILERS[machine]]
+    if machine == platform.machine():
+        compiler = shlex.split(os.environ.get("CXX", "")) or compiler
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         torch_library = _stand_in_for_torch(compiler, Path(scratch))
         older = Path(scratch, "old_systems.o")
-        _run(compiler, "-std=c++17", "-O2", "-fPIC", "-c", HERE / "old_systems.cpp", "-o", older)
+        _run(*compiler, "-std=c++17", "-O2", "-fPIC", "-c", HERE / "old_systems.cpp", "-o", older)
 
         def compile_one(name: str, flags: list[str]) -> None:
             sources = ["-include", HERE / "old_systems.h", SOURCES / "binding.cpp", older]
             headers = ["-isystem", Path(torch.__file__).parent / "include", f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
             link = ["-shared", "-s", "-L", torch_library.parent, "-Wl,--no-as-needed", "-ltorch_cpu"]
-            _run(compiler, *FLAGS, *flags, *headers, *sources, *link, "-o", folder / f"{name}.so")
+            _run(*compiler, *FLAGS, *flags, *headers, *sources, *link, "-o", folder / f"{name}.so")
 
         compilations = [pool.submit(compile_one, *each) for each in FLAGS_OF[machine].items()]
         for compilation in compilations:
             compilation.result()
 
 
-def _stand_in_for_torch(compiler: str, folder: Path) -> Path:
+def _stand_in_for_torch(compiler: list[str], folder: Path) -> Path:
     """Return an empty libtorch_cpu.so: the kernel names the library it needs, and finds it loaded."""
     empty, library = folder / "empty.cpp", folder / "libtorch_cpu.so"
     empty.touch()
-    _run(compiler, "-shared", empty, "-Wl,-soname,libtorch_cpu.so", "-o", library)
+    _run(*compiler, "-shared", empty, "-Wl,-soname,libtorch_cpu.so", "-o", library)
     return library
 
 
@@ -97,7 +101,7 @@ def repair(wheel: Path, out: Path, tools: Path) -> Path:
     ]
     subprocess.run(command, check=True, env=environment)
     wheel.unlink()
-    (repaired,) = out.glob("structattn-*-py3-none-manylinux*.whl")
+    (repaired,) = out.glob("structattn-*-py3-none-manylinux*_x86_64.whl")
     return repaired
 
 
@@ -114,7 +118,7 @@ def main() -> None:
     parser.add_argument("--unrepaired", action="store_true", help="leave the tag of this machine's own Linux")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for old in options.out.glob("structattn-*.whl"):
+    for old in options.out.glob(f"structattn-*_{options.machine}.whl"):
         old.unlink()
     wheel = build_wheel(options.machine, options.out)
     if not options.unrepaired:

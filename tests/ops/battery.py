@@ -196,6 +196,13 @@ def cases() -> dict[str, Case]:
             base, batch=3, key_start=(0, 50, 100), key_end=(100, 50, 100), is_causal=is_causal
         )
         table[f"bias-full-{mask}"] = replace(base, bias=(True, True, True, True), is_causal=is_causal)
+        # Late queries whose window lies behind the last valid key.
+        table[f"sliding-padding-{mask}"] = Case(SLIDING, 300, key_end=(50, 300), is_causal=is_causal)
+        table[f"sliding-empty-row-{mask}"] = Case(SLIDING, 300, key_end=(0, 300), is_causal=is_causal)
+        # Scores too large for one shift of all powers.
+        for name, hierarchy in (("", DEEP), ("windows-", NEAR)):
+            table[f"{name}large-scores-{mask}"] = Case(hierarchy, 257, scale=0.5, is_causal=is_causal)
+    table["sliding-queries-past-keys"] = Case(SLIDING, 300, key_length=33, is_causal=False)
     table["queries-past-keys"] = replace(base, query_length=70, key_length=33, is_causal=False)
     for name, key_heads in (("8:2", 2), ("8:1", 1)):
         table[f"gqa-{name}"] = replace(base, heads=8, key_heads=key_heads)

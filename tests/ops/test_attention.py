@@ -57,6 +57,7 @@ def test_backend_against_definition(backend, case):
         "near-100-full",
         "sliding-257-causal",
         "windows-gqa-bias",
+        "windows-large-scores-causal",
     ],
 )
 def test_backend_in_other_dtypes(backend, dtype, case):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from structattn import checks
-from structattn.ops import operator, registry, schema
+from structattn.ops import operator, registry
 from structattn.ops.arguments import (
     bias_with_four_axes,
     check_hierarchy,
@@ -115,10 +115,7 @@ def attend_with_lse(
     call = _checked_call(
         query, key, value, hierarchy, is_causal, scale, attn_bias, bounds, query_offset, True, 0.0, backend
     )
-    out: tuple[Tensor, Tensor] = torch.ops.structattn.mlr_attention(
-        *schema.tensors_of(call), *schema.options_of(call, backend)
-    )
-    return out
+    return operator.call_operator(call, backend)
 
 
 def merge_segments(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

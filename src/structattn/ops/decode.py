@@ -102,7 +102,7 @@ def _decode_in_cpp(
     enable_gqa: bool,
     backend: str,
 ) -> Tensor | None:
-    """Return the output of an unchecked call, or None, likewise as `operator.attend_in_cpp`."""
+    """Like `operator.attend_in_cpp`, for `mlr_decode`."""
     if (
         torch.compiler.is_compiling()
         or not library.state.loaded
@@ -114,12 +114,15 @@ def _decode_in_cpp(
         return None
     try:
         value_levels = [value] if isinstance(value, Tensor) else value
+        tensors = (query, *key_levels, *value_levels)
         if (
-            not all(tensor.is_cpu for tensor in (query, *key_levels, *value_levels))
+            not torch_internals.all_plain((*tensors, key_start))
+            or not all(tensor.is_cpu for tensor in tensors)
             or not (key_start is None or key_start.is_cpu)
             or query.dtype not in library.DTYPES
             or len(value_levels) != (1 if isinstance(value, Tensor) else hierarchy.levels)
             or not (enable_gqa or value_levels[0].size(1) == query.size(1))
+            or (not library.state.differentiates and torch_internals.need_grad(tensors))
         ):
             return None
         scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
@@ -130,7 +133,7 @@ def _decode_in_cpp(
                 query, key_levels, value_levels, key_start, hierarchy.text, key_length, starts, scale, backend
             )
             return out
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, IndexError, TypeError, ValueError):
         return None
 
 

@@ -88,7 +88,7 @@ class Hierarchy:
         object.__setattr__(self, "text", self._as_text())  # made once: every call reads it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickle, of which an older one has no text."""
+        """Restore a pickle; older ones lack the text."""
         self.__dict__.update(state)
         if "text" not in state:
             object.__setattr__(self, "text", self._as_text())

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from structattn import checks
-from structattn.ops import registry, schema, torch_internals
+from structattn.ops import cpu, registry, schema, torch_internals
 from structattn.ops.arguments import check_key_bounds
 from structattn.ops.call import Call, lse_dtype
 from structattn.ops.cpu import library
@@ -45,10 +45,10 @@ def attend_in_cpp(
     enable_gqa: bool,
     backend: str,
 ) -> Tensor | None:
-    """Return the output of an unchecked call without dropout, or None where `attend` must serve it.
+    """Run a call without dropout in C++, or return None.
 
-    The operator's kernel in C++ checks its arguments. What these cannot show is checked here. None also stands for bad
-    input, for which the checks in Python have the message.
+    The kernel checks its arguments; what it cannot see is checked here. On None, `attend` serves the call, or the
+    checks in Python raise.
     """
     if (
         torch.compiler.is_compiling()
@@ -62,7 +62,8 @@ def attend_in_cpp(
         return None
     try:
         if (
-            not (query.is_cpu and key.is_cpu and value.is_cpu)
+            not torch_internals.all_plain((query, key, value, bias, key_start, key_end))
+            or not (query.is_cpu and key.is_cpu and value.is_cpu)
             or query.dtype not in library.DTYPES
             or not (enable_gqa or key.size(1) == query.size(1))
             or not (bias is None or (bias.is_cpu and bias.dim() == 4))
@@ -81,7 +82,7 @@ def attend_in_cpp(
         else:
             with torch_internals.below_autograd():
                 results = operator(*tensors, *options)
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, TypeError, ValueError):
         return None
     out: Tensor = results[0]
     return out
@@ -96,20 +97,26 @@ def attend(call: Call, backend: str) -> Tensor:
     """
     tensors = schema.tensors_of(call)
     if not torch_internals.is_plain(tensors):
-        options = schema.options_of(call, backend)
-        # The compiler traces transforms itself, so the operator must not.
-        if torch.compiler.is_compiling():
-            return torch.ops.structattn.mlr_attention(*tensors, *options)[0]
-        if torch_internals.has_tangent(tensors):
+        if not torch.compiler.is_compiling() and torch_internals.has_tangent(tensors):
             raise NotImplementedError("mlr_attention has no forward-mode derivative; use reverse mode (backward, vjp)")
-        if torch_internals.may_be_transformed():
-            return MLRAttentionTransformed.apply(*tensors, *options)[0]
-        return torch.ops.structattn.mlr_attention(*tensors, *options)[0]
-    if backend == "auto" and library.state.differentiates and call.query.is_cpu:
-        return torch.ops.structattn.mlr_attention(*tensors, *schema.options_of(call, backend))[0]
+        return call_operator(call, backend)[0]
+    if backend == "auto" and library.state.differentiates and cpu.ineligible(call) is None:
+        return call_operator(call, backend)[0]
     if torch_internals.need_grad(tensors[:4]):
         return _DirectMLRAttention.apply(*tensors, call, backend)
     return _run(call, backend)[0]
+
+
+def call_operator(call: Call, backend: str) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp from the registered operator."""
+    arguments = (*schema.tensors_of(call), *schema.options_of(call, backend))
+    results: tuple[Tensor, Tensor]
+    # The compiler traces transforms itself, so the operator must not.
+    if not torch.compiler.is_compiling() and torch_internals.may_be_transformed():
+        results = MLRAttentionTransformed.apply(*arguments)
+    else:
+        results = torch.ops.structattn.mlr_attention(*arguments)
+    return results
 
 
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def pad_with_none(grads: Sequence[Tensor | None], count: int) -> tuple[Tensor | 
 
 
 def in_python(function: Callable[..., Any]) -> Callable[..., list[Tensor]]:
-    """Return `function` for C++, to which no exception gets through.
+    """Wrap `function` for C++: return exceptions as text, never raise.
 
     The operators in C++ call it for what their kernel does not serve (csrc/binding.cpp). It returns the results and,
     last, the text of an exception as bytes; there are none where nothing was raised.

@@ -123,7 +123,10 @@ def _compiled_backend(query: Tensor) -> str:
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Return True if no transform, tracer or subclass sees the call: some of them know PyTorch's operator alone."""
+    """Return True if no transform, tracer or subclass sees the call.
+
+    Some of them know PyTorch's operator alone.
+    """
     return (
         all(type(tensor) is Tensor for tensor in tensors)
         and not torch.jit.is_tracing()

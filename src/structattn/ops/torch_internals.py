@@ -70,8 +70,13 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     return True
 
 
+def all_plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Return True if no tensor is of a subclass, such as a fake one."""
+    return _PLAIN.issuperset(map(type, tensors))
+
+
 def is_untransformed() -> bool:
-    """Return True if operators compute what they say: no transform, no dual level, no autocast.
+    """Return True without transform, dual level and autocast.
 
     False where torch lacks one of `WATCHERS`.
     """
@@ -84,12 +89,12 @@ def is_untransformed() -> bool:
 
 
 def need_grad(tensors: Iterable[Tensor | None]) -> bool:
-    """Return True if autograd records what is done with one of the tensors."""
+    """Return True if autograd records calls on these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Return a context in which operators pass over autograd, which saves a call without gradients its Python."""
+    """Return a context in which operators skip autograd, and so its Python."""
     return nullcontext() if _below_autograd is None else _below_autograd()
 
 

@@ -20,7 +20,10 @@ __all__ = ["backward", "decode", "forward", "ineligible"]
 
 
 def ineligible(call: Call | DecodeCall | None = None) -> str | None:
-    """Return why the kernel cannot serve `call` (or any call, if None): device, dtype, or a missing compiler."""
+    """Return why the kernel cannot serve `call`, or None.
+
+    Without a call, return why there is no kernel: no library for this machine, no compiler.
+    """
     if call is not None:
         if call.query.device.type != "cpu":
             return f"it serves tensors on the CPU, got {call.query.device}"

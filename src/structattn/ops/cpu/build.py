@@ -31,7 +31,7 @@ FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
-# Each source with flags of its own. The kernel may take torch's bfloat16 products. Of derivatives nothing is slow.
+# Flags of each source: binding.cpp may call torch's brgemm on AMX; autograd.cpp has no hot loop.
 _OBJECTS = {"binding.cpp": ["-DSTRUCTATTN_BRGEMM"], "autograd.cpp": ["-O1"]}
 _SYSTEMS = ("linux", "darwin")
 _MACHINES = ("x86_64", "aarch64", "arm64")

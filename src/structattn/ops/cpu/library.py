@@ -48,6 +48,7 @@ def load() -> None:
 
     Raises:
         BuildError: neither can be had; the message says why.
+        ValueError: `STRUCTATTN_KERNEL` names a library that is not there, or that this machine cannot run.
     """
     named = os.environ.get(KERNEL, "")
     path = None if named == "source" else prebuilt.choose(named)

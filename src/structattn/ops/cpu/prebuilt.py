@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from structattn.ops.cpu.build import BuildError
-
 FOLDER = Path(__file__).parent / "prebuilt"
 _AVX2 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"))
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 # Best first, each with what Linux calls the instructions it needs: x86-64-v4 with products of bfloat16, x86-64-v4,
 # x86-64-v3, and NEON, which every Arm machine of 64 bits has.
 NEEDS = {"avx512_bf16": _AVX512 | {"avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2, "neon": frozenset(("asimd",))}
+# Intel's AVX512_BF16 multiplies no faster than its float32 units: docs/results/attention-cpu.md has both.
+_SLOW_BFLOAT16 = "GenuineIntel"
 
 
 def choose(named: str = "") -> Path | None:
-    """Return the path of the best library that this machine runs, or of the one named; None if there is none.
+    """Return the best library for this machine, or the named one; None if there is none.
 
     Raises:
-        BuildError: the named library is not there, or needs instructions that the machine lacks.
+        ValueError: the named library is not there, or needs instructions that the machine lacks.
     """
     if named:
         return _checked(named)
-    paths = (_path(name) for name in NEEDS if not _lacking(name))
+    slow = {"avx512_bf16"} if _reported("vendor_id") == [_SLOW_BFLOAT16] else set()
+    paths = (_path(name) for name in NEEDS if name not in slow and not _lacking(name))
     return next((path for path in paths if path.exists()), None)
 
 
@@ -34,14 +35,14 @@ def _path(name: str) -> Path:
 
 
 def _checked(name: str) -> Path:
-    if not _path(name).exists():
+    if name not in NEEDS or not _path(name).exists():
         there = ", ".join(each for each in NEEDS if _path(each).exists()) or "none"
-        raise BuildError(
+        raise ValueError(
             f"STRUCTATTN_KERNEL must be 'source' or one of the kernels of this installation ({there}), got {name!r}"
         )
     lacking = _lacking(name)
     if lacking:
-        raise BuildError(f"STRUCTATTN_KERNEL={name} needs instructions that this machine lacks: {', '.join(lacking)}")
+        raise ValueError(f"STRUCTATTN_KERNEL={name} needs instructions that this machine lacks: {', '.join(lacking)}")
     return _path(name)
 
 
@@ -51,9 +52,13 @@ def _lacking(name: str) -> list[str]:
 
 def instructions() -> set[str]:
     """Return the names of the instruction sets that Linux reports; none on another system."""
+    return set(_reported("flags") or _reported("Features"))
+
+
+def _reported(key: str) -> list[str]:
+    """Return the words that Linux reports of the first processor under a key."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    named = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
-    return set(next(named, []))
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith(key)), [])

@@ -142,9 +142,9 @@ class CheckedDecode {
     call.scale = scale;
     call.levels = hierarchy_->levels();
     call.by_window = hierarchy_->by_window;
-    check_levels(query);
     start_.emplace("key_start", key_start, call.batch);
     check_starts();
+    check_levels(query);
     call.key_start = start_->data();
     call.key_levels = key_views_.data();
     call.value_levels = value_views_.data();

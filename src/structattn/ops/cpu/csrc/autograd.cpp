@@ -69,9 +69,8 @@ struct Attention : torch::autograd::Function<Attention> {
     saved[1] = lse;
     ctx->save_for_backward(saved);
     ctx->saved_data["options"] = c10::ivalue::Tuple::create(options);
-    ctx->mark_non_differentiable({lse});
     ctx->set_materialize_grads(false);
-    return {out, lse};
+    return {out};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -96,7 +95,7 @@ void mlr_attention(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) 
   Stack own = torch::jit::pop(*stack, op.schema().arguments().size());
   const auto given = [&](size_t at) { return tensor_or_none(own[at]); };
   const variable_list results = Attention::apply(given(0), given(1), given(2), if_defined(given(3)), op, keys, &own);
-  torch::jit::push(*stack, results[0], results[1]);
+  torch::jit::push(*stack, results[0], own[1]);  // log-sum-exp has no derivative
 }
 
 // --- derivatives that do not exist ---

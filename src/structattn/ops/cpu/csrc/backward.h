@@ -213,8 +213,9 @@ class Backward {
       depths[s] = plan_.tile_depth(pair.queries, pair.keys);
       float* scores = scores_ + s * stride;
       float* grads = score_grads_ + s * stride;
-      const float factor =
-          scores_of_(pair, depths[s], rows, Left<T>{key_, plan_.rank}, packed_.query_turned + place * plan_.rank, scores, row_).factor;
+      const Left<T> key{key_, plan_.rank};
+      const T* query = packed_.query_turned + place * plan_.rank;
+      const float factor = scores_of_(pair, depths[s], rows, key, query, scores, row_).factor;
       multiply_values(pair, depths[s], rows, packed_.grad_turned + place * plan_.value_width, grads);
       softmax_grad(pair, depths[s], rows, factor, packed_.lse + place, packed_.delta + place, s);
     }
@@ -229,8 +230,8 @@ class Backward {
 
   // The gradient of probabilities, 0 where a pair is hidden.
   void multiply_values(const Pair& pair, const TileDepth& shared, int64_t rows, const T* grad_turned, float* grads) {
-    const int64_t stride = plan_.query_stride, width = plan_.value_width;
-    const int64_t prefix = plan_.levels[shared.all - 1].value.prefix;
+    const int64_t stride = plan_.query_stride, prefix = plan_.levels[shared.all - 1].value.prefix;
+    const Left<T> value{value_, plan_.value_width};
     for_each_strip<T>(plan_, pair, is_cut(plan_, pair), rows, [&](int64_t i, int64_t strip, Span seen) {
       if (!prefix) seen = {0, 0};
       for (int64_t k = i; k < i + strip; ++k) {
@@ -238,12 +239,12 @@ class Backward {
         std::fill(grads + k * row_ + seen.stop, grads + k * row_ + stride, 0.0f);
       }
       if (prefix)
-        gemm(strip, seen.stop - seen.start, prefix, Left<T>{value_, width}.at(i, 0), grad_turned + kPaired<T> * seen.start,
-             stride, grads + i * row_ + seen.start, row_, false);
+        gemm(strip, seen.stop - seen.start, prefix, value.at(i, 0), grad_turned + kPaired<T> * seen.start, stride,
+             grads + i * row_ + seen.start, row_, false);
     });
     for (int64_t l = shared.all; l < shared.some; ++l) {
       const Level& level = plan_.levels[l];
-      partial_.add_products(level, level.value, pair.keys, pair.queries, Left<T>{value_, width}, grad_turned, {grads, row_});
+      partial_.add_products(level, level.value, pair.keys, pair.queries, value, grad_turned, {grads, row_});
     }
   }
 
@@ -260,7 +261,9 @@ class Backward {
     if constexpr (kNarrow) {
       if (!apart && !dropout_.active()) {
         for_each_grad(scores, grads, rows, factor, gain, lse, delta,
-                      [&](int64_t i, int64_t j, const Vec (&p)[2], const Vec (&grad)[2]) { narrow(i, s * stride + j, p, grad); });
+                      [&](int64_t i, int64_t j, const Vec(&p)[2], const Vec(&grad)[2]) {
+                        narrow(i, s * stride + j, p, grad);
+                      });
         return;
       }
     }
@@ -310,21 +313,21 @@ class Backward {
     }
   }
 
-  // Adds the products of tiles `from … to` of a chunk over the levels that all pairs share; `first_pair` is the first's.
-  // Later tiles are taken whole: pairs that are hidden there have probability 0.
-  void add_shared(const Pair& first_pair, const TileDepth& shared, int64_t slot, int64_t share, int64_t rows,
+  // Adds the products of tiles `from … to` of a chunk over the levels that all pairs share; `first_tile` is the
+  // first's. Later tiles are taken whole: pairs that are hidden there have probability 0.
+  void add_shared(const Pair& first_tile, const TileDepth& shared, int64_t slot, int64_t share, int64_t rows,
                   int64_t first, int64_t from, int64_t to) {
     const int64_t stride = plan_.query_stride, rank = plan_.rank, width = plan_.value_width;
     const Level& finest = plan_.levels[shared.all - 1];
     const int64_t prefix = finest.key.prefix, value_prefix = finest.value.prefix;
-    for_each_strip<T>(plan_, first_pair, is_cut(plan_, first_pair), rows, [&](int64_t i, int64_t strip, Span seen) {
+    for_each_strip<T>(plan_, first_tile, is_cut(plan_, first_tile), rows, [&](int64_t i, int64_t strip, Span seen) {
       const int64_t place = packed_.at(slot, first + from) + seen.start, inner = (to - from) * stride - seen.start;
-      const int64_t at = i * row_ + from * stride + seen.start;
+      const int64_t first_pair = i * row_ + from * stride + seen.start;
       if (value_prefix)
-        gemm(strip, value_prefix, inner, Left<T>{probabilities() + at, row_}, packed_.grad + place * width, width,
-             value_grad_ + i * width, width, true);
-      gemm(strip, prefix, inner, Left<T>{grads() + at, row_}, packed_.query + place * rank, rank, key_grad_ + i * rank, rank,
-           true);
+        gemm(strip, value_prefix, inner, Left<T>{probabilities() + first_pair, row_}, packed_.grad + place * width,
+             width, value_grad_ + i * width, width, true);
+      gemm(strip, prefix, inner, Left<T>{grads() + first_pair, row_}, packed_.query + place * rank, rank,
+           key_grad_ + i * rank, rank, true);
     });
     for (int64_t t = from; t < to; ++t)
       gemm(prefix, stride, rows, turned_key(), right_grads() + kPaired<T> * t * stride, row_,

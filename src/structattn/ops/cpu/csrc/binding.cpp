@@ -2,7 +2,7 @@
 //
 // `structattn_cpu::attention`, `attention_backward` and `decode` are the kernel itself. The operators that users call,
 // `structattn::mlr_attention` and the like (operator.py, decode.py), get a kernel for the CPU here. It serves float32,
-// bfloat16 and float16; other dtypes, and backends that are named, it hands back to Python.
+// bfloat16 and float16, and hands other dtypes and other backends back to Python.
 #include <torch/csrc/stable/library.h>
 
 #include <array>
@@ -43,8 +43,8 @@ Tensor new_bias_grad(const Call& call, const Tensor& query, const Tensor& bias) 
 }
 
 Tensor sum_like(const Tensor& grad, const Tensor& bias) {
-  const int64_t heads = 1;
-  const Tensor sum = bias.size(1) == grad.size(1) ? grad : torch::stable::sum(grad, {{&heads, 1}}, true);
+  const int64_t head_axis = 1;
+  const Tensor sum = bias.size(1) == grad.size(1) ? grad : torch::stable::sum(grad, {{&head_axis, 1}}, true);
   return dtype_of(bias) == kFloat32 ? sum : torch::stable::to(sum, bias.scalar_type());
 }
 
@@ -59,14 +59,14 @@ Tensors differentiate(const Tensor& grad_out, const Tensor& out, const Tensor& g
   const Tensor lse = given_lse.is_contiguous() ? given_lse : torch::stable::contiguous(given_lse);
   checked.set_results(out, lse);
   // The kernel writes only the valid range of each row; padding has gradient 0.
-  const bool padded = call.key_start || call.key_end || call.query_length == 0;
+  const bool padded = call.key_start || call.key_end || call.query_length == 0 || call.heads == 0;
   Tensors grads;
   for (const Tensor* tensor : {&arguments.query, &arguments.key, &arguments.value})
     grads.push_back(new_tensor(arguments.query, sizes_of(*tensor), padded));
   if (needs_bias_grad && arguments.bias) grads.push_back(new_bias_grad(call, arguments.query, *arguments.bias));
   Gradients gradients{view_of(grad_out), view_of(grads[0]), view_of(grads[1]), view_of(grads[2]), {}};
   if (grads.size() == 4) gradients.bias = broadcast_view_of(grads[3]);
-  with_product_type(call, [&](auto type) { backward<decltype(type)>(call, gradients); });
+  if (call.heads) with_product_type(call, [&](auto type) { backward<decltype(type)>(call, gradients); });
   if (grads.size() == 4) grads[3] = sum_like(grads[3], *arguments.bias);
   return grads;
 }

@@ -1,5 +1,4 @@
-// The arguments of a call as they cross from Python: plain data, the layout of the structures in library.py. Add a field
-// here, there and in layout.h, by which the two are compared.
+// The arguments of a call as the kernel takes them: plain data, filled and checked by arguments.h.
 #pragma once
 
 #include <cstdint>

@@ -27,8 +27,8 @@ constexpr int64_t kValueRun = 64;
 
 inline Vec load_float(const float* from) { return load(from); }
 inline Vec load_float(const BFloat16* from) {
-  using Half = uint16_t __attribute__((vector_size(kLanes * 2)));
-  Half bits;
+  using Bits = uint16_t __attribute__((vector_size(kLanes * 2)));
+  Bits bits;
   std::memcpy(&bits, from, sizeof bits);
   const IntVec wide = __builtin_convertvector(bits, IntVec) << 16;
   Vec x;
@@ -63,7 +63,8 @@ template <class T>
 class Decoder {
  public:
   // `partial` (B · Hkv, runs, rows, width_ + 2), `width_` being value_width rounded up to kAlign: each row holds the
-  // output before it is normalised, the maximum and the sum of a run. Rows are query heads of one key head times queries.
+  // output before it is normalised, the maximum and the sum of a run. Rows are query heads of one key head times
+  // queries.
   Decoder(const Decode& call, int64_t runs, float* partial)
       : call_(call),
         runs_(runs),
@@ -81,6 +82,7 @@ class Decoder {
     const int64_t head = task / runs_, run = task % runs_, b = head / call_.key_heads, kv = head % call_.key_heads;
     const int64_t first = run * kRun, count = std::min(kRun, call_.key_length - first);
     const int64_t start = call_.key_start ? call_.key_start[b] : 0;
+    if (rows_ == 0) return;
     for (int64_t row = 0; row < rows_; ++row) {
       read_query(b, kv, row);
       score_row(b, kv, start, first, count, row);
@@ -186,8 +188,8 @@ class Decoder {
       }
       const bool whole = level == 0 || x >= all_from;  // keys that level 1 does not reach have probability 0
       if (!whole) keep_reached(level, start, first, x, keys);
-      gemm(rows_, width, keys, whole ? Left<float>{scores_ + x, kRun} : Left<float>{kept_, kValueRun}, values, value_row, partial,
-           Decoder::partial_row(call_), true);
+      const Left<float> weights = whole ? Left<float>{scores_ + x, kRun} : Left<float>{kept_, kValueRun};
+      gemm(rows_, width, keys, weights, values, value_row, partial, Decoder::partial_row(call_), true);
     }
   }
 

@@ -1,6 +1,6 @@
-// The forward pass: each task is one tile of queries of one head. It walks the keys tile by tile, with the running sum of
-// softmax, so that memory is O(T). Score tiles have keys as rows, and the output is gathered transposed: products then
-// fill whole vectors however few dimensions a level has.
+// The forward pass: each task is one tile of queries of one head. It walks the keys tile by tile, with the running sum
+// of softmax, so that memory is O(T). Score tiles have keys as rows, and the output is gathered transposed: products
+// then fill whole vectors however few dimensions a level has.
 #pragma once
 
 #include <numeric>
@@ -24,7 +24,8 @@ class PackedKeys {
         values_(heads * plan.key_tiles * plan.key_stride * plan.value_width),
         norms_(heads * plan.key_tiles) {}
 
-  // A tile of keys (key_stride, rank), and the transpose of one of values (value_width, key_stride); `slot` counts heads.
+  // A tile of keys (key_stride, rank), and the transpose of one of values (value_width, key_stride); `slot` counts
+  // heads.
   Left<T> key(int64_t slot, int64_t tile) const {
     return {keys_ + (slot * plan_.key_tiles + tile) * plan_.key_stride * plan_.rank, plan_.rank};
   }
@@ -122,8 +123,8 @@ class Forward {
     const float norm = load_query(b, h, query_index, tile);
     std::fill_n(out_.get(), plan_.query_stride * plan_.value_width, 0.0f);
     const Span seen = plan_.keys_seen(tile);
-    const int64_t begin = seen.start / plan_.width;
     const int64_t stop = (std::min(row.keys, seen.stop) + plan_.width - 1) / plan_.width;
+    const int64_t begin = std::min(seen.start / plan_.width, stop);  // a window may lie behind the last key
     softmax_.start(scores_of_.bound(std::sqrt(norm * keys_.largest_norm(slot, begin, stop))));
     for (int64_t k = begin; k < stop; ++k)
       add_tile({b, h, row, tile, plan_.key_tile(row, k)}, keys_.key(slot, k), keys_.turned_value(slot, k));
@@ -147,7 +148,7 @@ class Forward {
   // Adds a tile of keys to the running output and softmax.
   void add_tile(const Pair& pair, Left<T> key, Left<T> turned_value) {
     const TileDepth depth = plan_.tile_depth(pair.queries, pair.keys);
-    // Products in bfloat16 always take whole tiles: each shape costs brgemm a compilation.
+    // In bfloat16 products take whole tiles, see for_each_strip.
     const int64_t rows = kNarrow ? plan_.key_stride : pair.keys.count;
     const ScoreTile tile = scores_of_(pair, depth, rows, key, query_, scores_, plan_.query_stride);
     softmax_.adapt(scores_, tile, rows, out_);
@@ -183,9 +184,10 @@ class Forward {
   void mix(const Pair& pair, const TileDepth& depth, int64_t rows, Left<T> turned_value, const T* probabilities) {
     const int64_t stride = plan_.query_stride, width = plan_.levels[depth.all - 1].value.prefix;
     for_each_strip<T>(plan_, pair, is_cut(plan_, pair), rows, [&](int64_t i, int64_t strip, Span seen) {
+      const T* weights = probabilities + i * stride + kPaired<T> * seen.start;
       if (width)
-        gemm(width, seen.stop - seen.start, strip, turned_value.at(0, i), probabilities + i * stride + kPaired<T> * seen.start,
-             stride, out_ + seen.start, stride, true);
+        gemm(width, seen.stop - seen.start, strip, turned_value.at(0, i), weights, stride, out_ + seen.start, stride,
+             true);
     });
     for (int64_t l = depth.all; l < depth.some; ++l) {
       const Level& level = plan_.levels[l];

@@ -24,8 +24,9 @@ constexpr int kBlockRows = 6;
 
 inline Vec multiply_add(float a, Vec b, Vec sum) { return a * b + sum; }
 
-// Two bfloat16 of one row of A, or of one column of B: as wide as a float, so that both formats share the kernel.
-struct Two {
+// Two bfloat16 of one row of A, or of one column of B: as wide as a float, so that both formats share the kernel. They
+// are read from memory that is written as bfloat16.
+struct __attribute__((may_alias)) Two {
   uint32_t bits;
 };
 
@@ -35,7 +36,8 @@ inline Vec multiply_add(Two a, Vec b, Vec sum) {
 }
 #endif
 
-// One block of C: kRows rows, kVecs vectors wide; with kPart, one vector of which `part` lanes count. `In` is float or Two.
+// One block of C: kRows rows, kVecs vectors wide; with kPart, one vector of which `part` lanes count. `In` is float or
+// Two.
 template <int kRows, int kVecs, bool kAdd, bool kPart, class In>
 inline __attribute__((always_inline)) void gemm_block(int64_t inner, const In* a, int64_t a_row, int64_t a_inner,
                                                       const In* b, int64_t b_row, float* c, int64_t c_row, int part) {
@@ -79,7 +81,8 @@ __attribute__((noinline)) void gemm_vector(int64_t inner, const In* a, int64_t a
 
 // kRows rows of C over all columns.
 template <int kRows, bool kAdd, class In>
-void gemm_rows(int64_t columns, int64_t inner, const In* a, int64_t a_row, int64_t a_inner, const In* b, int64_t b_row, float* c, int64_t c_row) {
+void gemm_rows(int64_t columns, int64_t inner, const In* a, int64_t a_row, int64_t a_inner, const In* b, int64_t b_row,
+               float* c, int64_t c_row) {
   int64_t j = 0;
   // Few rows leave registers for wider blocks, which walk more of each of B's rows at once.
   for (; kRows <= kBlockRows / 2 && j + 4 * kLanes <= columns; j += 4 * kLanes)
@@ -94,8 +97,8 @@ void gemm_rows(int64_t columns, int64_t inner, const In* a, int64_t a_row, int64
 }
 
 template <bool kAdd, class In>
-void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const In* a, int64_t a_row, int64_t a_inner, const In* b,
-                  int64_t b_row, float* c, int64_t c_row) {
+void gemm_strided(int64_t rows, int64_t columns, int64_t inner, const In* a, int64_t a_row, int64_t a_inner,
+                  const In* b, int64_t b_row, float* c, int64_t c_row) {
   int64_t i = 0;
   const auto step = [&](auto block) {
     constexpr int kRows = decltype(block)::value;
@@ -125,8 +128,8 @@ inline void gemm(int64_t rows, int64_t columns, int64_t inner, Left<float> a, co
 }
 
 #if defined(__AVX512BF16__)
-// The same with A in bfloat16, row-major, and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns. `inner`
-// and A's rows are even.
+// The same with A in bfloat16, row-major, and B in pairs of rows, (inner / 2, columns, 2); `b_row` counts columns.
+// `inner` and A's rows are even.
 inline void gemm(int64_t rows, int64_t columns, int64_t inner, Left<BFloat16> a, const BFloat16* b, int64_t b_row,
                  float* c, int64_t c_row, bool add) {
 #if defined(STRUCTATTN_AMX)

@@ -111,7 +111,7 @@ inline void write_tile(const View& view, int64_t b, int64_t h, int64_t first, in
   });
 }
 
-// to (columns, to_row) = the transpose of from (rows, from_row), by blocks of 4 x 4; both counts are rounded up to 4.
+// to (columns, to_row) = the transpose of from (rows, from_row), by blocks of 4 x 4, what is left one by one.
 inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
   using Four = float __attribute__((vector_size(16)));
   const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
@@ -130,14 +130,6 @@ inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t
     }
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * to_row + i] = from[i * from_row + j];
-}
-
-inline void to_left(const float* tile, int64_t rows, int64_t columns, float* to) {
-  std::copy_n(tile, rows * columns, to);
-}
-
-inline void to_right(const float* tile, int64_t rows, int64_t columns, float* to) {
-  std::copy_n(tile, rows * columns, to);
 }
 
 #if defined(__AVX512BF16__)

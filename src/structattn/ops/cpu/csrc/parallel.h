@@ -24,27 +24,33 @@ class Pool {
     return *pool;
   }
 
-  void* take(size_t bytes) {
+  struct Piece {
+    void* memory;
+    size_t bytes;
+  };
+
+  // Memory of at least that size.
+  Piece take(size_t bytes) {
     if (std::unique_lock lock(mutex_, std::try_to_lock); lock) {
       const auto fits = [&](const Piece& piece) { return piece.bytes >= bytes && piece.bytes <= 2 * bytes; };
       if (const auto found = std::find_if(pieces_.begin(), pieces_.end(), fits); found != pieces_.end()) {
-        void* memory = found->memory;
-        kept_ -= found->bytes;
+        const Piece piece = *found;
+        kept_ -= piece.bytes;
         pieces_.erase(found);
-        return memory;
+        return piece;
       }
     }
     void* memory = std::aligned_alloc(64, bytes);
     if (!memory) throw std::bad_alloc();
-    return memory;
+    return {memory, bytes};
   }
 
-  void give(void* memory, size_t bytes) {
-    if (std::unique_lock lock(mutex_, std::try_to_lock); lock && kept_ + bytes <= kMost && bytes >= kLeast) {
-      pieces_.push_back({memory, bytes});
-      kept_ += bytes;
+  void give(Piece piece) {
+    if (std::unique_lock lock(mutex_, std::try_to_lock); lock && kept_ + piece.bytes <= kMost && piece.bytes >= kLeast) {
+      pieces_.push_back(piece);
+      kept_ += piece.bytes;
     } else {
-      std::free(memory);
+      std::free(piece.memory);
     }
   }
 
@@ -55,10 +61,6 @@ class Pool {
   static constexpr size_t kMost = size_t{64} << 20;
 #endif
   static constexpr size_t kLeast = size_t{64} << 10;
-  struct Piece {
-    void* memory;
-    size_t bytes;
-  };
   std::mutex mutex_;
   std::vector<Piece> pieces_;
   size_t kept_ = 0;
@@ -69,18 +71,16 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count)
-      : bytes_((std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64),
-        memory_(static_cast<T*>(Pool::shared().take(bytes_))) {}
+      : piece_(Pool::shared().take((std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64)) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { Pool::shared().give(memory_, bytes_); }
+  ~Buffer() { Pool::shared().give(piece_); }
 
-  T* get() const { return memory_; }
-  operator T*() const { return memory_; }
+  T* get() const { return static_cast<T*>(piece_.memory); }
+  operator T*() const { return get(); }
 
  private:
-  size_t bytes_;
-  T* memory_;
+  Pool::Piece piece_;
 };
 
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }

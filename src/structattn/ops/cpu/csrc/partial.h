@@ -1,8 +1,8 @@
 // Products over a level that only some pairs of two tiles share.
 //
 // In float they are taken rectangle by rectangle: by block the blocks that both tiles touch, by window strips of rows,
-// each cut into the columns that all of its rows reach and those at the two edges that some reach. In bfloat16 the tiles
-// are taken whole, since each shape costs brgemm a compilation.
+// each cut into the columns that all of its rows reach and those at the two edges that some reach. In bfloat16 the
+// tiles are taken whole: on AMX each shape costs brgemm a compilation.
 #pragma once
 
 #include "gemm.h"
@@ -67,7 +67,7 @@ class PartialProducts {
   void add_products(const Level& level, const Dims& dims, Tile rows, Tile columns, Left<T> left, const T* right,
                     Matrix<float> to) {
     if (!dims.width) return;
-    for_each_rectangle<T>(level, rows, columns, whole(), [&](const Rectangle& part) {
+    for_each_rectangle<T>(level, rows, columns, both_tiles(), [&](const Rectangle& part) {
       const Tile r = part.rows, c = part.columns;
       const Left<T> from = left.at(r.first, dims.packed);
       const T* other = right + dims.packed * stride_ + kPaired<T> * c.first;
@@ -88,7 +88,7 @@ class PartialProducts {
   void add_to_rows(const Level& level, const Dims& dims, Tile rows, Tile columns, Matrix<const T> pairs,
                    Matrix<const T> right, Matrix<float> to) {
     if (!dims.width) return;
-    for_each_rectangle<T>(level, rows, columns, whole(), [&](const Rectangle& part) {
+    for_each_rectangle<T>(level, rows, columns, both_tiles(), [&](const Rectangle& part) {
       const Matrix<const T> kept = keep(level, rows, columns, part, pairs);
       gemm(part.rows.count, dims.packed_width(), part.columns.count, Left<T>{kept.data, kept.row},
            right.data + part.columns.first * right.row + kPaired<T> * dims.packed, right.row,
@@ -96,14 +96,15 @@ class PartialProducts {
     });
   }
 
-  // to(d, j) += Σ_i left(d, i) · pairs(i, j) in a level's dimensions; `to` has rows of `query_stride`, `pairs` is a right
-  // operand.
+  // to(d, j) += Σ_i left(d, i) · pairs(i, j) in a level's dimensions; `to` has rows of `query_stride`, `pairs` is a
+  // right operand.
   void add_to_columns(const Level& level, const Dims& dims, Tile rows, Tile columns, Left<T> left,
                       Matrix<const T> pairs, float* to) {
     if (!dims.width) return;
-    for_each_rectangle<T>(level, rows, columns, whole(), [&](const Rectangle& part) {
+    for_each_rectangle<T>(level, rows, columns, both_tiles(), [&](const Rectangle& part) {
       const Matrix<const T> kept = keep_right(level, rows, columns, part, pairs);
-      gemm(dims.packed_width(), part.columns.count, part.rows.count, left.at(dims.packed, part.rows.first), kept.data, kept.row, to + dims.packed * stride_ + part.columns.first, stride_, true);
+      gemm(dims.packed_width(), part.columns.count, part.rows.count, left.at(dims.packed, part.rows.first), kept.data,
+           kept.row, to + dims.packed * stride_ + part.columns.first, stride_, true);
     });
   }
 
@@ -144,7 +145,7 @@ class PartialProducts {
     }
   }
 
-  Rectangle whole() const { return {{0, rows_}, {0, stride_}, false}; }
+  Rectangle both_tiles() const { return {{0, rows_}, {0, stride_}, false}; }
 
   int64_t rows_, stride_;  // of a pair of tiles in memory
   Buffer<float> products_;

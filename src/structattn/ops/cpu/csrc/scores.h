@@ -37,7 +37,7 @@ inline bool is_cut(const Plan& plan, const Pair& pair) {
 }
 
 // Rows of a tile that is cut are multiplied in strips, each over the columns that one of its rows sees: half of a tile
-// on the diagonal is hidden. Products in bfloat16 take it whole, since each shape costs brgemm a compilation.
+// on the diagonal is hidden. Products in bfloat16 take it whole: on AMX each shape costs brgemm a compilation.
 // Calls body(first row, rows, columns) for each strip; for all rows at once in a tile that is not cut.
 template <class T, class Body>
 void for_each_strip(const Plan& plan, const Pair& pair, bool cut, int64_t rows, const Body& body) {
@@ -62,10 +62,10 @@ class Scores {
   Scores(const Call& call, const Plan& plan, PartialProducts<T>& partial)
       : call_(call), plan_(plan), scale_(static_cast<float>(call.scale) * kLog2E), partial_(partial) {}
 
-  // Writes scores (rows, query_stride) of a pair to `to`, `row` apart. `keys` is a left operand, `queries` the transposed
-  // right one. If all pairs have one depth and there is neither mask nor bias, that is one product.
-  ScoreTile operator()(const Pair& pair, const TileDepth& shared, int64_t rows, Left<T> keys, const T* queries, float* to,
-                       int64_t row) {
+  // Writes scores (rows, query_stride) of a pair to `to`, `row` apart. `keys` is a left operand, `queries` the
+  // transposed right one. If all pairs have one depth and there is neither mask nor bias, that is one product.
+  ScoreTile operator()(const Pair& pair, const TileDepth& shared, int64_t rows, Left<T> keys, const T* queries,
+                       float* to, int64_t row) {
     const Level& finest = plan_.levels[shared.all - 1];
     const bool cut = is_cut(plan_, pair);
     for_each_strip<T>(plan_, pair, cut, rows, [&](int64_t first, int64_t count, Span seen) {
@@ -88,8 +88,8 @@ class Scores {
     return {factor, hides || call_.bias.data};
   }
 
-  // The largest absolute value of a score in base-2 logarithms, if the product of two norms is at most `norms`; infinite
-  // with a bias.
+  // The largest absolute value of a score in base-2 logarithms, if the product of two norms is at most `norms`;
+  // infinite with a bias.
   float bound(float norms) const {
     float gain = 0;
     for (const Level& level : plan_.levels) gain = std::max(gain, std::abs(level.gain));

@@ -10,8 +10,9 @@
 
 namespace structattn {
 
-// Bound on scores in base-2 logarithms. Powers then lie between 2^-100 and 1, far from a float's edges.
-constexpr float kMostBound = 50;
+// Bound on scores in base-2 logarithms. Powers then lie between 2^-65 and 1: their products with values, too, stay far
+// from a float's edge, 2^-126.
+constexpr float kMostBound = 32;
 
 class Softmax {
  public:
@@ -60,8 +61,8 @@ class Softmax {
   }
 
  private:
-  template <class Body, class Power>
-  void pass(const float* scores, float factor, int64_t rows, const Body& body, const Power& power) {
+  template <class Body, class Raise>
+  void pass(const float* scores, float factor, int64_t rows, const Body& body, const Raise& power) {
     const int64_t stride = plan_.query_stride;
     for (int64_t j = 0; j < stride; j += kLanes) {
       const Vec scale = splat(factor), shift = load(shift_ + j);

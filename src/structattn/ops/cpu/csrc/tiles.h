@@ -122,8 +122,8 @@ struct Plan {
   }
 };
 
-// Positions per tile. By block: whole blocks of the coarsest level that fits kMostTile, as many as divide a block of the
-// next coarser level; if no number above half of what fits divides it, as many as fit.
+// Positions per tile. By block: whole blocks of the coarsest level that fits kMostTile, as many as divide a block of
+// the next coarser level; if no number above half of what fits divides it, as many as fit.
 inline int64_t tile_width(const Call& call) {
   if (call.by_window) return kMostTile;
   int64_t base = 1, coarser = 0;
