@@ -20,6 +20,7 @@ from structattn.ops.arguments import check_hierarchy, check_key_bound, check_ope
 from structattn.ops.call import DecodeCall
 from structattn.ops.cpu import library
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.operator import may_run_in_cpp
 
 _BACKENDS = ("auto", "cpu", "triton", "dense")
 
@@ -103,14 +104,7 @@ def _decode_in_cpp(
     backend: str,
 ) -> Tensor | None:
     """Like `operator.attend_in_cpp`, for `mlr_decode`."""
-    if (
-        torch.compiler.is_compiling()
-        or not library.state.loaded
-        or not torch_internals.is_untransformed()
-        or (backend != "auto" and backend != "cpu")
-        or type(hierarchy) is not Hierarchy
-        or type(key_length) is not int
-    ):
+    if not may_run_in_cpp(hierarchy, key_length, backend):
         return None
     try:
         value_levels = [value] if isinstance(value, Tensor) else value

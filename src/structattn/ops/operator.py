@@ -31,6 +31,18 @@ from structattn.ops.transforms import (
 )
 
 
+def may_run_in_cpp(hierarchy: Hierarchy, position: int, backend: str) -> bool:
+    """Return True if a call may go straight to C++, as far as its options show."""
+    return (
+        not torch.compiler.is_compiling()  # first: what a compiler reads, it guards
+        and library.state.loaded
+        and torch_internals.is_untransformed()
+        and (backend == "auto" or backend == "cpu")
+        and type(hierarchy) is Hierarchy
+        and type(position) is int
+    )
+
+
 def attend_in_cpp(
     query: Tensor,
     key: Tensor,
@@ -50,15 +62,7 @@ def attend_in_cpp(
     The kernel checks its arguments; what it cannot see is checked here. On None, `attend` serves the call, or the
     checks in Python raise.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not library.state.loaded
-        or not torch_internals.is_untransformed()
-        or (backend != "auto" and backend != "cpu")
-        or type(hierarchy) is not Hierarchy
-        or type(is_causal) is not bool
-        or type(query_offset) is not int
-    ):
+    if not may_run_in_cpp(hierarchy, query_offset, backend) or type(is_causal) is not bool:
         return None
     try:
         if (
