@@ -25,8 +25,8 @@ def gpt2(**fields):
 class LastBatch:
     """Keep the last batch of one layer's queries and keys."""
 
-    def add(self, query, key, real, *, is_causal):
-        self.seen = query, key, real, is_causal
+    def add(self, inputs):
+        self.seen = inputs
 
 
 @pytest.mark.parametrize("distance", [None, 1])
@@ -71,7 +71,7 @@ def test_moments_count_pairs_of_real_tokens_far_apart(family, padding):
     kept = {id(layer.module): LastBatch() for layer in st.layers.attention_layers(model)[stack]}
     collect_statistics(model, kept, given)
     moments = st.far_moments(model, given, distance=distance)[stack][1]
-    query, key, shown, causal = list(kept.values())[1].seen
+    query, key, _, shown, causal, _ = list(kept.values())[1].seen
     assert causal == (family == "gpt2")
     queries, keys = [], []
     for row in range(2):

@@ -5,7 +5,8 @@ Importing this registers the attention implementation `structattn_mlr` and its m
 - `set_hierarchy` switches a model to MLR attention with given levels.
 - `make_cache` makes a cache for `generate` that keeps only the keys and values that a later query reads.
 - `measure_order` orders dimensions by their energy in the scores of far tokens.
-- `balance` puts the most score energy into the first dimensions of heads without a rotary embedding::
+- `balance` puts the most score energy into the first dimensions of heads without a rotary embedding.
+- `balance_values` changes the basis of values, so that far tokens need only the first dimensions::
 
     set_hierarchy(model, "16|16|32v@w512|128")
     model.generate(**inputs, cache=make_cache(model))
@@ -30,14 +31,17 @@ from structattn.integrations.transformers.hierarchies import get_hierarchy, set_
 from structattn.integrations.transformers.layers import IMPLEMENTATION  # noqa: E402
 from structattn.integrations.transformers.masks import mlr_mask  # noqa: E402
 from structattn.integrations.transformers.transformers_cache import MLRCache, make_cache  # noqa: E402
+from structattn.integrations.transformers.value_basis import balance_values, far_value_moments  # noqa: E402
 from structattn.layers.deprecation import serve_old_names  # noqa: E402
 
 __all__ = [
     "IMPLEMENTATION",
     "MLRCache",
     "balance",
+    "balance_values",
     "far_energy",
     "far_moments",
+    "far_value_moments",
     "get_hierarchy",
     "make_cache",
     "measure_order",

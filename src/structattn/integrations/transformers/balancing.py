@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from structattn import checks
 from structattn.integrations.transformers.layers import AttentionLayer, attention_layers
 from structattn.integrations.transformers.pairs import rotates
-from structattn.integrations.transformers.statistics import Batches, collect_statistics
+from structattn.integrations.transformers.statistics import Batches, LayerInputs, collect_statistics
 from structattn.layers.head_basis import Moments, MomentSums, balancing_maps
 
 
@@ -53,12 +53,13 @@ class _FarMoments:
     def __init__(self, distance: int | None) -> None:
         self.distance, self.sums = distance, MomentSums()
 
-    def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
+    def add(self, inputs: LayerInputs) -> None:
         """Add a batch, see `LayerStatistics`."""
-        distance = -(-key.shape[2] // 2) if self.distance is None else self.distance
+        real = inputs.real
+        distance = -(-real.shape[1] // 2) if self.distance is None else self.distance
         behind, ahead = _far_tokens(real, distance), _far_tokens(real.flip(1), distance).flip(1)
-        as_query, as_key = (behind, ahead) if is_causal else (behind + ahead, behind + ahead)
-        self.sums.add(query, key, as_query * real, as_key * real)
+        as_query, as_key = (behind, ahead) if inputs.is_causal else (behind + ahead, behind + ahead)
+        self.sums.add(inputs.query, inputs.key, as_query * real, as_key * real)
 
 
 def _far_tokens(real: Tensor, distance: int) -> Tensor:

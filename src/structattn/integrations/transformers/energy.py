@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from structattn import checks
 from structattn.integrations.transformers.layers import attention_layers
 from structattn.integrations.transformers.pairs import find_pairing, unit_dimensions
-from structattn.integrations.transformers.statistics import Batches, collect_statistics
+from structattn.integrations.transformers.statistics import Batches, LayerInputs, collect_statistics
 
 
 def measure_order(model: PreTrainedModel, batches: Batches, *, distance: int | None = None) -> dict[str, list[Any]]:
@@ -93,8 +93,9 @@ class _FarEnergy:
     energy: Tensor | None = None
     pairs: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
+    def add(self, inputs: LayerInputs) -> None:
         """Add a batch, see `LayerStatistics`."""
+        query, key, real = inputs.query, inputs.key, inputs.real
         length, heads = key.shape[2], key.shape[1]
         distance = -(-length // 2) if self.distance is None else self.distance
         weight = real.to(torch.float64)[:, None, :, None]  # (B, 1, T, 1)
@@ -106,7 +107,7 @@ class _FarEnergy:
         moments = key[..., :, None] * key[..., None, :]  # (B, Hkv, T, units, w, w)
         counts = weight[:, 0, :, 0]
         energy, pairs = _far(query, moments, counts, distance)
-        if not is_causal:
+        if not inputs.is_causal:
             behind = _far(query.flip(3), moments.flip(2), counts.flip(1), distance)
             energy, pairs = energy + behind[0], pairs + behind[1]
         self.energy = energy if self.energy is None else self.energy + energy

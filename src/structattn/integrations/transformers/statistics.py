@@ -1,14 +1,11 @@
-"""Collect statistics of each layer's queries and keys.
-
-They are collected while a model runs with standard attention.
-"""
+"""Collect statistics of each layer's queries, keys and values while a model runs with standard attention."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +22,36 @@ Batches = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]
 """Token ids `(B, T)`, or a model's keyword arguments, or an iterable of either."""
 
 
-class LayerStatistics(Protocol):
-    """Running sums over the queries and keys of one layer."""
+class LayerInputs(NamedTuple):
+    """What one layer's attention is called with for a batch.
 
-    def add(self, query: Tensor, key: Tensor, real: Tensor, *, is_causal: bool) -> None:
-        """Add a batch: query `(B, Hq, T, r)`, key `(B, Hkv, T, r)`, real `(B, T)`, false at padding."""
+    Attributes:
+        query: `(B, Hq, T, r)`.
+        key: `(B, Hkv, T, r)`.
+        value: `(B, Hkv, T, dv)`.
+        real: `(B, T)`, false at padding.
+        is_causal: True if a token sees only itself and earlier ones.
+        scale: factor on every score.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    real: Tensor
+    is_causal: bool
+    scale: float
+
+
+class LayerStatistics(Protocol):
+    """Running sums over the inputs of one layer's attention."""
+
+    def add(self, inputs: LayerInputs) -> None:
+        """Add a batch."""
 
 
 @torch.no_grad()
 def collect_statistics(model: PreTrainedModel, statistics: Mapping[int, LayerStatistics], batches: Batches) -> None:
-    """Run a model and add each layer's queries and keys to its statistics.
+    """Run a model and add each layer's inputs to its statistics.
 
     Args:
         model: runs with standard attention; its mode and attention implementation are restored.
@@ -70,7 +87,7 @@ def _collecting(model: PreTrainedModel, statistics: Mapping[int, LayerStatistics
 def _collecting_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Return standard attention, after adding queries and keys to the layer's statistics."""
+    """Return standard attention, after adding its inputs to the layer's statistics."""
     statistics = _STATISTICS.get()
     if statistics is None:
         raise ValueError(f"{_COLLECTING!r} serves collect_statistics alone; set another attention implementation")
@@ -80,7 +97,8 @@ def _collecting_forward(
         if attention_mask is not None:
             # A real token sees itself under every mask; a later one may not, in a sliding window.
             real = attention_mask[:, 0].diagonal(dim1=1, dim2=2).expand(batch, -1)
-        statistics[id(module)].add(query, key, real, is_causal=is_causal(module))
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        statistics[id(module)].add(LayerInputs(query, key, value, real, is_causal(module), scale))
     out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out
 
