@@ -234,7 +234,8 @@ def measure_cache(
 ) -> CacheResults:
     """Run or resume the study in `folder`.
 
-    Results are written after every method. `models/` holds each tuned model with levels, for `from_pretrained`.
+    Results are written after every method. `models/` holds each model with levels, for `from_pretrained`; `rivals/`
+    the tuned weights of the others.
 
     Args:
         study: the settings.
@@ -249,7 +250,7 @@ def measure_cache(
     """
     measured = _Measured(study)
     if overwrite:
-        files.remove(folder, "config.json", "environment.json", "results.json", "tuned", "models")
+        files.remove(folder, "config.json", "environment.json", "results.json", "tuned", "models", "rivals")
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     done = (folder / "results.json").exists()
@@ -326,21 +327,22 @@ class _Measured:
             model = method.apply(self.calibrated)
         share = cache_share(method, self.layers, self.study.length)
         row = CacheRow(method.kind, method.name, share, self._losses(model))
-        if isinstance(method, Levels) and not self.study.tune_steps:
-            self._save(model, saved)
         if not method.tuned or not self.study.tune_steps:
+            if isinstance(method, Levels):
+                self._save(model, saved)
             return row
         started = time.monotonic()
         self._tune(model, method.name, folder / "tuned" / files.safe_name(method.name), progress)
         seconds = time.monotonic() - started
-        if isinstance(method, Levels):
-            self._save(model, saved)
+        self._save(model, saved)
         tokens = self.study.tune_steps * self.study.batch_size * self.study.context_length
         return dataclasses.replace(row, tuned=self._losses(model), tuning_tokens=tokens, tuning_seconds=seconds)
 
     def _folder(self, method: CacheMethod, folder: Path) -> Path:
-        """Return the folder of a method's model with levels."""
-        return folder / "models" / files.safe_name(str(getattr(method, "hierarchy", method.name)))
+        """Return the folder of a method's tuned model; that of its levels for a rounded cache."""
+        if isinstance(method, Levels | Rounded):
+            return folder / "models" / files.safe_name(str(method.hierarchy))
+        return folder / "rivals" / files.safe_name(method.name)
 
     def _save(self, model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
