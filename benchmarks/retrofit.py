@@ -38,7 +38,7 @@ def page(folders: list[Path], studies: list[RetrofitResults]) -> str:
             f"## {results.positions.capitalize()} positions, {results.context_length} tokens{_pairs(folder)}",
             "",
             "```sh",
-            shlex.join(_without_folder(environment["command"])),
+            shlex.join(without_folder(environment["command"])),
             "```",
             "",
             retrofit_markdown(results),
@@ -53,7 +53,7 @@ def _pairs(folder: Path) -> str:
     return ", measured over all tokens" if files.read_json(folder / "config.json")["pairs"] == "all" else ""
 
 
-def _without_folder(command: list[str]) -> list[str]:
+def without_folder(command: list[str]) -> list[str]:
     """Return the command with the path of its text shortened."""
     words = list(command)
     place = words.index("--data") + 1

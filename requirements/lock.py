@@ -36,7 +36,7 @@ HEADER = (
 )
 # Oldest and newest torch that the whole suite ran with: the caller chooses torch, so lock and lower bound cannot tell.
 SUITE_TORCH = ("2.13.0", "2.13.0")
-FOR_USERS = ("plot", "hf", "forecast", "chronos", "train", "paper")
+FOR_USERS = ("plot", "hf", "forecast", "chronos", "train", "paper", "gguf")
 
 
 def resolve(torch: str, *options: str) -> list[str]:

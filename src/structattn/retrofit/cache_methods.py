@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,8 +230,8 @@ def rivals_of(levels: Levels, layers: Sequence[AttentionLayer], length: int, sin
 
 
 @torch.no_grad()
-def token_losses(model: Any, windows: Tensor) -> Tensor:
-    """Return the loss of each token but the first `(N, T - 1)`, in nats, of windows `(N, T)` read one by one."""
+def token_losses(model: Any, windows: Iterable[Tensor]) -> Tensor:
+    """Return the loss of each token but the first `(N, T - 1)`, in nats, of `N` windows `(T,)` read one by one."""
     losses = []
     for window in windows:
         logits = model(window[None], use_cache=False).logits[0, :-1]

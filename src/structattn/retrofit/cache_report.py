@@ -30,8 +30,8 @@ def _kind(row: CacheRow) -> str:
     return "levels, rounded" if row.kind == "rounded" and "|" in row.name else row.kind
 
 
-def draw_cache(results: CacheResults, folder: Path) -> None:
-    """Draw `retrofit.png` and `.svg`: perplexity of the first text against the bytes of the cache.
+def draw_cache(results: CacheResults, folder: Path, name: str = "retrofit") -> None:
+    """Draw `name.png` and `.svg`: perplexity of the first text against the bytes of the cache.
 
     Raises:
         ImportError: without matplotlib, naming the extra that brings it.
@@ -63,7 +63,7 @@ def draw_cache(results: CacheResults, folder: Path) -> None:
         axes.set_xlim(left=0)
         axes.legend(frameon=False, fontsize=7.5)
     files.make_folder(folder)
-    save_figure(figure, folder, "retrofit")
+    save_figure(figure, folder, name)
 
 
 def _columns(results: CacheResults) -> dict[str, Callable[[CacheRow], str]]:
@@ -98,7 +98,7 @@ def cache_table(results: CacheResults) -> Table:
 def cache_markdown(results: CacheResults) -> str:
     """Return the same table in Markdown."""
     columns = _columns(results)
-    cells = [[cell(row).replace("|", "\\|") for cell in columns.values()] for row in results.rows]
+    cells = [[cell(row) for cell in columns.values()] for row in results.rows]
     return "\n".join(map(markdown_row, [list(columns), ["---"] * len(columns), *cells]))
 
 

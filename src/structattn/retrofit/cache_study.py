@@ -20,7 +20,9 @@ from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.comparison.run import claim
+from structattn.integrations.transformers.layer_levels import LayerLevels
 from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION, attention_layers
+from structattn.integrations.transformers.pairs import find_pairing
 from structattn.ops.hierarchy import Hierarchy
 from structattn.retrofit.cache_methods import (
     CacheMethod,
@@ -286,13 +288,10 @@ class _Measured:
             if length > positions:
                 raise ValueError(f"{name} must be at most the model's {positions} positions, got {length}")
         for text in self.study.levels:
-            hierarchy = Hierarchy.parse(text)
             for layer in self.layers:
-                for what, width in (("ranks", hierarchy.rank), ("value ranks", sum(hierarchy.value_ranks or ()))):
-                    if width not in (layer.width, 0):
-                        raise ValueError(
-                            f"{what} of {text} must sum to the head width {layer.width} of {layer.name}, got {width}"
-                        )
+                pairing = find_pairing(model, layer.module, layer.name, layer.width)
+                sizes: dict[str, Any] = {"width": layer.width, "key_heads": layer.key_heads, "name": layer.name}
+                LayerLevels(Hierarchy.parse(text), pairing, None, **sizes)
 
     def _task(self, data: str, vocabulary: int, length: int) -> LanguageTask:
         encode = functools.partial(self.tokenizer, add_special_tokens=False, verbose=False)

@@ -12,6 +12,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from structattn import checks
+from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.tasks.tokenizers import TOKENIZER_FILES
 from structattn.training import RunFolderError
 
@@ -66,6 +67,8 @@ def _open_folder(path: Path) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     options: dict[str, Any] = {"config": config, "dtype": torch.float32, "attn_implementation": "sdpa"}
     model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+    if set(attention_layers(model)) != {DECODER}:
+        raise RunFolderError(path, f"the model here, {config.model_type!r}, is not a causal language model")
     return model.eval(), tokenizer
 
 
@@ -80,7 +83,11 @@ def _open_gguf(path: Path) -> tuple[Any, Any]:
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     with contextlib.redirect_stderr(io.StringIO()):  # transformers shows a bar for every tensor
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
-        read = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
+        read, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, output_loading_info=True, **place
+        )
+    if info["missing_keys"]:
+        raise RunFolderError(path, f"the GGUF file lacks {', '.join(sorted(info['missing_keys']))}")
     # The model that was read counts as quantised, and refuses to be saved: its tensors go into a plain one.
     config = read.config
     del config.quantization_config

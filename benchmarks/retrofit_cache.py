@@ -1,0 +1,228 @@
+"""Judge models with smaller caches where a window must fail, and write their page.
+
+`python -m benchmarks.retrofit_cache judge runs/smollm2` reads a folder that `structattn retrofit --windows` wrote. It
+measures, for the model as it was and for the tuned ones with caches of equal size:
+
+*Retrieval.* A number of five digits stands in the first half of a text of novels, and the text ends by asking for it.
+Found means that every digit is the likeliest token after the ones before.
+
+*Position.* The loss over the eighths of a window longer than the tuned one. What far tokens are worth shows at its end.
+
+`python -m benchmarks.retrofit_cache page runs/smollm2` writes the page and the figure from both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from transformers import AutoModelForCausalLM
+
+from benchmarks.output import table, write_json
+from benchmarks.retrofit import without_folder
+from structattn.comparison import files
+from structattn.comparison.environment import environment
+from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION, attention_layers
+from structattn.ops.hierarchy import Hierarchy
+from structattn.retrofit.cache_methods import CacheMethod, Levels, Rounded, Window, cache_share, rivals_of, token_losses
+from structattn.retrofit.cache_report import cache_markdown, cache_verdict, draw_cache
+from structattn.retrofit.cache_study import CacheResults
+from structattn.retrofit.pretrained import find_model, open_pretrained
+from structattn.training.precision import uses_bfloat16
+
+LENGTHS = (512, 1024, 2048, 4096)
+PROMPTS = 20
+LONG, LONG_WINDOWS = 8192, 3
+EIGHTHS = 8
+BITS = 4
+SEED = 0
+
+
+class Judged:
+    """The models of a study's folder, and the text they read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = files.read_json(folder / "config.json")
+        self.model, self.tokenizer = open_pretrained(find_model(self.config["model"]))
+        self.layers = attention_layers(self.model)[DECODER]
+        self.hierarchy = Hierarchy.parse(self.config["levels"][0])
+        self.novels = [Path(name) for name in sorted(map(str, Path().glob(self.config["data"])))]
+
+    def methods(self, length: int) -> list[CacheMethod]:
+        """Return the methods to compare: at `length`, the window has as many bytes as the levels."""
+        levels = Levels(self.hierarchy)
+        rounded = [Rounded(self.hierarchy, BITS), Rounded(Hierarchy.flat(self.layers[0].width), BITS)]
+        window = rivals_of(levels, self.layers, length, self.config["sinks"])[0]
+        return [CacheMethod(), levels, window, *rounded]
+
+    def load(self, method: CacheMethod) -> Any:
+        """Return the tuned model of a method."""
+        if isinstance(method, Window):
+            (saved,) = (self.folder / "rivals").glob("window-*")
+            model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="sdpa")
+        elif isinstance(method, Levels) or (isinstance(method, Rounded) and method.hierarchy.levels > 1):
+            saved = self.folder / "models" / files.safe_name(str(self.hierarchy))
+            model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation=IMPLEMENTATION)
+        else:
+            return method.apply(_Plain(self.model))  # type: ignore[arg-type]
+        method.attach(model)
+        return model.eval()
+
+    def tokens(self, count: int, book: int, at: float) -> list[int]:
+        """Return tokens of a book's held-out end, from a place in it."""
+        text = self.novels[book % len(self.novels)].read_text(encoding="utf-8")
+        held = text[len(text) - len(text) // 20 :]
+        start = int(at * max(0, len(held) - 8 * count))
+        ids: list[int] = self.tokenizer(
+            held[start : start + 8 * count], add_special_tokens=False, verbose=False
+        ).input_ids
+        return ids[:count]
+
+
+@dataclasses.dataclass
+class _Plain:
+    """Stands in for `Calibrated` where nothing is calibrated."""
+
+    model: Any
+
+
+def passkey_prompts(judged: Judged, length: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield prompts of `length` tokens that end with the number, and how many tokens the number has."""
+    draws = random.Random(SEED)
+    for prompt in range(PROMPTS):
+        key = str(draws.randrange(10_000, 100_000))
+        fact = judged.tokenizer(f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n").input_ids
+        question = judged.tokenizer("\n\nWhat is the pass key? The pass key is").input_ids
+        answer = judged.tokenizer(f" {key}").input_ids
+        filler = judged.tokens(length - len(fact) - len(question) - len(answer), prompt, draws.random())
+        place = draws.randrange(0, len(filler) // 2)
+        ids = [*filler[:place], *fact, *filler[place:], *question, *answer]
+        yield torch.tensor(ids), len(answer)
+
+
+@torch.no_grad()
+def found(model: Any, ids: torch.Tensor, digits: int) -> bool:
+    """Return True if every token of the number is the likeliest one."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16("auto", ids.device)):
+        logits = model(ids[None, :-1], use_cache=False, logits_to_keep=digits).logits[0]
+    return bool((logits.argmax(-1) == ids[-digits:]).all())
+
+
+def judge(folder: Path, out: Path) -> None:
+    """Measure retrieval and losses by position; write after each."""
+    judged = Judged(folder)
+    result: dict[str, Any] = {"retrieval": [], "position": [], "environment": environment()}
+    result |= {"prompts": PROMPTS, "long": LONG, "windows": LONG_WINDOWS}
+    for length in LENGTHS:
+        for method in judged.methods(length):
+            model = judged.load(method)
+            prompts = track(passkey_prompts(judged, length), f"{length} tokens, {method.name}", total=PROMPTS)
+            count = sum(found(model, *prompt) for prompt in prompts)
+            share = cache_share(method, judged.layers, length)
+            row = {"length": length, "kind": method.kind, "method": method.name, "share": share, "found": count}
+            result["retrieval"].append(row)
+            write_json(result, out)
+    windows = torch.tensor([judged.tokens(LONG, 5 * book, 0.3) for book in range(LONG_WINDOWS)])
+    for method in judged.methods(LONG):
+        with torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16("auto", windows.device)):
+            losses = token_losses(judged.load(method), track_rows(windows, method.name))
+        parts = [float(part.mean()) for part in losses.chunk(EIGHTHS, dim=1)]
+        share = cache_share(method, judged.layers, LONG)
+        row = {"kind": method.kind, "method": method.name, "share": share, "loss": float(losses.mean())}
+        result["position"].append({**row, "eighths": parts})
+        write_json(result, out)
+
+
+def track_rows(windows: torch.Tensor, name: str) -> Any:
+    """Return the rows of `windows` with a progress bar."""
+    return track(list(windows), f"{LONG} tokens, {name}")
+
+
+def page(results: CacheResults, command: list[str], judged: dict[str, Any]) -> str:
+    """Return the Markdown page."""
+    retrieval = [
+        [str(row["length"]), row["method"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
+        for row in judged["retrieval"]
+    ]
+    standard = judged["position"][0]
+    positions = [
+        [row["method"], f"{row['share']:.1%}", f"{row['loss']:.3f}"]
+        + [f"{row['eighths'][at]:.3f} ({row['eighths'][at] - standard['eighths'][at]:+.3f})" for at in (0, 3, 7)]
+        for row in judged["position"]
+    ]
+    tuned = next(row for row in results.rows if row.tuned)
+    lines = [
+        f"# A smaller cache for {results.model}",
+        "",
+        cache_verdict(results),
+        "",
+        "```sh",
+        shlex.join(without_folder(command)),
+        "```",
+        "",
+        f"![Perplexity against bytes of the cache]({results.model}.png)",
+        "",
+        f"Perplexity per token over windows of {results.length} tokens, every token but a window's first. Tuned ones",
+        f"had {tuned.tuning_tokens:,} tokens of distillation from the model as it was, all alike; *untuned* is the",
+        "perplexity before. The standard model is its own teacher, so distillation leaves it as it is. Bytes count",
+        "keys and values against 16 bits a number. Rounded caches count scales, offsets and newest tokens in 16 bits.",
+        "*Last quarter* is the change of the loss there in nats: what the missing far tokens cost. One seed.",
+        "",
+        cache_markdown(results),
+        "",
+        "## Retrieval",
+        "",
+        "A number of five digits stands in the first half of a text, whose end asks for it. *Found*: all digits are",
+        "the likeliest tokens. The window has as many bytes as the levels at each length. The models are those above.",
+        "",
+        *table(["tokens", "method", "cache", "found"], retrieval),
+        "",
+        f"## Loss by position in {judged['long']} tokens",
+        "",
+        f"{judged['windows']} windows of held-out novels, in nats per token; in brackets the change against standard.",
+        "",
+        *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], positions),
+        "",
+        "Method and options: [Retrofit](../../retrofit.md).",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def write_page(folder: Path, out: Path) -> None:
+    """Write page, figure and JSON of a study into `out`."""
+    results = CacheResults.load(folder)
+    name = results.model
+    document = dataclasses.asdict(results) | {
+        "command": files.read_json(folder / "environment.json")["command"],
+        "environment": {
+            key: each for key, each in files.read_json(folder / "environment.json").items() if key != "command"
+        },
+        "judged": files.read_json(folder / "judged.json"),
+    }
+    files.write_json(out / f"{name}.json", document)
+    draw_cache(results, out, name)
+    (out / f"{name}.md").write_text(page(results, document["command"], document["judged"]), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("judge", "page"))
+    parser.add_argument("folder", type=Path, help="folder written by structattn retrofit --windows")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/retrofit"), help="folder of the page")
+    options = parser.parse_args()
+    if options.what == "judge":
+        judge(options.folder, options.folder / "judged.json")
+    else:
+        write_page(options.folder, options.out)
+
+
+if __name__ == "__main__":
+    main()
