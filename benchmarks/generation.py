@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Cache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import Cache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from benchmarks import machine
 from benchmarks.output import describe_machine, table, write_json
 from benchmarks.timing import sample_warm
 from structattn.drawing.style import new_figure, styled
-from structattn.integrations.transformers import MLRCache, make_cache, set_hierarchy
+from structattn.integrations.transformers import IMPLEMENTATION, MLRCache, make_cache, set_hierarchy
+from structattn.integrations.transformers.layers import DECODER, attention_layers
 from structattn.layers import MLRConfig, parse_attention
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.models import LanguageModel, LanguageModelConfig, ModelCache
 from structattn.models.generation_cache import GenerationCache
-from structattn.models.transformers_internals import CACHE
+from structattn.models.transformers_internals import CACHE, attention_implementation
 
 MLR = "mlr:8x8+paper"
 NEAR = str(MLRConfig((16, 16, 32), windows=(None, 512, 128), value_ranks=(16, 16, 32)))
@@ -107,10 +108,7 @@ def decoding(
 
 
 def llama_decoding(attention: str, context: int, rounds: int, rows: int) -> tuple[Callable[[], None], Cache]:
-    """Return a function that decodes one token of each row with a Llama, and its cache.
-
-    Standard attention has a `StaticCache`, which is filled in place.
-    """
+    """Return what `model_decoding` does, for a Llama with random weights."""
     torch.manual_seed(0)
     dim, heads, layers = SIZES["dim"], SIZES["heads"], SIZES["layers"]
     sizes = {
@@ -120,14 +118,21 @@ def llama_decoding(attention: str, context: int, rounds: int, rows: int) -> tupl
         "num_attention_heads": heads,
     }
     model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=96, max_position_embeddings=context)).eval()
-    if attention == "standard":
-        cache: Cache = StaticCache(config=model.config, max_cache_len=context)
-    else:
+    if attention != "standard":
         set_hierarchy(model, parse_attention(attention).hierarchy(dim // heads, context))
-        cache = make_cache(model)
-    for layer in range(layers):
-        keys, values = torch.randn(2, rows, heads, context - rounds - 1, dim // heads)
-        cache.update(keys, values, layer)
+    return model_decoding(model, context, rounds, rows)
+
+
+def model_decoding(model: PreTrainedModel, context: int, rounds: int, rows: int) -> tuple[Callable[[], None], Cache]:
+    """Return a function that decodes one token of each row with a model of transformers, and its cache.
+
+    The cache is filled with random numbers. Standard attention has a `StaticCache`, which is filled in place.
+    """
+    levels = attention_implementation(model.config) == IMPLEMENTATION
+    cache = make_cache(model) if levels else StaticCache(config=model.config, max_cache_len=context)
+    for layer in attention_layers(model)[DECODER]:
+        keys, values = torch.randn(2, rows, layer.key_heads, context - rounds - 1, layer.width)
+        cache.update(keys, values, layer.index)
     if isinstance(cache, MLRCache):
         for store in cache.stores:
             store.forget()

@@ -6,9 +6,12 @@ measures, for the model as it was and for the tuned ones with caches of equal si
 *Retrieval.* A number of five digits stands in the first half of a text of novels, and the text ends by asking for it.
 Found means that every digit is the likeliest token after the ones before.
 
-*Position.* The loss over the eighths of a window longer than the tuned one. What far tokens are worth shows at its end.
+*Position.* The loss over the eighths of a window longer than the tuned one: its end shows what far tokens are worth.
 
-`python -m benchmarks.retrofit_cache page runs/smollm2` writes the page and the figure from both.
+`python -m benchmarks.retrofit_cache speed runs/smollm2` times a decoded token of the model with levels and of the one
+as it was, each with its cache almost full, for one row and for eight.
+
+`python -m benchmarks.retrofit_cache page runs/smollm2` writes the page and the figure from all three.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM
 
-from benchmarks.output import table, write_json
+from benchmarks import machine
+from benchmarks.generation import cache_bytes, model_decoding
+from benchmarks.output import describe_machine, table, write_json
 from benchmarks.retrofit import without_folder
+from benchmarks.timing import sample_warm
 from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION, attention_layers
@@ -43,6 +49,8 @@ LONG, LONG_WINDOWS = 8192, 3
 EIGHTHS = 8
 BITS = 4
 SEED = 0
+ROWS, ROUNDS = (1, 8), 30
+STANDARD, LEVELS = "standard", "levels"
 
 
 class Judged:
@@ -141,12 +149,50 @@ def judge(folder: Path, out: Path) -> None:
         write_json(result, out)
 
 
+def speed(folder: Path, out: Path) -> None:
+    """Time decoding with both caches, and measure them."""
+    machine.pin_threads("benchmarks.retrofit_cache")
+    judged = Judged(folder)
+    models = {STANDARD: judged.model, LEVELS: judged.load(Levels(judged.hierarchy))}
+    result: dict[str, Any] = {"machine": machine.facts(), "context": LONG, "rows": {}}
+    for rows in ROWS:
+        with torch.inference_mode():
+            made = {name: model_decoding(model, LONG, ROUNDS, rows) for name, model in models.items()}
+            seconds = sample_warm({name: step for name, (step, _) in made.items()}, ROUNDS)
+        sizes = {name: cache_bytes(cache) for name, (_, cache) in made.items()}
+        result["rows"][rows] = {"seconds": seconds, "bytes": sizes}
+        write_json(result, out)
+
+
+def speed_lines(measured: dict[str, Any]) -> list[str]:
+    """Return the section on speed."""
+    cells = []
+    for rows, row in measured["rows"].items():
+        slow, fast = (machine.median(row["seconds"][name]) for name in (STANDARD, LEVELS))
+        whole, small = (row["bytes"][name] for name in (STANDARD, LEVELS))
+        times = [f"{1e3 * slow:.1f}", f"{1e3 * fast:.1f} ({slow / fast:.2f})"]
+        sizes = [f"{whole / 2**20:.0f}", f"{small / 2**20:.0f} ({small / whole:.1%})"]
+        cells.append([str(rows), *times, *sizes])
+    return [
+        "## Speed and memory of generation",
+        "",
+        describe_machine(measured["machine"]),
+        "",
+        f"One token of each row is decoded with about {measured['context']:,} tokens in the cache, in float32: ms per",
+        "step, medians of interleaved steps, and in brackets the speed over the standard cache, which is filled in",
+        "place. Caches count the room they keep for growth.",
+        "",
+        *table(["rows", "standard, ms", "levels, ms", "standard, MiB", "levels, MiB"], cells),
+        "",
+    ]
+
+
 def track_rows(windows: torch.Tensor, name: str) -> Any:
     """Return the rows of `windows` with a progress bar."""
     return track(list(windows), f"{LONG} tokens, {name}")
 
 
-def page(results: CacheResults, command: list[str], judged: dict[str, Any]) -> str:
+def page(results: CacheResults, command: list[str], judged: dict[str, Any], timed: dict[str, Any]) -> str:
     """Return the Markdown page."""
     retrieval = [
         [str(row["length"]), row["method"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
@@ -191,6 +237,7 @@ def page(results: CacheResults, command: list[str], judged: dict[str, Any]) -> s
         "",
         *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], positions),
         "",
+        *speed_lines(timed),
         "Method and options: [Retrofit](../../retrofit.md).",
     ]
     return "\n".join([*lines, ""])
@@ -206,22 +253,28 @@ def write_page(folder: Path, out: Path) -> None:
             key: each for key, each in files.read_json(folder / "environment.json").items() if key != "command"
         },
         "judged": files.read_json(folder / "judged.json"),
+        "speed": files.read_json(folder / "speed.json"),
     }
     files.write_json(out / f"{name}.json", document)
     draw_cache(results, out, name)
-    (out / f"{name}.md").write_text(page(results, document["command"], document["judged"]), encoding="utf-8")
+    (out / f"{name}.md").write_text(
+        page(results, document["command"], document["judged"], document["speed"]), encoding="utf-8"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("judge", "page"))
+    parser.add_argument("what", choices=("judge", "speed", "page"))
     parser.add_argument("folder", type=Path, help="folder written by structattn retrofit --windows")
     parser.add_argument("--out", type=Path, default=Path("docs/results/retrofit"), help="folder of the page")
     options = parser.parse_args()
-    if options.what == "judge":
-        judge(options.folder, options.folder / "judged.json")
-    else:
-        write_page(options.folder, options.out)
+    match options.what:
+        case "judge":
+            judge(options.folder, options.folder / "judged.json")
+        case "speed":
+            speed(options.folder, options.folder / "speed.json")
+        case _:
+            write_page(options.folder, options.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from structattn import Hierarchy
-from structattn.integrations.transformers import get_hierarchy
+from structattn.integrations.transformers import get_hierarchy, set_hierarchy
 
 VOCABULARY = 50
 SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
@@ -56,6 +56,13 @@ def trained_gpt2():
     return {"model": gpt2(), "calibration_ids": ids(2, 40)}
 
 
+def retrofitted():
+    model = llama()
+    set_hierarchy(model, "4|4v@w16")
+    model.save_pretrained("runs/llama/models/8-24-32v-w-640-192")
+    return trained_gpt2() | {"ids": ids(1, 20)}
+
+
 def finished_comparison():
     from structattn.models import LanguageModel, LanguageModelConfig
 
@@ -82,6 +89,12 @@ def _levels_in_model(names):
     assert torch.isfinite(names["model"](ids(2, 21)).logits).all()
 
 
+def both_retrofitted(names):
+    assert names["text"].shape == (1, 40)
+    assert names["smaller"].config._attn_implementation == "structattn_mlr"
+    _levels_in_model(names)
+
+
 def chronos_forecasts(names):
     assert names["samples"].shape == (2, 2, 64)
     assert get_hierarchy(names["pipeline"].inner_model)["encoder"] == [Hierarchy.flat(64)] * 4
@@ -96,7 +109,7 @@ PYTHON = {
     "docs/index.md": (nothing, no_more),
     "docs/levels.md": (nothing, no_more),
     "docs/ranks.md": (nothing, no_more),
-    "docs/retrofit.md": (trained_gpt2, _levels_in_model),
+    "docs/retrofit.md": (retrofitted, both_retrofitted),
     "docs/structures.md": (nothing, no_more),
     "docs/transformers.md": (saved_llama, levels_in_llama),
     "docs/tutorial.md": (nothing, no_more),
