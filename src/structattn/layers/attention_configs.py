@@ -65,7 +65,10 @@ class AttentionConfig:
         return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
 
     def __str__(self) -> str:
-        """Return the spelling that `parse_attention` reads: kind, arguments, and other fields that are not default."""
+        """Return the spelling that `parse_attention` reads.
+
+        Fields other than the arguments appear where they are not default.
+        """
         arguments = [getattr(self, name) for name in self.arguments]
         text = self.kind if None in arguments or self._is_default(self.arguments) else f"{self.kind}:{_join(arguments)}"
         for name in self.field_types():
@@ -203,7 +206,7 @@ class MLRConfig(AttentionConfig):
             self._hierarchy(self.ranks, _LONG_CONTEXT)
 
     def _defaults(self) -> dict[str, Any]:
-        """Return the values of the fields that depend on `paper`, where they are not given."""
+        """Return the values of unset fields that depend on `paper`."""
         if self.paper:
             return {"gains": "mean", "level_weight": "1/r_l", "frequencies": "whole"}
         return {"gains": "none", "level_weight": "1/sqrt(r_l)", "frequencies": "per_level"}
@@ -261,7 +264,7 @@ class BilinearConfig(AttentionConfig, abc.ABC):
 
     @abc.abstractmethod
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Structure:
-        """Return the matrices for a model of width `dim` with `heads` heads of `head_dim`."""
+        """Return the structured matrices of a model of width `dim`. There are `heads` of `head_dim`."""
 
 
 @dataclass(frozen=True)
@@ -377,7 +380,7 @@ class KroneckerConfig(BilinearConfig):
 
 @dataclass(frozen=True)
 class ButterflyConfig(BilinearConfig):
-    """`butterfly`: a butterfly matrix in each head's bilinear form; the model's width must be a power of two."""
+    """`butterfly`: a butterfly matrix in each head's bilinear form. The model's width must be a power of two."""
 
     kind: ClassVar[str] = "butterfly"
     example: ClassVar[str] = "butterfly"

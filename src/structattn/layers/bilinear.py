@@ -109,7 +109,7 @@ class BilinearAttention(Attention):
     # ---- the side
 
     def side_for(self, length: int) -> FixedSide:
-        """Return the side that a call on `length` tokens uses: the fixed one, or the cheapest."""
+        """Return the fixed side, or the cheapest on `length` tokens."""
         best, *others = self._sides
         for side in others:  # a loop, since a compiled graph cannot hold `min` with a key
             if self._score_flops(side, length) < self._score_flops(best, length):
@@ -133,7 +133,7 @@ class BilinearAttention(Attention):
         return self.structure.level_features if side == "split" else (self.dim,)
 
     def _width(self, side: FixedSide) -> int:
-        """Return the width of the dot product, with one more feature where it carries the mean."""
+        """Return the width of the dot product. One more feature may carry the mean."""
         return sum(self._levels(side)) + (self.norm == "key" and side != "key")
 
     # ---- the layer
@@ -172,11 +172,11 @@ class BilinearAttention(Attention):
         return self._with_mean(query, x.unsqueeze(1), gained, x)
 
     def _gained(self, x: Tensor) -> Tensor:
-        """Return `x∘γ`: the gain of the norm on the key, moved to the query."""
+        """Return `x∘γ`, with the key norm's gain moved to the query."""
         return x * self.k_norm.weight if self.norm == "key" and self.k_norm is not None else x
 
     def _with_mean(self, query: Tensor, key: Tensor, gained: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the feature of the norm on the key: `[q, Σ g]` and `[k, -μ] / σ` score `xᵀ LN(M y)`."""
+        """Add the mean of the normed key as a feature: `[q, Σ g]` and `[k, -μ] / σ` score `xᵀ LN(M y)`."""
         if self.norm != "key":
             return query, key
         rate, shift = self._statistics(x)
@@ -280,7 +280,10 @@ class BilinearAttention(Attention):
 
 
 def _check_structure(structure: Structure) -> int:
-    """Return the number of heads; TypeError or ValueError unless the structure scores tokens against each other."""
+    """Return the number of heads, after checks.
+
+    Raise TypeError or ValueError unless the structure scores tokens against each other.
+    """
     if not isinstance(structure, Structure):
         raise TypeError(f"structure must be a structattn.structures.Structure, got {type(structure).__name__}")
     if structure.dim_out != structure.dim_in:
@@ -324,7 +327,7 @@ def _possible_sides(norm: str, scales: tuple[float, ...], rotary: bool, side: st
 
 
 def _widen(tensor: Tensor, heads: int) -> Tensor:
-    """Repeat each head of `(B, h, T, width)` up to `heads`; a view where `h` is 1."""
+    """Repeat each head of `(B, h, T, width)` up to `heads`, as a view where `h` is 1."""
     if tensor.shape[1] == 1:
         return tensor.expand(-1, heads, -1, -1)
     return tensor.repeat_interleave(heads // tensor.shape[1], dim=1)

@@ -126,7 +126,7 @@ class Attention(nn.Module, abc.ABC):
         return self.project(x, positions)
 
     def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
-        """Split keys of `project_for_cache`, made of tokens `x`, into the slices of the cache."""
+        """Split keys of `project_for_cache` into slices of the cache. Their tokens are `x`."""
         return key.split(self.cache_layout().key_widths, dim=-1)
 
     @abc.abstractmethod
@@ -170,7 +170,7 @@ class Attention(nn.Module, abc.ABC):
         return self.kv_heads * self.value_dim * length
 
     def cache_numbers(self, length: int) -> int:
-        """Return one row's live key and value numbers, all heads, after `length` tokens."""
+        """Return one row's live cache numbers, all heads, after `length` tokens."""
         return self.key_numbers(length) + self.value_numbers(length)
 
     # ---- cost and initialisation
@@ -199,7 +199,9 @@ class Attention(nn.Module, abc.ABC):
         return flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
 
     def fans(self) -> dict[str, Fans]:
-        """Return `(fan_in, fan_out)` of every matrix parameter by name; gains and biases have none.
+        """Return `(fan_in, fan_out)` of every matrix parameter by name.
+
+        Gains and biases have none.
 
         They set initial deviations (`1/sqrt(fan_in)`) and the learning rates of muP. For a factor of a structure they
         are those of one block.
@@ -214,7 +216,7 @@ class Attention(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`; set biases to 0 and gains to 1."""
+        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`. Biases become 0, gains 1."""
         draw_linears(self, generator)
         for module in self.children():
             if isinstance(module, Structure):
@@ -252,7 +254,7 @@ def _positions(x: Tensor, read: int, key_start: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def draw_linears(layer: nn.Module, generator: torch.Generator | None) -> None:
-    """Draw the projections of a layer, normal with deviation `1/sqrt(fan_in)`, and set their biases to 0."""
+    """Draw a layer's projections, normal with deviation `1/sqrt(fan_in)`. Their biases become 0."""
     for module in layer.children():
         if isinstance(module, nn.Linear):
             weight = module.weight
@@ -275,7 +277,7 @@ def new_linear(dim_in: int, dim_out: int, options: LayerOptions) -> nn.Linear:
 
 
 def width_per_head(dim: int, heads: int, head_dim: int | None) -> int:
-    """Return `head_dim`, or `dim / heads` where it is None; ValueError if that is no integer."""
+    """Return `head_dim`, or `dim / heads` where it is None. Raise ValueError if that is no integer."""
     if head_dim is not None:
         return checks.positive_int("head_dim", head_dim)
     if checks.positive_int("dim", dim) % checks.positive_int("heads", heads):

@@ -1,4 +1,4 @@
-"""Attend by MLR: a long dot product for near pairs, a short one for far pairs."""
+"""Attend by MLR: long dot products for near pairs, short ones for far."""
 
 from __future__ import annotations
 

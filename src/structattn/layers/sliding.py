@@ -66,7 +66,7 @@ class SlidingWindowAttention(ScaledAttention):
         return _attend_in_window(self, query, key, value, self.hierarchy, self.scale, span)
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of the keys and values of the last `window` tokens."""
+        """Return a layout of the last `window` tokens' keys and values."""
         return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
@@ -85,7 +85,7 @@ class SlidingWindowAttention(ScaledAttention):
         return self.hierarchy.live(0, length) if self.is_causal else length
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the pairs in the window; if `dense`, of a full window for every token."""
+        """Return the FLOPs of the pairs in the window. `dense` counts a full window for every token."""
         return _window_flops(self, self.hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:
@@ -156,7 +156,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         )
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of all global keys, near keys in the window, all values."""
+        """Return a layout of global keys, near keys in the window, and values."""
         far = CacheSlice(self.kv_heads, self.global_rank)
         near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
         return CacheLayout((far, near), (CacheSlice(self.kv_heads, self.value_dim),))
@@ -178,7 +178,7 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         return self.kv_heads * (self.global_rank * length + (self.head_dim - self.global_rank) * near)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of both parts, each with its scores and its mixing of all values."""
+        """Return the FLOPs of both parts, each with all its values."""
         far = self._dot_product_flops(self.global_rank, length, batch, dense)
         return far + _window_flops(self, self.near_hierarchy, length, batch, dense)
 

@@ -82,7 +82,7 @@ class Backend(Protocol):
     """The functions that a backend's module provides."""
 
     def ineligible(self, call: Call | None = None) -> str | None:
-        """Return why this backend cannot serve `call` (any call on this machine, if None), or None if it can."""
+        """Return why this backend cannot serve `call`, or None if it can. None asks about any call on this machine."""
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Return output and log-sum-exp.

@@ -32,7 +32,7 @@ from structattn.ops.transforms import (
 
 
 def may_run_in_cpp(hierarchy: Hierarchy, position: int, backend: str) -> bool:
-    """Return True if a call may go straight to C++, as far as its options show."""
+    """Return True if a call's options let it go straight to C++."""
     return (
         not torch.compiler.is_compiling()  # first: what a compiler reads, it guards
         and library.state.loaded
@@ -124,13 +124,13 @@ def call_operator(call: Call, backend: str) -> tuple[Tensor, Tensor]:
 
 
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp; both the direct and the registered path end here."""
+    """Return output and log-sum-exp, for direct and registered calls alike."""
     check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
     return registry.choose(backend, call).forward(call)
 
 
 class _DirectMLRAttention(torch.autograd.Function):
-    """Differentiate a call that bypasses the registered operator."""
+    """Autograd function of a call that bypasses the registered operator."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:

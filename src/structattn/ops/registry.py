@@ -37,7 +37,7 @@ class BackendStatus:
 
 
 def backends(call: Call | None = None) -> list[BackendStatus]:
-    """Return the status of every backend for this machine (or for `call`), in order of preference."""
+    """Return every backend's status, in order of preference. It is for this machine, or for `call`."""
     return [BackendStatus(name, backend.ineligible(call)) for name, backend in REGISTRY.items()]
 
 

@@ -1,4 +1,4 @@
-"""Find the levels that tiles of queries share with runs of keys, and multiply them.
+"""Multiply tiles of queries by runs of keys, in the levels they share.
 
 A tile is up to `QUERY_TILE` consecutive queries. A run is up to `KEY_RUN` consecutive keys, at most as many as lie
 between two changes of depth. Positions are those of one unpadded row.
@@ -43,7 +43,10 @@ def tile_size(hierarchy: Hierarchy) -> int:
 
 
 def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool) -> Iterator[range]:
-    """Yield the keys that queries at positions `tile` may see, cut where the depth changes and after `KEY_RUN`."""
+    """Yield the runs of keys that queries at positions `tile` may see.
+
+    Runs end where the depth changes and after `KEY_RUN` keys.
+    """
     first, stop = _reached_by_some(hierarchy, 0, tile)
     first, stop = max(first, 0), min(stop, key_length, tile.stop if is_causal else key_length)
     edges = {first, stop}
@@ -61,17 +64,19 @@ def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool
 
 
 def _reached_by_some(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
-    """Return the first position that a level reaches from any of the tile, and one past the last."""
+    """Return start and stop of what a level reaches from any position of the tile."""
     return hierarchy.span(level, tile.start)[0], hierarchy.span(level, tile.stop - 1)[1]
 
 
 def _reached_by_all(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
-    """Return the first position that a level reaches from all of the tile, and one past the last; they may cross."""
+    """Return start and stop of what a level reaches from all positions of the tile; they may cross."""
     return hierarchy.span(level, tile.stop - 1)[0], hierarchy.span(level, tile.start)[1]
 
 
 class LevelProducts(Protocol):
-    """Multiply a tile's rows (`left`) by a run's rows (`right`), in the columns of one or more levels.
+    """Products of a tile's rows and a run's rows, in some columns.
+
+    `left` are the tile's rows, `right` the run's; the columns belong to one or more levels.
 
     For scores these are queries and keys; for gradients of probabilities, output gradients and values.
     `pairs (N, G, t, n)` has one number per query and key.
@@ -89,7 +94,7 @@ class LevelProducts(Protocol):
 
 @dataclass(frozen=True)
 class PrefixProducts:
-    """Products of the first levels, which all pairs of a tile and a run share.
+    """Products of the first levels, which all pairs of tiles share.
 
     Args:
         columns: the dimensions.
@@ -136,7 +141,9 @@ class MaskedProducts(PrefixProducts):
 
 @dataclass(frozen=True)
 class BlockDiagonalProducts:
-    """Products of a level by block, where tile and run are the same whole blocks: pairs within one block share it.
+    """Products of a level by block, in the diagonal blocks of the pairs.
+
+    Tile and run are the same whole blocks.
 
     Args:
         columns: the dimensions.
@@ -189,7 +196,7 @@ class BlockDiagonalProducts:
 
 @dataclass(frozen=True)
 class TilePair:
-    """The levels that a tile of queries and a run of keys share.
+    """Products that a tile of queries shares with a run of keys.
 
     Args:
         levels: products of queries and keys. Scores are their sum times `gain`.
@@ -204,7 +211,7 @@ class TilePair:
     hidden: Tensor | None
 
     def scores(self, query: Tensor, key: Tensor, group: int) -> Tensor:
-        """Return the scores `(N, G, t, n)` of folded queries against keys, hidden pairs not yet masked."""
+        """Return the unmasked scores `(N, G, t, n)` of folded queries against keys."""
         score = query.new_zeros(query.shape[0], group, query.shape[1] // group, key.shape[1])
         for level in self.levels:
             level.add_products(score, query, key)
@@ -242,7 +249,7 @@ class TilePair:
 def pair_tiles(
     hierarchy: Hierarchy, value_widths: Sequence[int], tile: range, run: range, is_causal: bool, like: Tensor
 ) -> TilePair:
-    """Return the levels that positions `tile` and `run` share; masks take the dtype and device of `like`."""
+    """Return the products that positions `tile` and `run` share. Masks take the dtype and device of `like`."""
     i = torch.arange(tile.start, tile.stop, device=like.device)[:, None]
     j = torch.arange(run.start, run.stop, device=like.device)
     whole = itertools.takewhile(lambda level: _reaches_all(hierarchy, level, tile, run), range(hierarchy.levels))
@@ -272,19 +279,19 @@ def pair_tiles(
 
 
 def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:
-    """Return the number of a level's blocks that tile and run both consist of; 0 if they do not."""
+    """Return the number of a level's blocks that tile and run both are, or 0."""
     size = hierarchy.sizes[level] or 0
     aligned = not hierarchy.by_window and tile == run and tile.start % size == 0 and len(tile) % size == 0
     return len(tile) // size if aligned else 0
 
 
 def _reaches_all(hierarchy: Hierarchy, level: int, tile: range, run: range) -> bool:
-    """Return True if a level reaches all pairs of a tile and a run."""
+    """Return True if a level reaches all pairs of tile and run."""
     start, stop = _reached_by_all(hierarchy, level, tile)
     return bool(start <= run.start and run.stop <= stop)
 
 
 def _reaches_some(hierarchy: Hierarchy, level: int, tile: range, run: range) -> bool:
-    """Return True if a level reaches some pair of a tile and a run."""
+    """Return True if a level reaches some pair of tile and run."""
     start, stop = _reached_by_some(hierarchy, level, tile)
     return bool(start < run.stop and run.start < stop)

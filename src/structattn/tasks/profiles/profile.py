@@ -125,7 +125,7 @@ class TaskCommand:
 
 @dataclass(frozen=True)
 class TaskProfile:
-    """Describe a task to comparisons, reports and the command line."""
+    """Description of a task for comparisons, reports and the command line."""
 
     name: str
     """Name of the task in configs, results and commands, the same as `Task.name`."""
