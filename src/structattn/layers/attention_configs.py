@@ -166,7 +166,7 @@ class MLRConfig(AttentionConfig):
         value_ranks: value dimensions that each level owns; their sum is the width of a value head. By default the
             ranks; with `paper` level 1 owns all.
         gains: `"none"` is 1, `"mean"` is `c_m = 1/m`.
-        level_weight: `w_l`, the factor on a level's share of the score.
+        level_weight: `α_l`, the factor on a level's share of the score.
         qk_norm: LayerNorm on queries and keys.
         basis: map queries and keys before the levels, see `MLRAttention`; conversion of a trained model sets the maps.
         frequencies: rates of a rotary embedding over the levels, see `RotaryEmbedding`. Without one it has no effect.

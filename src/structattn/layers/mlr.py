@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 class MLRAttention(ProjectedAttention):
     """Multi-head attention with a Multi-Level Low Rank score matrix.
 
-    See arXiv 2509.07963, section 4, and `Hierarchy`. With level weights `w_l`, ranks and gains `c_m` of the hierarchy::
+    See arXiv 2509.07963, section 4, and `Hierarchy`. With level weights `α_l`, ranks and gains `c_m` of the hierarchy::
 
-        score(i, j) = c_m · Σ_{l <= m} w_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
+        score(i, j) = c_m · Σ_{l <= m} α_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
 
     Values are mixed by level where the hierarchy has value ranks.
 
-    The paper's setting for language is `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `w_l = 1/r_l` and
+    The paper's setting for language is `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `α_l = 1/r_l` and
     LayerNorm on each query and key head.
 
     Args:
@@ -41,7 +41,7 @@ class MLRAttention(ProjectedAttention):
         head_dim: the width of a value head; by default the sum of the value ranks, or `D / H` where there are none. The
             attribute `head_dim` is another width, that of a query and key head (the sum of the ranks); the attribute
             `value_dim` is this one.
-        level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
+        level_weight: `α_l`, see `structattn.layers.choices.level_weights`.
         basis: map queries and keys by a `structattn.layers.head_basis.HeadBasis` before the levels. It orders the
             dimensions of a model that was trained without levels.
         qk_norm: apply LayerNorm to each query and key head, see `ProjectedAttention`.
