@@ -255,14 +255,6 @@ class BilinearAttention(Attention):
         probability = probability.masked_fill(~visible, 0.0)  # a query that sees nothing mixes zeros
         return probability @ _widen(value, self.heads)
 
-    def key_numbers(self, length: int) -> int:
-        """Return the live key numbers of one row.
-
-        That is `H·width` for each token. On the query side it is `D`, one `y` for all heads, and two statistics of each
-        head where the norm is on the key. With `side="auto"` the smallest counts.
-        """
-        return length * min(self._key_numbers_per_token(side) for side in self._sides)
-
     def _key_numbers_per_token(self, side: FixedSide) -> int:
         statistics = 2 * self.heads if self._keeps_statistics(side) else 0
         return (self.dim if side == "query" else self.heads * self._width(side)) + statistics

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.head_basis import HeadBasis
-from structattn.layers.kv_cache import CacheLayout, KeyValueCache
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions
 from structattn.ops.arguments import check_key_bound, check_key_bounds
@@ -161,17 +161,22 @@ class Attention(nn.Module, abc.ABC):
         if cache.rows not in (None, x.shape[0]):
             raise ValueError(f"x must have the {cache.rows} rows of the cache, got {x.shape[0]}")
 
-    @abc.abstractmethod
     def key_numbers(self, length: int) -> int:
         """Return one row's live key numbers, all heads, after `length` tokens."""
+        return self._numbers(self.cache_layout().keys, length)
 
     def value_numbers(self, length: int) -> int:
         """Return one row's live value numbers, all heads, after `length` tokens."""
-        return self.kv_heads * self.value_dim * length
+        return self._numbers(self.cache_layout().values, length)
 
     def cache_numbers(self, length: int) -> int:
         """Return one row's live cache numbers, all heads, after `length` tokens."""
         return self.key_numbers(length) + self.value_numbers(length)
+
+    def _numbers(self, slices: Sequence[CacheSlice], length: int) -> int:
+        return sum(
+            each.heads * each.width * (each.retention.live(length) if self.is_causal else length) for each in slices
+        )
 
     # ---- cost and initialisation
 

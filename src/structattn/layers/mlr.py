@@ -106,17 +106,6 @@ class MLRAttention(ProjectedAttention):
         """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` tokens."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
 
-    def key_numbers(self, length: int) -> int:
-        """Return `Hierarchy.key_numbers(T)` for each key head where causal, `T·r` where not."""
-        per_head = self.hierarchy.key_numbers(length) if self.is_causal else length * self.head_dim
-        return self.kv_heads * per_head
-
-    def value_numbers(self, length: int) -> int:
-        """Return `Hierarchy.value_numbers(T, dv)` for each key head where causal, `T·dv` where not."""
-        if not self.is_causal:
-            return super().value_numbers(length)
-        return self.kv_heads * self.hierarchy.value_numbers(length, self.value_dim)
-
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of scores, of mixing values, and of the basis."""
         causal = self.is_causal and not dense

@@ -73,17 +73,6 @@ class SlidingWindowAttention(ScaledAttention):
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=self.scale, key_start=span.key_start)
 
-    def key_numbers(self, length: int) -> int:
-        """Return `min(T, window) · r` for each key head where causal, `T · r` where not."""
-        return self.kv_heads * self.head_dim * self._kept(length)
-
-    def value_numbers(self, length: int) -> int:
-        """Return `min(T, window) · dv` for each key head where causal, `T · dv` where not."""
-        return self.kv_heads * self.value_dim * self._kept(length)
-
-    def _kept(self, length: int) -> int:
-        return self.hierarchy.live(0, length) if self.is_causal else length
-
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of the pairs in the window. `dense` counts a full window for every token."""
         return _window_flops(self, self.hierarchy, length, batch, dense)
@@ -171,11 +160,6 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
             self, near_query, near_keys.live, near_value, self.near_hierarchy, self.window_scale, near_span
         )
         return far + near
-
-    def key_numbers(self, length: int) -> int:
-        """Return `T·g + min(T, window)·(r - g)` for each key head where causal, `T·r` where not."""
-        near = min(length, self.window) if self.is_causal else length
-        return self.kv_heads * (self.global_rank * length + (self.head_dim - self.global_rank) * near)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of both parts, each with all its values."""

@@ -35,10 +35,6 @@ class StandardAttention(ScaledAttention):
             kernel=self.standard_kernel,
         )
 
-    def key_numbers(self, length: int) -> int:
-        """Return `T · r` for each key head."""
-        return self.kv_heads * length * self.head_dim
-
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of scores and mixing of values over visible pairs."""
         return self._dot_product_flops(self.head_dim, length, batch, dense)
