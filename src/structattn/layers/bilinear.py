@@ -19,7 +19,6 @@ from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions, SharedKeywords
 from structattn.ops.key_span import UNPADDED, KeySpan
-from structattn.ops.standard import standard_attention
 from structattn.structures import MLR, LowRank, Structure
 from structattn.structures.base import Operation
 
@@ -196,16 +195,7 @@ class BilinearAttention(Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
         heads = max(key.shape[1], value.shape[1])
-        return standard_attention(
-            query,
-            _widen(key, heads),
-            _widen(value, heads),
-            is_causal=self.is_causal,
-            scale=1.0,
-            dropout_p=self._dropout_p(),
-            span=span,
-            kernel=self.standard_kernel,
-        )
+        return self._attend_to_all(query, _widen(key, heads), _widen(value, heads), 1.0, span)
 
     # ---- the cache
 

@@ -20,8 +20,10 @@ from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions
 from structattn.ops.arguments import check_key_bound, check_key_bounds
+from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
+from structattn.ops.standard import standard_attention
 from structattn.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -106,6 +108,31 @@ class Attention(nn.Module, abc.ABC):
     @abc.abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, Hq, Tq, dv)`."""
+
+    def _attend_to_all(self, query: Tensor, key: Tensor, value: Tensor, scale: float, span: KeySpan) -> Tensor:
+        """Return the mixed values of standard attention."""
+        dropout_p, kernel = self._dropout_p(), self.standard_kernel
+        return standard_attention(
+            query, key, value, span, is_causal=self.is_causal, scale=scale, dropout_p=dropout_p, kernel=kernel
+        )
+
+    def _attend_by_level(
+        self, query: Tensor, key: Tensor, value: Tensor, hierarchy: Hierarchy, scale: float, span: KeySpan
+    ) -> Tensor:
+        """Return the mixed values of MLR attention."""
+        return mlr_attention(
+            query,
+            key,
+            value,
+            hierarchy,
+            is_causal=self.is_causal,
+            scale=scale,
+            enable_gqa=True,
+            dropout_p=self._dropout_p(),
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
+        )
 
     def output(self, mixed: Tensor) -> Tensor:
         """Join heads `(B, Hq, T, dv)` and project to `(B, T, D)`."""

@@ -14,7 +14,6 @@ from structattn.layers.interface import QKV, width_per_head
 from structattn.layers.kv_cache import CacheLayout, KeyValueCache, attend_mlr_cache, mlr_cache_layout
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.layers.projected import ProjectedAttention
-from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
 
@@ -84,19 +83,7 @@ class MLRAttention(ProjectedAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
-        return mlr_attention(
-            query,
-            key,
-            value,
-            self.hierarchy,
-            is_causal=self.is_causal,
-            scale=1.0,
-            enable_gqa=True,
-            dropout_p=self._dropout_p(),
-            key_start=span.key_start,
-            key_end=span.key_end,
-            query_offset=span.query_offset,
-        )
+        return self._attend_by_level(query, key, value, self.hierarchy, 1.0, span)
 
     def cache_layout(self) -> CacheLayout:
         """Return the layout of `mlr_cache_layout`."""
