@@ -31,7 +31,14 @@ from structattn.atomic import replacing
 from structattn.disk import cache_folder
 from structattn.tasks.characters import NEWLINE, encode
 from structattn.tasks.sources import Source, open_source
-from structattn.tasks.tokenizers import AsciiTokenizer, CharacterTokenizer, TextTokenizer, Tokenizer, read_tokenizer
+from structattn.tasks.tokenizers import (
+    AsciiTokenizer,
+    CharacterTokenizer,
+    TextTokenizer,
+    Tokenizer,
+    Vocabulary,
+    read_tokenizer,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +98,7 @@ def load_tokenizer(name: str, data: str, cache: str | os.PathLike[str] | None = 
     return CharacterTokenizer(path.read_bytes().decode("utf-8", "surrogatepass"))
 
 
-def load_corpus(data: str, cache: str | os.PathLike[str] | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
+def load_corpus(data: str, cache: str | os.PathLike[str] | None = None, tokenizer: Vocabulary | None = None) -> Corpus:
     """Return the tokens of a text, from the cache if possible.
 
     Several processes may call this at once; each builds what the cache lacks. Where that is expensive (OpenWebText),

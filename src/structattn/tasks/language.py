@@ -22,7 +22,7 @@ from structattn.tasks.corpus import Corpus, load_corpus, load_tokenizer
 from structattn.tasks.profiles.language import LanguageConfig
 from structattn.tasks.randomness import Stream, generator, places_in_epochs
 from structattn.tasks.task import Batch, Task, Totals
-from structattn.tasks.tokenizers import AsciiTokenizer, TextTokenizer, Tokenizer
+from structattn.tasks.tokenizers import AsciiTokenizer, TextTokenizer, Vocabulary
 
 
 class LanguageTask(Task):
@@ -63,7 +63,7 @@ class LanguageTask(Task):
         seed: int = 0,
         corpus: Corpus | None = None,
         cache: str | os.PathLike[str] | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Vocabulary | None = None,
     ) -> None:
         super().__init__(seed)
         self.config = config

@@ -37,8 +37,8 @@ _OWN_FILE = "structattn_tokenizer.json"
 _PIECE = 1 << 20
 
 
-class Tokenizer(abc.ABC):
-    """Maps text to tokens in `[0, size)` and back."""
+class Vocabulary(abc.ABC):
+    """Tokens in `[0, size)` that stand for text."""
 
     token: ClassVar[str]
     """Name of one token: `character`, `byte` or `token`."""
@@ -47,6 +47,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def size(self) -> int:
         """Number of tokens of the vocabulary."""
+
+
+class Tokenizer(Vocabulary):
+    """Maps text to tokens in `[0, size)` and back."""
 
     @abc.abstractmethod
     def encode(self, text: str) -> NDArray[Any]:
