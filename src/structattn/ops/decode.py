@@ -161,17 +161,17 @@ def dense(call: DecodeCall) -> Tensor:
     reached = [visible & hierarchy.reaches(level, i, j) for level in range(hierarchy.levels)]
     score = query.new_zeros(batch, heads, queries, key_length)
     levels = zip(query.split(hierarchy.ranks, -1), call.key_levels, reached, call.level_starts, strict=True)
-    for q, keys, pairs, first in levels:
+    for q, keys, reaches, first in levels:
         live = keys[..., : key_length - first].repeat_interleave(group, dim=1)
-        score[..., first:] += (q @ live).masked_fill(~pairs[..., first:], 0.0)
+        score[..., first:] += (q @ live).masked_fill(~reaches[..., first:], 0.0)
     gains = torch.tensor(hierarchy.gains, dtype=query.dtype, device=query.device)
     depth = hierarchy.depth(i, j).clamp(min=1)  # pairs that no level reaches are invisible
     score = (score * (call.scale * gains[depth - 1])).masked_fill(~visible, -torch.inf)
     no_keys_visible = ~visible.any(-1, keepdim=True)
     probability = torch.softmax(score.masked_fill(no_keys_visible, 0.0), -1).masked_fill(no_keys_visible, 0.0)
     mixed = [
-        (probability * pairs)[..., first:] @ values[:, :, : key_length - first].repeat_interleave(group, dim=1)
-        for values, pairs, first in zip(call.value_levels, reached, call.level_starts, strict=True)
+        (probability * reaches)[..., first:] @ values[:, :, : key_length - first].repeat_interleave(group, dim=1)
+        for values, reaches, first in zip(call.value_levels, reached, call.level_starts, strict=True)
     ]
     return torch.cat(mixed, -1)
 

@@ -328,9 +328,7 @@ class Hierarchy:
 
         `P_l` is the number of visible pairs that level `l` reaches.
         """
-        key_length = query_length if key_length is None else key_length
-        pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
-        return 2 * sum(rank * count for rank, count in zip(self.ranks, pairs, strict=True))
+        return self._pair_flops(self.ranks, query_length, key_length, is_causal, query_offset)
 
     def mixing_flops(
         self,
@@ -345,9 +343,14 @@ class Hierarchy:
 
         `value_dim` is that of `value_widths`, and `P_l` as in `score_flops`.
         """
+        return self._pair_flops(self.value_widths(value_dim), query_length, key_length, is_causal, query_offset)
+
+    def _pair_flops(
+        self, widths: Iterable[int], query_length: int, key_length: int | None, is_causal: bool, query_offset: int
+    ) -> int:
         key_length = query_length if key_length is None else key_length
-        pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
-        return 2 * sum(width * count for width, count in zip(self.value_widths(value_dim), pairs, strict=True))
+        counts = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
+        return 2 * sum(width * count for width, count in zip(widths, counts, strict=True))
 
     def plot(
         self, length: int | None = None, ax: Axes | None = None, *, of: Literal["scores", "values"] = "scores"

@@ -122,9 +122,9 @@ class _RowGroup:
             score.masked_fill_(pair.hidden, -torch.inf)
         return score.flatten(1, 2)
 
-    def unfold_pairs(self, pairs: Tensor) -> Tensor:
+    def unfold(self, matrix: Tensor) -> Tensor:
         """Return a view of `(N, G·t, n)` as `(N, G, t, n)`."""
-        return pairs.unflatten(1, (self.heads_per_key, -1))
+        return matrix.unflatten(1, (self.heads_per_key, -1))
 
     def per_head(self, score: Tensor) -> Tensor:
         """Return a view of `(N, G, t, n)` as `(rows, Hq, t, n)`."""
@@ -146,12 +146,11 @@ class _RowGroup:
         if call.seed is None:
             return None
         heads, device = call.query.shape[1], call.query.device
-        pairs = torch.arange(self.rows.start * heads, self.rows.stop * heads, device=device).view(
-            -1, self.heads_per_key, 1, 1
-        )
+        rows_and_heads = torch.arange(self.rows.start * heads, self.rows.stop * heads, device=device)
+        rows_and_heads = rows_and_heads.view(-1, self.heads_per_key, 1, 1)
         queries = torch.arange(tile.start, tile.stop, device=device)[:, None] + self.queries.start - self.offset
         keys = torch.arange(run.start, run.stop, device=device) + self.keys.start
-        kept = keep_mask(call.seed, pairs, queries, keys, call.dropout_p)
+        kept = keep_mask(call.seed, rows_and_heads, queries, keys, call.dropout_p)
         return (kept.to(call.lse_dtype) / (1 - call.dropout_p)).flatten(1, 2)
 
 
@@ -194,7 +193,7 @@ def _forward_group(group: _RowGroup, out: Tensor, lse: Tensor) -> None:
             keep = group.keep(tile, run)
             if keep is not None:
                 probability.mul_(keep)
-            pair.mix(group.unfold_pairs(probability), value[:, run], total_out.mul_(decay))
+            pair.mix(group.unfold(probability), value[:, run], total_out.mul_(decay))
             top = new_top
         at = slice(tile.start - group.offset, tile.stop - group.offset)
         empty = total == 0
@@ -228,8 +227,8 @@ def _backward_group(
             if keep is not None:
                 score_grad.mul_(keep)
             kept = probability if keep is None else probability * keep
-            pair.add_value_grads(group.unfold_pairs(kept), out_grad, value_grad[:, run])
-            score_grad = group.unfold_pairs(score_grad.sub_(tile_delta).mul_(probability))
+            pair.add_value_grads(group.unfold(kept), out_grad, value_grad[:, run])
+            score_grad = group.unfold(score_grad.sub_(tile_delta).mul_(probability))
             if bias_grad is not None:
                 target = group.bias_at(bias_grad, tile, run)
                 target.add_(group.per_head(score_grad).sum_to_size(target.shape))
