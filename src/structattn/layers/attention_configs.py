@@ -10,9 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, get_type_hints
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from structattn import checks
 from structattn.layers import fields
@@ -31,16 +29,10 @@ from structattn.structures.families import root_divisor
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from structattn.structures.base import Factory
+
 _LONG_CONTEXT = 2**20
 """A context in which any default hierarchy has room for its levels."""
-
-
-class Factory(TypedDict, total=False):
-    """Keyword arguments of a structure: device, dtype and generator of its factors."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-    generator: torch.Generator | None
 
 
 @dataclass(frozen=True)
