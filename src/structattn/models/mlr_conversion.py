@@ -18,17 +18,20 @@ from torch.utils.hooks import RemovableHandle
 
 from structattn import checks
 from structattn.layers import MLRAttention, MLRConfig, StandardAttention, StandardConfig, as_config
+from structattn.layers.deprecation import serve_old_names
 from structattn.layers.head_basis import Moments, MomentSums, balancing_maps, order_pairs_by_energy
 from structattn.layers.projected import ProjectedAttention
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.language_model import LanguageModel
 from structattn.ops.hierarchy import Hierarchy
 
-DimensionOrder = Literal["measured", "trained"]
-"""Order of a head's dimensions: by measured score energy, or as training left them."""
+OrderSource = Literal["measured", "trained"]
+"""Source of the order of a head's dimensions: measured score energy, or training, which left them as they are."""
 
-Pairs = Literal["all", "far"]
+TokenPairs = Literal["all", "far"]
 """Pairs of tokens that moments count."""
+
+__getattr__ = serve_old_names(__name__, {"DimensionOrder": "OrderSource", "Pairs": "TokenPairs"})
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ class GrowingBuffer:
         self._storage = None
 
     def _move(self, entries: Tensor, positions: int) -> None:
-        """Copy entries to the start of new storage for `positions`, rounded up."""
+        """Copy entries to the start of new storage of so many positions, rounded up."""
         moved = _allocate(entries, self.axis, positions)
         moved.narrow(self.axis, 0, entries.shape[self.axis]).copy_(entries)
         self._storage, self._dropped = moved, 0
