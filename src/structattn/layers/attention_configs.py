@@ -62,7 +62,9 @@ class AttentionConfig:
         Fields other than the arguments appear where they are not default.
         """
         arguments = [getattr(self, name) for name in self.arguments]
-        text = self.kind if None in arguments or self._is_default(self.arguments) else f"{self.kind}:{_join(arguments)}"
+        text = self.kind
+        if None not in arguments and not self._is_default(self.arguments):
+            text += ":" + "|".join(map(fields.to_text, arguments))
         for name in self.field_types():
             value = getattr(self, name)
             if name not in self.arguments and not self._is_default([name]):
@@ -429,7 +431,3 @@ def make_config(config: type[AttentionConfig], values: Mapping[str, Any]) -> Att
         if each.default is dataclasses.MISSING and each.name not in values:
             raise ValueError(f"{config.kind} needs {each.name}, as in {config.example!r}")
     return config(**values)
-
-
-def _join(values: Sequence[Any]) -> str:
-    return "|".join(map(fields.to_text, values))

@@ -108,5 +108,5 @@ def _hierarchy_fields(text: str) -> dict[str, str]:
     if hierarchy.value_ranks is None:
         raise ValueError(f"a hierarchy must say how it divides values, as in '16|16|32v@w512|128', got {text!r}")
     reach = "windows" if hierarchy.by_window else "block_sizes"
-    levels = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": hierarchy.value_ranks}
-    return {name: "|".join(map(fields.to_text, each)) for name, each in levels.items()}
+    named = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": hierarchy.value_ranks}
+    return {name: "|".join(map(fields.to_text, each)) for name, each in named.items()}

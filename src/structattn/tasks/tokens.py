@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from structattn import checks
 from structattn.tasks.corpus import Corpus, split
@@ -63,12 +62,8 @@ def _encoded(data: str, encode: Encode) -> Corpus:
     source = open_source(data)
     documents = []
     for index, document in enumerate(source.documents()):
-        tokens = _tokens("".join(document).strip("\n") + "\n\n", encode)
+        tokens = np.array(encode("".join(document).strip("\n") + "\n\n"), dtype=np.int32)
         documents.append(split(tokens, index, source))
     parts = [np.concatenate(part) for part in zip(*documents, strict=True)]
     digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:32]
     return Corpus(data, digest, *parts)
-
-
-def _tokens(text: str, encode: Encode) -> NDArray[Any]:
-    return np.array(encode(text), dtype=np.int32)

@@ -1,6 +1,6 @@
-"""Choose the prebuilt library, of one per instruction set in a wheel.
+"""Choose among the compiled libraries that a wheel brings.
 
-They are whole libraries of the same sources (csrc), of which a process loads one. An installation from source has none.
+There is one for each instruction set, a whole library of the same sources (csrc). A process loads one. An installation from source has none.
 """
 
 from __future__ import annotations
