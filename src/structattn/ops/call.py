@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -100,8 +99,3 @@ class Backend(Protocol):
 
         `out` and `lse` may come from the `forward` of any backend.
         """
-
-
-def as_backend(module: ModuleType) -> Backend:
-    """Return a module that provides the functions of `Backend`, typed as one."""
-    return cast(Backend, module)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from structattn import checks
 from structattn.ops import cpu, reference, tiled, triton
-from structattn.ops.call import Backend, Call, as_backend
+from structattn.ops.call import Backend, Call
 
 # In order of preference: "auto" takes the first that serves a call.
 REGISTRY: dict[str, Backend] = {
-    "cpu": as_backend(cpu),
-    "triton": as_backend(triton),
-    "tiled": as_backend(tiled),
-    "reference": as_backend(reference),
+    "cpu": cpu,
+    "triton": triton,
+    "tiled": tiled,
+    "reference": reference,
 }
 
 

@@ -1,6 +1,7 @@
 """Choose among the compiled libraries that a wheel brings.
 
-There is one for each instruction set, a whole library of the same sources (csrc). A process loads one. An installation from source has none.
+There is one for each instruction set, a whole library of the same sources (csrc). A process loads one. An installation
+from source has none.
 """
 
 from __future__ import annotations
