@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.timing import seconds_on_card
+from structattn.comparison.environment import processor
+from structattn.ops.cpu import prebuilt
 
 ROOT = Path(__file__).parent.parent
 INSTRUCTIONS = {
@@ -63,7 +65,7 @@ def pin_threads(module: str, instructions: str = "native") -> None:
     Raises:
         SystemExit: the processor lacks the instructions.
     """
-    missing = set(_INSTRUCTION_FLAGS[instructions]) - _flags() if instructions != "native" else set()
+    missing = set(_INSTRUCTION_FLAGS[instructions]) - prebuilt.instructions() if instructions != "native" else set()
     if missing:
         raise SystemExit(f"--instructions {instructions}: this processor has no {', '.join(sorted(missing))}")
     if "OMP_PLACES" in os.environ and _used() == instructions:
@@ -78,9 +80,9 @@ def facts() -> dict[str, Any]:
     """Return processor, instructions in use, threads, versions and commit."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "held_to": _used(),
-        "instructions": [name for name in _INSTRUCTION_FLAGS[_used()] if name in _flags()],
+        "instructions": [name for name in _INSTRUCTION_FLAGS[_used()] if name in prebuilt.instructions()],
         "environment": {
             name: os.environ[name] for name in ("CXX", *INSTRUCTIONS["avx2"], "OMP_NUM_THREADS") if name in os.environ
         },
@@ -139,17 +141,6 @@ def roof_on_card(dtype: torch.dtype, size: int = 8192, rounds: int = 20) -> floa
 
 def median(samples: list[float]) -> float:
     return statistics.median(samples)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _flags() -> set[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
-    return set(next(found, "").split())
 
 
 def _used() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from paper.catalogue import STUDIES
 from paper.planning import duration
 from paper.study import Finding, Outcome, Scale, Study
+from paper.tables import write_csv
 from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.comparison.numbers import grouped, magnitude
@@ -31,8 +32,8 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
     """
     finding = study.finding(outcomes)
     save_figure(study.draw(outcomes), folder, study.name)
-    files.write_csv(folder / "results.csv", [outcome.table_row() for outcome in outcomes])
-    files.write_csv(folder / "curves.csv", [point for outcome in outcomes for point in outcome.curve_rows()])
+    write_csv(folder / "results.csv", [outcome.table_row() for outcome in outcomes])
+    write_csv(folder / "curves.csv", [point for outcome in outcomes for point in outcome.curve_rows()])
     failed = [f"{each.name}: {each.error}" for each in outcomes if each.error]
     found = {
         "study": study.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from paper.study import Outcome, Trial
+from paper.tables import write_csv
 from paper.workers import WorkerConfig
 from structattn.comparison import files
 from structattn.comparison.run import execute
@@ -52,7 +53,7 @@ def run_trials(
 
     def record(index: int, outcome: Outcome) -> None:
         outcomes[index] = outcome
-        files.write_csv(folder / "results.csv", [outcomes[each].table_row() for each in sorted(outcomes)])
+        write_csv(folder / "results.csv", [outcomes[each].table_row() for each in sorted(outcomes)])
         if on_outcome is not None:
             on_outcome(outcome, len(outcomes), len(trials))
 

@@ -15,6 +15,7 @@ pytest.importorskip("rich")
 from benchmarks import attention, cpu_page, machine, roofs
 
 from structattn.layers import MLRConfig
+from tests import machine_facts
 
 GIGA = 1e9
 ROOFS = {
@@ -22,19 +23,7 @@ ROOFS = {
     "product_in_cache": {"float32": 90 * GIGA, "bfloat16": 400 * GIGA},
     "memory": 10 * GIGA,
 }
-FACTS = {
-    "cpu": "a processor",
-    "held_to": "native",
-    "instructions": ["avx2"],
-    "threads": 1,
-    "pinning": "{0}",
-    "load_average_before": [0.0, 0.0, 0.0],
-    "load_average_after": [0.0, 0.0, 0.0],
-    "torch": "2",
-    "commit": "0" * 40,
-    "time": "now",
-    "roofs": ROOFS,
-}
+FACTS = machine_facts.FACTS | {"load_average_after": [0.0, 0.0, 0.0], "roofs": ROOFS}
 
 
 def _row(variant, ms, **changes):
@@ -113,7 +102,7 @@ def test_a_page_has_a_section_for_each_machine_and_set_of_instructions(tmp_path)
 def test_instructions_are_held_by_a_restart(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
-    monkeypatch.setattr(machine, "_flags", lambda: {"avx2"})
+    monkeypatch.setattr(machine.prebuilt, "instructions", lambda: {"avx2"})
     monkeypatch.delenv("OMP_PLACES", raising=False)
     monkeypatch.setattr(sys, "argv", ["attention.py", "--instructions", "avx2"])
     machine.pin_threads("benchmarks.attention", "avx2")

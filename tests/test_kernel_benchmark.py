@@ -11,18 +11,7 @@ pytest.importorskip("transformers")
 from benchmarks import standard_kernel, training_step
 
 from structattn.ops.cpu import library
-
-FACTS = {
-    "cpu": "a processor",
-    "held_to": "native",
-    "instructions": ["avx2"],
-    "threads": 1,
-    "pinning": "{0}",
-    "load_average_before": [0.0, 0.0, 0.0],
-    "torch": "2",
-    "commit": "0" * 40,
-    "time": "now",
-}
+from tests.machine_facts import FACTS
 
 
 def _row(length, torch, compiled, chosen):

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from structattn import Hierarchy, mlr_attention
 from structattn.ops import backends, tiled
-from structattn.ops.call import as_backend
 from structattn.ops.registry import REGISTRY
 from tests.ops.battery import (
     DEEP,
@@ -400,7 +399,7 @@ def test_ineligible_backend_says_why_and_auto_passes_over_it(monkeypatch):
         def ineligible(self, call=None):
             return "it only serves Sundays"
 
-    monkeypatch.setattr("structattn.ops.registry.REGISTRY", {"sunday": as_backend(Refuses()), **REGISTRY})
+    monkeypatch.setattr("structattn.ops.registry.REGISTRY", {"sunday": Refuses(), **REGISTRY})
     query = torch.randn(1, 1, 4, 64)
     with pytest.raises(ValueError, match=r"'sunday' cannot serve this call: it only serves Sundays"):
         mlr_attention(query, query, query, FLAT, backend="sunday")

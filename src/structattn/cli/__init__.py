@@ -56,7 +56,10 @@ def _perform(command: Any, line: Sequence[str]) -> int:
 
 
 def _rename_budget(arguments: Sequence[str]) -> list[str]:
-    """Return the words with `--tokens NUMBER`, the former name of a budget, as `--train-tokens`; say so on stderr."""
+    """Return the words with the former option `--tokens` renamed.
+
+    `--tokens NUMBER`, a budget, becomes `--train-tokens`, and standard error says so.
+    """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--tokens=") else [word])]
     for place, (word, value) in enumerate(itertools.pairwise(words)):
         if word == "--tokens" and _is_number(value):

@@ -22,7 +22,9 @@ _CONTEXT = 8  # Tokens of the prompt that the next one is decoded with: more tha
 def write_on(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, length: int, temperature: float, seed: int
 ) -> Iterator[str]:
-    """Yield the prompt, then the text of `length` sampled tokens as soon as it is known.
+    """Yield the prompt, then the text of `length` sampled tokens.
+
+    Text comes as soon as it is known.
 
     Each step reads one token and the key-value cache. At the end of a learned position table the older half of the
     text is dropped and the rest is read again. A rotary model has no such end.
@@ -57,7 +59,9 @@ def write_on(
 
 
 class _Words:
-    """Turns tokens into text one by one, though a character may take several, and a space depend on the one before.
+    """Text of tokens that come one by one.
+
+    A character may take several tokens, and a space depend on the token before.
 
     Args:
         tokenizer: decodes the tokens.
@@ -70,7 +74,7 @@ class _Words:
         self._shown = 0
 
     def add(self, token: int) -> str:
-        """Return the text that `token` completes; the next ones may still change an unknown character at its end."""
+        """Return the text that `token` completes. The next tokens may still change an unknown character at its end."""
         self._waiting.append(token)
         text = self._text()
         known = text.rstrip(UNKNOWN)

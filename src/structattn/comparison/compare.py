@@ -122,7 +122,10 @@ def compare(
 
 
 def _meaning_of_mlr(comparison: Comparison) -> dict[str, str]:
-    """Return a mark of comparisons with MLR attention: its spelling meant the paper's form in version 0.1.0."""
+    """Return the mark of results whose `mlr` has today's meaning.
+
+    In version 0.1.0 `mlr` meant the paper's form; only comparisons with MLR attention carry the mark.
+    """
     mlr = any(isinstance(as_config(name), MLRConfig) for name in comparison.attentions)
     return {"mlr": "levels by window"} if mlr else {}
 

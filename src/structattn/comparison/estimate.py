@@ -38,7 +38,7 @@ class Estimate:
 
 
 def above_zero(estimate: Estimate) -> bool | None:
-    """True if a mean is above 0; None if its 95% interval contains 0."""
+    """Return True if a mean is above 0. None if its 95% interval contains 0."""
     if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
         return None
     return estimate.mean > 0

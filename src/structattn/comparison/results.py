@@ -119,7 +119,7 @@ class Results:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Heading of each metric of the profile that was measured, by the metric's name; `metric` always."""
+        """Heading of each metric that was measured, by its name. `metric` always has one."""
         rows = [row for run in self.runs for row in run.rows] + list(self.baselines.values())
         measured = {self.metric}.union(*rows)
         return {name: heading for name, heading in self.profile.columns.items() if name in measured}
@@ -141,11 +141,14 @@ class Results:
 
     @property
     def counts_values(self) -> bool:
-        """True if `cached_per_token` counts keys and values; False, keys alone, in results of version 0.1.0."""
+        """True if `cached_per_token` counts keys and values.
+
+        False in results of version 0.1.0, which count keys alone.
+        """
         return all(cost.value_numbers_per_token is not None for cost in self.costs.values())
 
     def cached_per_token(self, structure: str) -> float:
-        """Return the numbers in the caches of all blocks at the trained length, over that length."""
+        """Return the cache numbers of all blocks per token, at the trained length."""
         cost = self.costs[structure]
         values = cost.value_numbers_per_token if self.counts_values else None
         return cost.key_numbers_per_token + (values or 0.0)

@@ -57,7 +57,9 @@ class RunConfig:
         return self.task.context_length
 
     def build_model(self) -> StructuredModel:
-        """Return the untrained model, a pure function of the config and the vocabulary of its task.
+        """Return the untrained model.
+
+        It is a pure function of the config and the vocabulary of its task.
 
         Raises:
             TypeError, ValueError: sizes and structure do not fit each other, or the vocabulary cannot be read.
@@ -281,7 +283,7 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
 
 
 def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
-    """Return a config whose `parts`, at any depth, have their defaults where a field is absent."""
+    """Return a config whose absent fields in `parts`, at any depth, have their defaults."""
     if not isinstance(config, dict):
         return config
     whole = {name: _complete(value, parts) for name, value in config.items()}
@@ -292,7 +294,7 @@ def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
 
 
 def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Yield the differences of two configs, in words; an absent field is None."""
+    """Yield the differences of two configs, in words. An absent field is None."""
     if isinstance(there, dict) and isinstance(ours, dict):
         for key in sorted(there.keys() | ours.keys()):
             yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))

@@ -69,7 +69,7 @@ def _text(value: object) -> str:
 
 
 def t5_hierarchy(attention: AttentionConfig | str, head_dim: int, context_length: int) -> Hierarchy:
-    """Return the levels that an attention gives to the heads of a T5.
+    """Return the levels of a T5's heads under an attention.
 
     Args:
         attention: see `parse_t5_attention`.

@@ -10,9 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, get_type_hints
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from structattn import checks
 from structattn.layers import fields
@@ -31,16 +29,10 @@ from structattn.structures.families import root_divisor
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from structattn.structures.base import Factory
+
 _LONG_CONTEXT = 2**20
 """A context in which any default hierarchy has room for its levels."""
-
-
-class Factory(TypedDict, total=False):
-    """Keyword arguments of a structure: device, dtype and generator of its factors."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-    generator: torch.Generator | None
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,14 @@ class AttentionConfig:
         return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
 
     def __str__(self) -> str:
-        """Return the spelling that `parse_attention` reads: kind, arguments, and other fields that are not default."""
+        """Return the spelling that `parse_attention` reads.
+
+        Fields other than the arguments appear where they are not default.
+        """
         arguments = [getattr(self, name) for name in self.arguments]
-        text = self.kind if None in arguments or self._is_default(self.arguments) else f"{self.kind}:{_join(arguments)}"
+        text = self.kind
+        if None not in arguments and not self._is_default(self.arguments):
+            text += ":" + "|".join(map(fields.to_text, arguments))
         for name in self.field_types():
             value = getattr(self, name)
             if name not in self.arguments and not self._is_default([name]):
@@ -163,7 +160,7 @@ class MLRConfig(AttentionConfig):
         value_ranks: value dimensions that each level owns; their sum is the width of a value head. By default the
             ranks; with `paper` level 1 owns all.
         gains: `"none"` is 1, `"mean"` is `c_m = 1/m`.
-        level_weight: `w_l`, the factor on a level's share of the score.
+        level_weight: `α_l`, the factor on a level's share of the score.
         qk_norm: LayerNorm on queries and keys.
         basis: map queries and keys before the levels, see `MLRAttention`; conversion of a trained model sets the maps.
         frequencies: rates of a rotary embedding over the levels, see `RotaryEmbedding`. Without one it has no effect.
@@ -203,7 +200,7 @@ class MLRConfig(AttentionConfig):
             self._hierarchy(self.ranks, _LONG_CONTEXT)
 
     def _defaults(self) -> dict[str, Any]:
-        """Return the values of the fields that depend on `paper`, where they are not given."""
+        """Return the values of unset fields that depend on `paper`."""
         if self.paper:
             return {"gains": "mean", "level_weight": "1/r_l", "frequencies": "whole"}
         return {"gains": "none", "level_weight": "1/sqrt(r_l)", "frequencies": "per_level"}
@@ -261,7 +258,7 @@ class BilinearConfig(AttentionConfig, abc.ABC):
 
     @abc.abstractmethod
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Structure:
-        """Return the matrices for a model of width `dim` with `heads` heads of `head_dim`."""
+        """Return the structured matrices of a model of width `dim`. There are `heads` of `head_dim`."""
 
 
 @dataclass(frozen=True)
@@ -377,7 +374,7 @@ class KroneckerConfig(BilinearConfig):
 
 @dataclass(frozen=True)
 class ButterflyConfig(BilinearConfig):
-    """`butterfly`: a butterfly matrix in each head's bilinear form; the model's width must be a power of two."""
+    """`butterfly`: a butterfly matrix in each head's bilinear form. The model's width must be a power of two."""
 
     kind: ClassVar[str] = "butterfly"
     example: ClassVar[str] = "butterfly"
@@ -434,7 +431,3 @@ def make_config(config: type[AttentionConfig], values: Mapping[str, Any]) -> Att
         if each.default is dataclasses.MISSING and each.name not in values:
             raise ValueError(f"{config.kind} needs {each.name}, as in {config.example!r}")
     return config(**values)
-
-
-def _join(values: Sequence[Any]) -> str:
-    return "|".join(map(fields.to_text, values))

@@ -19,7 +19,6 @@ from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions, SharedKeywords
 from structattn.ops.key_span import UNPADDED, KeySpan
-from structattn.ops.standard import standard_attention
 from structattn.structures import MLR, LowRank, Structure
 from structattn.structures.base import Operation
 
@@ -109,7 +108,7 @@ class BilinearAttention(Attention):
     # ---- the side
 
     def side_for(self, length: int) -> FixedSide:
-        """Return the side that a call on `length` tokens uses: the fixed one, or the cheapest."""
+        """Return the fixed side, or the cheapest on `length` tokens."""
         best, *others = self._sides
         for side in others:  # a loop, since a compiled graph cannot hold `min` with a key
             if self._score_flops(side, length) < self._score_flops(best, length):
@@ -133,7 +132,7 @@ class BilinearAttention(Attention):
         return self.structure.level_features if side == "split" else (self.dim,)
 
     def _width(self, side: FixedSide) -> int:
-        """Return the width of the dot product, with one more feature where it carries the mean."""
+        """Return the width of the dot product. One more feature may carry the mean."""
         return sum(self._levels(side)) + (self.norm == "key" and side != "key")
 
     # ---- the layer
@@ -172,11 +171,11 @@ class BilinearAttention(Attention):
         return self._with_mean(query, x.unsqueeze(1), gained, x)
 
     def _gained(self, x: Tensor) -> Tensor:
-        """Return `x∘γ`: the gain of the norm on the key, moved to the query."""
+        """Return `x∘γ`, with the key norm's gain moved to the query."""
         return x * self.k_norm.weight if self.norm == "key" and self.k_norm is not None else x
 
     def _with_mean(self, query: Tensor, key: Tensor, gained: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the feature of the norm on the key: `[q, Σ g]` and `[k, -μ] / σ` score `xᵀ LN(M y)`."""
+        """Add the mean of the normed key as a feature: `[q, Σ g]` and `[k, -μ] / σ` score `xᵀ LN(M y)`."""
         if self.norm != "key":
             return query, key
         rate, shift = self._statistics(x)
@@ -196,16 +195,7 @@ class BilinearAttention(Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
         heads = max(key.shape[1], value.shape[1])
-        return standard_attention(
-            query,
-            _widen(key, heads),
-            _widen(value, heads),
-            is_causal=self.is_causal,
-            scale=1.0,
-            dropout_p=self._dropout_p(),
-            span=span,
-            kernel=self.standard_kernel,
-        )
+        return self._attend_to_all(query, _widen(key, heads), _widen(value, heads), 1.0, span)
 
     # ---- the cache
 
@@ -255,14 +245,6 @@ class BilinearAttention(Attention):
         probability = probability.masked_fill(~visible, 0.0)  # a query that sees nothing mixes zeros
         return probability @ _widen(value, self.heads)
 
-    def key_numbers(self, length: int) -> int:
-        """Return the live key numbers of one row.
-
-        That is `H·width` for each token. On the query side it is `D`, one `y` for all heads, and two statistics of each
-        head where the norm is on the key. With `side="auto"` the smallest counts.
-        """
-        return length * min(self._key_numbers_per_token(side) for side in self._sides)
-
     def _key_numbers_per_token(self, side: FixedSide) -> int:
         statistics = 2 * self.heads if self._keeps_statistics(side) else 0
         return (self.dim if side == "query" else self.heads * self._width(side)) + statistics
@@ -280,7 +262,10 @@ class BilinearAttention(Attention):
 
 
 def _check_structure(structure: Structure) -> int:
-    """Return the number of heads; TypeError or ValueError unless the structure scores tokens against each other."""
+    """Return the number of heads, after checks.
+
+    Raise TypeError or ValueError unless the structure scores tokens against each other.
+    """
     if not isinstance(structure, Structure):
         raise TypeError(f"structure must be a structattn.structures.Structure, got {type(structure).__name__}")
     if structure.dim_out != structure.dim_in:
@@ -324,7 +309,7 @@ def _possible_sides(norm: str, scales: tuple[float, ...], rotary: bool, side: st
 
 
 def _widen(tensor: Tensor, heads: int) -> Tensor:
-    """Repeat each head of `(B, h, T, width)` up to `heads`; a view where `h` is 1."""
+    """Repeat each head of `(B, h, T, width)` up to `heads`, as a view where `h` is 1."""
     if tensor.shape[1] == 1:
         return tensor.expand(-1, heads, -1, -1)
     return tensor.repeat_interleave(heads // tensor.shape[1], dim=1)

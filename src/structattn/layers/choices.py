@@ -61,6 +61,6 @@ def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple
 
 
 def spread(weights: Sequence[float], widths: Sequence[int], like: Tensor) -> Tensor:
-    """Return `(sum(widths),)`: each weight repeated over its width, with device and dtype of `like`."""
+    """Return each weight repeated over its width, `(sum(widths),)`, in the dtype and on the device of `like`."""
     parts = zip(widths, weights, strict=True)
     return torch.cat([torch.full((width,), weight, device=like.device, dtype=like.dtype) for width, weight in parts])

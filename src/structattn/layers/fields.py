@@ -18,7 +18,7 @@ _PAIRS = (tuple[tuple[int, int], ...], tuple[tuple[int, int], tuple[int, int]])
 
 
 def checked(name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as type `hint`, lists as tuples; TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as type `hint`, lists as tuples. Raise TypeError or ValueError naming `name` otherwise."""
     hint, optional = _without_none(hint)
     if value is None and optional:
         return None

@@ -50,7 +50,9 @@ def parse_attention(text: str) -> AttentionConfig:
 
 
 def parse_saved_attention(text: str) -> AttentionConfig:
-    """Return the config that `text` spelt in a file of version 0.1.0, where MLR attention had the paper's form.
+    """Return the config of a spelling saved by version 0.1.0.
+
+    There MLR attention had the paper's form.
 
     Raises:
         TypeError, ValueError: see `parse_attention`.
@@ -87,7 +89,7 @@ def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> Attention
 
 
 def _arguments(config: type[AttentionConfig], text: str) -> dict[str, str]:
-    """Return the text of each argument; a single argument is everything after the colon."""
+    """Return the text of each argument. A single argument is everything after the colon."""
     names = config.arguments
     if config is MLRConfig and ("@" in text or "v" in text):
         return _hierarchy_fields(text)
@@ -106,5 +108,5 @@ def _hierarchy_fields(text: str) -> dict[str, str]:
     if hierarchy.value_ranks is None:
         raise ValueError(f"a hierarchy must say how it divides values, as in '16|16|32v@w512|128', got {text!r}")
     reach = "windows" if hierarchy.by_window else "block_sizes"
-    levels = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": hierarchy.value_ranks}
-    return {name: "|".join(map(fields.to_text, each)) for name, each in levels.items()}
+    named = {"ranks": hierarchy.ranks, reach: hierarchy.sizes, "value_ranks": hierarchy.value_ranks}
+    return {name: "|".join(map(fields.to_text, each)) for name, each in named.items()}

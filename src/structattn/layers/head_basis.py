@@ -21,7 +21,7 @@ _FLOOR = 1e-6
 
 
 class HeadBasis(nn.Module):
-    """Fixed linear maps of queries and keys that leave softmax over whole scores unchanged.
+    """Fixed linear maps of queries and keys that keep whole scores' softmax.
 
     `q' = A q` and `k' = B (k - μ)` with `Aᵀ B = I`, so that `q'·k' = q·k - q·μ`: `q·μ` is the same for all keys of a
     query, and softmax does not see it. The maps come after norm and rotary embedding. They start as the identity.
@@ -68,7 +68,7 @@ class HeadBasis(nn.Module):
         self.mean.copy_(mean)
 
     def flops(self, heads: int, tokens: int) -> Flops:
-        """Return the FLOPs on `tokens` tokens of `heads` query heads; the maps themselves have no gradient."""
+        """Return the FLOPs on `tokens` tokens of `heads` query heads. The maps themselves have no gradient."""
         kv_heads, rank, _ = self.query.shape
         forward = (heads + kv_heads) * flops.linear(rank, rank, tokens).forward
         return Flops(forward, forward)
@@ -76,7 +76,7 @@ class HeadBasis(nn.Module):
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of one layer's queries and keys, in float64 on the CPU.
+    """Second moments of one layer's queries and keys, float64 on CPU.
 
     Attributes:
         query: `C_q (Hkv, r, r)`, `E[q qᵀ]` over the queries that read a key head.
@@ -130,7 +130,7 @@ class MomentSums:
 
 
 def balancing_maps(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return the maps that put the most score energy into the first dimensions.
+    r"""Return the maps that order dimensions by score energy, largest first.
 
     With `C_q^{1/2} C_k^{1/2} = U Σ Vᵀ`::
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from structattn import checks, flops
 from structattn.flops import Flops
 from structattn.layers.head_basis import HeadBasis
-from structattn.layers.kv_cache import CacheLayout, KeyValueCache
+from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
 from structattn.layers.norm import LevelNorm
 from structattn.layers.options import LayerOptions
 from structattn.ops.arguments import check_key_bound, check_key_bounds
+from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
+from structattn.ops.standard import standard_attention
 from structattn.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -107,6 +109,31 @@ class Attention(nn.Module, abc.ABC):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, Hq, Tq, dv)`."""
 
+    def _attend_to_all(self, query: Tensor, key: Tensor, value: Tensor, scale: float, span: KeySpan) -> Tensor:
+        """Return the mixed values of standard attention."""
+        dropout_p, kernel = self._dropout_p(), self.standard_kernel
+        return standard_attention(
+            query, key, value, span, is_causal=self.is_causal, scale=scale, dropout_p=dropout_p, kernel=kernel
+        )
+
+    def _attend_by_level(
+        self, query: Tensor, key: Tensor, value: Tensor, hierarchy: Hierarchy, scale: float, span: KeySpan
+    ) -> Tensor:
+        """Return the mixed values of MLR attention."""
+        return mlr_attention(
+            query,
+            key,
+            value,
+            hierarchy,
+            is_causal=self.is_causal,
+            scale=scale,
+            enable_gqa=True,
+            dropout_p=self._dropout_p(),
+            key_start=span.key_start,
+            key_end=span.key_end,
+            query_offset=span.query_offset,
+        )
+
     def output(self, mixed: Tensor) -> Tensor:
         """Join heads `(B, Hq, T, dv)` and project to `(B, T, D)`."""
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -126,7 +153,7 @@ class Attention(nn.Module, abc.ABC):
         return self.project(x, positions)
 
     def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
-        """Split keys of `project_for_cache`, made of tokens `x`, into the slices of the cache."""
+        """Split keys of `project_for_cache` into slices of the cache. Their tokens are `x`."""
         return key.split(self.cache_layout().key_widths, dim=-1)
 
     @abc.abstractmethod
@@ -161,17 +188,22 @@ class Attention(nn.Module, abc.ABC):
         if cache.rows not in (None, x.shape[0]):
             raise ValueError(f"x must have the {cache.rows} rows of the cache, got {x.shape[0]}")
 
-    @abc.abstractmethod
     def key_numbers(self, length: int) -> int:
         """Return one row's live key numbers, all heads, after `length` tokens."""
+        return self._numbers(self.cache_layout().keys, length)
 
     def value_numbers(self, length: int) -> int:
         """Return one row's live value numbers, all heads, after `length` tokens."""
-        return self.kv_heads * self.value_dim * length
+        return self._numbers(self.cache_layout().values, length)
 
     def cache_numbers(self, length: int) -> int:
-        """Return one row's live key and value numbers, all heads, after `length` tokens."""
+        """Return one row's live cache numbers, all heads, after `length` tokens."""
         return self.key_numbers(length) + self.value_numbers(length)
+
+    def _numbers(self, slices: Sequence[CacheSlice], length: int) -> int:
+        return sum(
+            each.heads * each.width * (each.retention.live(length) if self.is_causal else length) for each in slices
+        )
 
     # ---- cost and initialisation
 
@@ -199,7 +231,9 @@ class Attention(nn.Module, abc.ABC):
         return flops.attention(flat, self.value_dim, length, heads=self.heads, batch=batch, is_causal=causal)
 
     def fans(self) -> dict[str, Fans]:
-        """Return `(fan_in, fan_out)` of every matrix parameter by name; gains and biases have none.
+        """Return `(fan_in, fan_out)` of every matrix parameter by name.
+
+        Gains and biases have none.
 
         They set initial deviations (`1/sqrt(fan_in)`) and the learning rates of muP. For a factor of a structure they
         are those of one block.
@@ -214,7 +248,7 @@ class Attention(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`; set biases to 0 and gains to 1."""
+        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`. Biases become 0, gains 1."""
         draw_linears(self, generator)
         for module in self.children():
             if isinstance(module, Structure):
@@ -252,7 +286,7 @@ def _positions(x: Tensor, read: int, key_start: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def draw_linears(layer: nn.Module, generator: torch.Generator | None) -> None:
-    """Draw the projections of a layer, normal with deviation `1/sqrt(fan_in)`, and set their biases to 0."""
+    """Draw a layer's projections, normal with deviation `1/sqrt(fan_in)`. Their biases become 0."""
     for module in layer.children():
         if isinstance(module, nn.Linear):
             weight = module.weight
@@ -275,7 +309,7 @@ def new_linear(dim_in: int, dim_out: int, options: LayerOptions) -> nn.Linear:
 
 
 def width_per_head(dim: int, heads: int, head_dim: int | None) -> int:
-    """Return `head_dim`, or `dim / heads` where it is None; ValueError if that is no integer."""
+    """Return `head_dim`, or `dim / heads` where it is None. Raise ValueError if that is no integer."""
     if head_dim is not None:
         return checks.positive_int("head_dim", head_dim)
     if checks.positive_int("dim", dim) % checks.positive_int("heads", heads):

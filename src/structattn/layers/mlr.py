@@ -1,4 +1,4 @@
-"""Attend by MLR: a long dot product for near pairs, a short one for far pairs."""
+"""Attend by MLR: long dot products for near pairs, short ones for far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from structattn.layers.interface import QKV, width_per_head
 from structattn.layers.kv_cache import CacheLayout, KeyValueCache, attend_mlr_cache, mlr_cache_layout
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.layers.projected import ProjectedAttention
-from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
 
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 class MLRAttention(ProjectedAttention):
     """Multi-head attention with a Multi-Level Low Rank score matrix.
 
-    See arXiv 2509.07963, section 4, and `Hierarchy`. With level weights `w_l`, ranks and gains `c_m` of the hierarchy::
+    See arXiv 2509.07963, section 4, and `Hierarchy`. With level weights `α_l`, ranks and gains `c_m` of the hierarchy::
 
-        score(i, j) = c_m · Σ_{l <= m} w_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
+        score(i, j) = c_m · Σ_{l <= m} α_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
 
     Values are mixed by level where the hierarchy has value ranks.
 
-    The paper's setting for language is `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `w_l = 1/r_l` and
+    The paper's setting for language is `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `α_l = 1/r_l` and
     LayerNorm on each query and key head.
 
     Args:
@@ -41,7 +40,7 @@ class MLRAttention(ProjectedAttention):
         head_dim: the width of a value head; by default the sum of the value ranks, or `D / H` where there are none. The
             attribute `head_dim` is another width, that of a query and key head (the sum of the ranks); the attribute
             `value_dim` is this one.
-        level_weight: `w_l`, see `structattn.layers.choices.level_weights`.
+        level_weight: `α_l`, see `structattn.layers.choices.level_weights`.
         basis: map queries and keys by a `structattn.layers.head_basis.HeadBasis` before the levels. It orders the
             dimensions of a model that was trained without levels.
         qk_norm: apply LayerNorm to each query and key head, see `ProjectedAttention`.
@@ -84,19 +83,7 @@ class MLRAttention(ProjectedAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
-        return mlr_attention(
-            query,
-            key,
-            value,
-            self.hierarchy,
-            is_causal=self.is_causal,
-            scale=1.0,
-            enable_gqa=True,
-            dropout_p=self._dropout_p(),
-            key_start=span.key_start,
-            key_end=span.key_end,
-            query_offset=span.query_offset,
-        )
+        return self._attend_by_level(query, key, value, self.hierarchy, 1.0, span)
 
     def cache_layout(self) -> CacheLayout:
         """Return the layout of `mlr_cache_layout`."""
@@ -105,17 +92,6 @@ class MLRAttention(ProjectedAttention):
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` tokens."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
-
-    def key_numbers(self, length: int) -> int:
-        """Return `Hierarchy.key_numbers(T)` for each key head where causal, `T·r` where not."""
-        per_head = self.hierarchy.key_numbers(length) if self.is_causal else length * self.head_dim
-        return self.kv_heads * per_head
-
-    def value_numbers(self, length: int) -> int:
-        """Return `Hierarchy.value_numbers(T, dv)` for each key head where causal, `T·dv` where not."""
-        if not self.is_causal:
-            return super().value_numbers(length)
-        return self.kv_heads * self.hierarchy.value_numbers(length, self.value_dim)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of scores, of mixing values, and of the basis."""

@@ -36,7 +36,7 @@ class LevelNorm(nn.Module):
         self.weight.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x (..., sum(widths))` with each slice at mean 0 and variance 1, times the gain."""
+        """Return `x (..., sum(widths))` with each slice normalised to mean 0 and variance 1, times the gain."""
         if len(self.widths) == 1:
             return F.layer_norm(x, self.widths, self.weight, eps=self.eps)
         slices = zip(x.split(self.widths, -1), self.weight.split(self.widths), strict=True)

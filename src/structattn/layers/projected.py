@@ -81,7 +81,7 @@ class ProjectedAttention(Attention):
 
 
 class ScaledAttention(ProjectedAttention):
-    """Attention whose score is one dot product over the whole head, times a scale.
+    """Attention whose score is a scaled dot product over the whole head.
 
     Args:
         dim: `D`.

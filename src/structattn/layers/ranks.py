@@ -42,7 +42,7 @@ def paper_ranks(head_dim: int, context_length: int, levels: int | None = None) -
 
 
 def default_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
-    """Return the default ranks of MLR attention: an eighth of the head for each of eight levels.
+    """Return the default ranks of MLR attention: eight equal levels.
 
     Where the context has room for fewer levels, the last one gets the rest of the head. Ranks are even where the head
     is even, so that a rotary embedding fits; what does not divide is spread. A head of fewer than eight pairs has a
@@ -69,7 +69,7 @@ def default_ranks(head_dim: int, context_length: int, levels: int | None = None)
 
 
 def default_windows(levels: int, context_length: int) -> tuple[int | None, ...]:
-    """Return the default windows: level 1 everywhere, then half of the context, a quarter, ….
+    """Return the default windows: all, half of the context, a quarter, ….
 
     Where the context is too short to be halved so often, windows shrink by single tokens, down to one.
     """
@@ -82,7 +82,10 @@ def default_windows(levels: int, context_length: int) -> tuple[int | None, ...]:
 
 
 def proportional_ranks(rank: int, proportions: Sequence[int], levels: int) -> tuple[int, ...]:
-    """Split `rank` into at most `levels` parts whose running sums are nearest to those of `proportions`."""
+    """Split `rank` into at most `levels` parts, by proportion.
+
+    Their running sums are nearest to those of `proportions`.
+    """
     unit = 1 if rank % 2 else 2
     total, count = sum(proportions), rank // unit
     edges = [0, *((2 * count * prefix + total) // (2 * total) for prefix in itertools.accumulate(proportions))]

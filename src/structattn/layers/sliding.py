@@ -20,10 +20,8 @@ from structattn.layers.kv_cache import (
 )
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.layers.projected import ProjectedAttention, ScaledAttention
-from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.key_span import UNPADDED, KeySpan
-from structattn.ops.standard import standard_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,29 +61,18 @@ class SlidingWindowAttention(ScaledAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
-        return _attend_in_window(self, query, key, value, self.hierarchy, self.scale, span)
+        return self._attend_by_level(query, key, value, self.hierarchy, self.scale, span)
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of the keys and values of the last `window` tokens."""
+        """Return a layout of the last `window` tokens' keys and values."""
         return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=self.scale, key_start=span.key_start)
 
-    def key_numbers(self, length: int) -> int:
-        """Return `min(T, window) · r` for each key head where causal, `T · r` where not."""
-        return self.kv_heads * self.head_dim * self._kept(length)
-
-    def value_numbers(self, length: int) -> int:
-        """Return `min(T, window) · dv` for each key head where causal, `T · dv` where not."""
-        return self.kv_heads * self.value_dim * self._kept(length)
-
-    def _kept(self, length: int) -> int:
-        return self.hierarchy.live(0, length) if self.is_causal else length
-
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the pairs in the window; if `dense`, of a full window for every token."""
+        """Return the FLOPs of the pairs in the window. `dense` counts a full window for every token."""
         return _window_flops(self, self.hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:
@@ -140,23 +127,11 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         """Return mixed values `(B, H, Tq, dv)`."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_key, near_key = key.split(self.level_ranks, -1)
-        far = self._attend_globally(global_query, global_key, value, span)
-        return far + _attend_in_window(self, near_query, near_key, value, self.near_hierarchy, self.window_scale, span)
-
-    def _attend_globally(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan) -> Tensor:
-        return standard_attention(
-            query,
-            key,
-            value,
-            is_causal=self.is_causal,
-            scale=self.global_scale,
-            dropout_p=self._dropout_p(),
-            span=span,
-            kernel=self.standard_kernel,
-        )
+        far = self._attend_to_all(global_query, global_key, value, self.global_scale, span)
+        return far + self._attend_by_level(near_query, near_key, value, self.near_hierarchy, self.window_scale, span)
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of all global keys, near keys in the window, all values."""
+        """Return a layout of global keys, near keys in the window, and values."""
         far = CacheSlice(self.kv_heads, self.global_rank)
         near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
         return CacheLayout((far, near), (CacheSlice(self.kv_heads, self.value_dim),))
@@ -165,50 +140,21 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_keys, near_keys = cache.keys
-        far = self._attend_globally(global_query, global_keys.live, cache.values[0].live, span)
+        far = self._attend_to_all(global_query, global_keys.live, cache.values[0].live, self.global_scale, span)
         near_value, near_span = cache.values[0].live[:, :, near_keys.first :], span.from_key(near_keys.first)
-        near = _attend_in_window(
-            self, near_query, near_keys.live, near_value, self.near_hierarchy, self.window_scale, near_span
+        near = self._attend_by_level(
+            near_query, near_keys.live, near_value, self.near_hierarchy, self.window_scale, near_span
         )
         return far + near
 
-    def key_numbers(self, length: int) -> int:
-        """Return `T·g + min(T, window)·(r - g)` for each key head where causal, `T·r` where not."""
-        near = min(length, self.window) if self.is_causal else length
-        return self.kv_heads * (self.global_rank * length + (self.head_dim - self.global_rank) * near)
-
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of both parts, each with its scores and its mixing of all values."""
+        """Return the FLOPs of both parts, each with all its values."""
         far = self._dot_product_flops(self.global_rank, length, batch, dense)
         return far + _window_flops(self, self.near_hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:
         """Return the settings, window and global rank first."""
         return f"window={self.window}, global_rank={self.global_rank}, {super().extra_repr()}"
-
-
-def _attend_in_window(
-    layer: ProjectedAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    hierarchy: Hierarchy,
-    scale: float,
-    span: KeySpan,
-) -> Tensor:
-    return mlr_attention(
-        query,
-        key,
-        value,
-        hierarchy,
-        is_causal=layer.is_causal,
-        scale=scale,
-        enable_gqa=True,
-        dropout_p=layer._dropout_p(),
-        key_start=span.key_start,
-        key_end=span.key_end,
-        query_offset=span.query_offset,
-    )
 
 
 def _window_flops(layer: ProjectedAttention, hierarchy: Hierarchy, length: int, batch: int, dense: bool) -> Flops:

@@ -7,7 +7,6 @@ from torch import Tensor
 from structattn.flops import Flops
 from structattn.layers.projected import ScaledAttention
 from structattn.ops.key_span import UNPADDED, KeySpan
-from structattn.ops.standard import standard_attention
 
 
 class StandardAttention(ScaledAttention):
@@ -24,20 +23,7 @@ class StandardAttention(ScaledAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, span: KeySpan = UNPADDED) -> Tensor:
         """Return mixed values `(B, H, Tq, dv)`."""
-        return standard_attention(
-            query,
-            key,
-            value,
-            is_causal=self.is_causal,
-            scale=self.scale,
-            dropout_p=self._dropout_p(),
-            span=span,
-            kernel=self.standard_kernel,
-        )
-
-    def key_numbers(self, length: int) -> int:
-        """Return `T · r` for each key head."""
-        return self.kv_heads * length * self.head_dim
+        return self._attend_to_all(query, key, value, self.scale, span)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
         """Return the FLOPs of scores and mixing of values over visible pairs."""

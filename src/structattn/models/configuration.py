@@ -146,7 +146,7 @@ class BackboneConfig(PreTrainedConfig):
         return self.structures[block % len(self.structures)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, the attention with all of its own: a saved model keeps them when a default changes."""
+        """Return the fields, the attention with all of its own. A saved model keeps these when a default changes."""
         full = [as_config(structure).to_dict() for structure in self.structures]
         return super().to_dict() | {"attention": full if isinstance(self.attention, list) else full[0]}
 
@@ -193,7 +193,7 @@ class RegressionModelConfig(BackboneConfig):
 
 @strict
 class ForecastModelConfig(BackboneConfig):
-    """Config of a `ForecastModel`, which reads `context_length` steps and predicts the next `horizon`."""
+    """Config of a `ForecastModel`. It reads `context_length` steps and predicts the next `horizon`."""
 
     model_type = "structattn-forecast"
     is_causal: ClassVar[bool] = False

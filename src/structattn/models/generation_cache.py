@@ -45,14 +45,14 @@ class GenerationCacheLayer(CacheLayerMixin):
         self.store.recording = record
 
     def activate_past_recording(self) -> None:
-        """Let only `crop` drop entries: candidates of assisted decoding may be taken back."""
+        """Let only `crop` drop entries. Candidates of assisted decoding may be taken back."""
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the store allocates when it is appended to."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store, which stands for keys and for values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store as keys and as values."""
         layout = self.store.layout
         keys, values = key_states.split(layout.key_widths, dim=-1), value_states.split(layout.value_widths, dim=-1)
         self.store.append(keys, values)
@@ -75,7 +75,7 @@ class GenerationCacheLayer(CacheLayerMixin):
         self.store.reset()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens; a positive number is what to keep (transformers 5.17)."""
+        """Take back the last `-tokens_to_remove` tokens. A positive number is what to keep (transformers 5.17)."""
         tokens_to_remove = int(tokens_to_remove)  # a tensor in assisted decoding of transformers 5.17
         kept = tokens_to_remove if tokens_to_remove > 0 else self.store.length + tokens_to_remove
         self.store.crop(kept)
@@ -121,7 +121,7 @@ class GenerationCache(Cache):
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of the keys of all rows and layers, room for growth included."""
+        """Bytes of the keys of all rows and layers, with room for growth."""
         return sum(store.key_bytes for store in self.stores)
 
     @property
@@ -143,12 +143,12 @@ class ModelCache(GenerationCache):
         self._filled_by = _fingerprint(model)
 
     def check(self, model: StructuredModel) -> None:
-        """Raise ValueError unless the cache was filled by this model with the same parameters."""
+        """Raise ValueError unless this model, with these parameters, filled the cache."""
         if self.get_seq_length() and _fingerprint(model) != self._filled_by:
             raise ValueError("cache was filled by another model, or its parameters changed since: make a new cache")
         self._filled_by = _fingerprint(model)
 
 
 def _fingerprint(model: StructuredModel) -> tuple[int, float]:
-    """Return a value that changes with the model and with every write to its parameters."""
+    """Return a value that changes with the model, and when its parameters are written."""
     return id(model), count_writes(model.parameters())

@@ -154,7 +154,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
         past_key_values: ModelCache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Return the inputs of the next call: tokens that are not cached yet."""
+        """Return the inputs of the next call: tokens not yet cached."""
         cache = one_cache(cache, past_key_values)
         read = 0 if cache is None else cache.get_seq_length()
         return {
@@ -167,7 +167,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any
     ) -> None:
-        """Put an empty cache into `model_kwargs`, unless it has one or caching is off."""
+        """Put an empty cache into `model_kwargs` if there is none and caching is on."""
         given = model_kwargs.get(CACHE)
         if given is not None:
             self._check_cache(given)

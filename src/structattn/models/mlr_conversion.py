@@ -18,17 +18,20 @@ from torch.utils.hooks import RemovableHandle
 
 from structattn import checks
 from structattn.layers import MLRAttention, MLRConfig, StandardAttention, StandardConfig, as_config
+from structattn.layers.deprecation import serve_old_names
 from structattn.layers.head_basis import Moments, MomentSums, balancing_maps, order_pairs_by_energy
 from structattn.layers.projected import ProjectedAttention
 from structattn.models.configuration import LanguageModelConfig
 from structattn.models.language_model import LanguageModel
 from structattn.ops.hierarchy import Hierarchy
 
-DimensionOrder = Literal["measured", "trained"]
-"""Order of a head's dimensions: by measured score energy, or as training left them."""
+OrderSource = Literal["measured", "trained"]
+"""Source of the order of a head's dimensions: measured score energy, or training, which left them as they are."""
 
-Pairs = Literal["all", "far"]
+TokenPairs = Literal["all", "far"]
 """Pairs of tokens that moments count."""
+
+__getattr__ = serve_old_names(__name__, {"DimensionOrder": "OrderSource", "Pairs": "TokenPairs"})
 
 
 @torch.no_grad()
@@ -118,9 +121,12 @@ def convert_to_mlr(
     """
     layers = [_check_standard(block.attention) for block in model.backbone.layers]
     checks.positive_ints("ranks", ranks)
-    levels: dict[str, Any] = {"windows": windows or None, "value_ranks": value_ranks or _whole(layers[0], ranks)}
-    levels["block_sizes"] = block_sizes or (None if windows else _halving(ranks, model.config.context_length))
-    spelled = [_spelling(model.config, index, layer, ranks, levels) for index, layer in enumerate(layers)]
+    reach: dict[str, Any] = {"windows": windows or None, "block_sizes": block_sizes or None}
+    if not (windows or block_sizes):
+        reach["block_sizes"] = Hierarchy.dyadic(ranks, model.config.context_length).block_sizes
+    values_whole = (layers[0].value_dim, *(0,) * (len(ranks) - 1))
+    fields = reach | {"value_ranks": value_ranks or values_whole}
+    spelled = [_spelling(model.config, index, layer, ranks, fields) for index, layer in enumerate(layers)]
     attention: str | list[str] = spelled[0] if len(set(spelled)) == 1 else spelled
     converted = LanguageModel(LanguageModelConfig(**_fields(model.config) | {"attention": attention}))
     converted.to(device=model.device, dtype=model.dtype)
@@ -130,14 +136,6 @@ def convert_to_mlr(
     for block, each in zip(converted.backbone.layers, moments or [], strict=bool(moments)):
         _set_basis(block.attention, each)
     return converted.train(model.training)
-
-
-def _halving(ranks: tuple[int, ...], context_length: int) -> tuple[int | None, ...] | None:
-    return Hierarchy.dyadic(ranks, context_length).block_sizes
-
-
-def _whole(layer: StandardAttention, ranks: tuple[int, ...]) -> tuple[int, ...]:
-    return (layer.value_dim, *(0,) * (len(ranks) - 1))
 
 
 def _set_basis(layer: nn.Module, moments: Moments) -> None:
@@ -158,14 +156,14 @@ def _check_standard(layer: nn.Module) -> StandardAttention:
 
 
 def _spelling(
-    config: LanguageModelConfig, block: int, layer: StandardAttention, ranks: tuple[int, ...], levels: dict[str, Any]
+    config: LanguageModelConfig, block: int, layer: StandardAttention, ranks: tuple[int, ...], fields: dict[str, Any]
 ) -> str:
     """Return the spelling whose scores at full depth are as before."""
     old = as_config(config.structure(block))
     if not isinstance(old, StandardConfig) or old.heads is not None or old.kv_heads is not None:
         raise ValueError(f"attention must be standard in every block, got {old} in block {block}")
     scores: dict[str, Any] = {"level_weight": old.scale, "qk_norm": old.qk_norm, "frequencies": "whole"}
-    converted = MLRConfig(ranks, gains="none", basis=True, **scores, **levels)
+    converted = MLRConfig(ranks, gains="none", basis=True, **scores, **fields)
     _check_widths(converted.hierarchy(layer.head_dim, config.context_length), layer)
     return str(converted)
 

@@ -85,7 +85,9 @@ class StructuredModel(PreTrainedModel):
 def padding_bounds(
     attention_mask: Tensor | None, shape: tuple[int, int], *, may_begin_later: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return `key_start` and `key_end` of each row's real tokens; both None if there is no padding.
+    """Return `key_start` and `key_end` of each row's real tokens.
+
+    Both are None if there is no padding.
 
     Args:
         attention_mask: `(B, T)`, 1 for real tokens and 0 for padding at either end, or None.

@@ -2,8 +2,8 @@
 
 import warnings
 
-from structattn.models.mlr_conversion import DimensionOrder as Order
-from structattn.models.mlr_conversion import Pairs
+from structattn.models.mlr_conversion import OrderSource as Order
+from structattn.models.mlr_conversion import TokenPairs as Pairs
 from structattn.models.mlr_conversion import convert_to_mlr as retrofit
 from structattn.models.mlr_conversion import measure_head_moments as measure_moments
 

@@ -31,17 +31,20 @@ def one_cache(cache: CacheT | None, past_key_values: CacheT | None) -> CacheT | 
 
 
 def prepares_cache() -> bool:
-    """Return True if `generate` lets a model make its own cache, by `_prepare_cache_for_generation`."""
+    """Return True if `generate` lets a model make its own cache.
+
+    The model does it in `_prepare_cache_for_generation`.
+    """
     return hasattr(GenerationMixin, "_prepare_cache_for_generation")
 
 
 def mark_as_given(cache: Cache) -> None:
-    """Mark the cache as the caller's, so that `generate` returns it ready for the next token."""
+    """Mark the cache as the caller's: `generate` leaves it ready for the next token."""
     cache._is_user_defined = True
 
 
 def attention_implementation(config: Any) -> str | None:
-    """Return the attention implementation in a model's config; None where it names none.
+    """Return the attention implementation that a model's config names, or None.
 
     Raises:
         RuntimeError: this version of transformers keeps it elsewhere.

@@ -15,7 +15,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool) -> None:
-    """Raise TypeError or ValueError unless the three are floating, of one dtype and device, with shapes that fit."""
+    """Check dtype, device and shapes of query, key and value. Raise TypeError or ValueError."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_operand(name, tensor)
         if tensor.device != query.device:
@@ -39,7 +39,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool
 
 
 def check_operand(name: str, tensor: Tensor) -> None:
-    """Raise TypeError or ValueError unless `tensor` is a floating tensor of four axes."""
+    """Check that `tensor` is floating and has four axes. Raise TypeError or ValueError."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dim() != 4:
@@ -49,13 +49,13 @@ def check_operand(name: str, tensor: Tensor) -> None:
 
 
 def _autocast_unifies(tensor: Tensor, query: Tensor) -> bool:
-    """Return True if autocast will bring both to one dtype; it casts neither float64 nor integers."""
+    """Return True if autocast will bring both to one dtype. It casts neither float64 nor integers."""
     low = (torch.float16, torch.bfloat16, torch.float32)
     return torch.is_autocast_enabled(query.device.type) and tensor.dtype in low and query.dtype in low
 
 
 def check_query_offset(query_offset: int, query_length: int, key_length: int) -> None:
-    """Raise TypeError or ValueError unless `query_offset` is an integer between 0 and `Tk - Tq`."""
+    """Check that `query_offset` is an integer from 0 to `Tk - Tq`. Raise TypeError or ValueError."""
     if isinstance(query_offset, bool) or not isinstance(query_offset, (int, torch.SymInt)):
         raise TypeError(f"query_offset must be an integer, got {query_offset!r} ({type(query_offset).__name__})")
     if not 0 <= query_offset <= max(key_length - query_length, 0):
@@ -66,7 +66,7 @@ def check_query_offset(query_offset: int, query_length: int, key_length: int) ->
 
 
 def check_hierarchy(hierarchy: Hierarchy, query: Tensor, value: Tensor | None = None) -> None:
-    """Raise TypeError or ValueError unless `hierarchy` is one whose ranks fit the widths of query and value."""
+    """Check that the hierarchy's ranks fit query and value. Raise TypeError or ValueError."""
     if not isinstance(hierarchy, Hierarchy):
         raise TypeError(f"hierarchy must be a structattn.Hierarchy, got {type(hierarchy).__name__}")
     if hierarchy.rank != query.shape[3]:
@@ -96,7 +96,7 @@ def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
 
 
 def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | None:
-    """Return `bound` as int64 `(B,)`, after checks against `query` (or any tensor whose first axis is B)."""
+    """Return `bound` as int64 `(B,)`, checked against the batch and device of `query`."""
     if bound is None:
         return None
     if not isinstance(bound, Tensor) or bound.dtype not in (torch.int32, torch.int64):

@@ -39,7 +39,7 @@ def mlr_attention(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Compute softmax attention in which far pairs share fewer dimensions than near pairs.
+    r"""Compute softmax attention; far pairs share fewer dimensions than near pairs.
 
     See arXiv 2509.07963, section 4, and `Hierarchy`. With depth `m = m(i, j)` and prefix rank `R_m` of the hierarchy::
 
@@ -107,7 +107,9 @@ def attend_with_lse(
     query_offset: int = 0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp of `mlr_attention`, for `merge_segments`; the latter has no gradient.
+    """Return output and log-sum-exp of `mlr_attention`, for `merge_segments`.
+
+    The log-sum-exp has no gradient.
 
     Arguments are those of `mlr_attention`, with `enable_gqa`. The log-sum-exp is as `Backend.forward` defines it.
     """
@@ -119,7 +121,7 @@ def attend_with_lse(
 
 
 def merge_segments(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the attention over two sets of keys from output and log-sum-exp over each.
+    """Return the attention over two sets of keys, merged by log-sum-exp.
 
     Args:
         first: from `attend_with_lse`. Its output may be narrower than the second's: it then has the first of the value
@@ -150,7 +152,7 @@ def _checked_call(
     dropout_p: float,
     backend: str,
 ) -> Call:
-    """Return the call of arguments that `mlr_attention` explains; `bounds` are `key_start` and `key_end`."""
+    """Check the arguments of `mlr_attention`; return its call. `bounds` are `key_start` and `key_end`."""
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)
     check_hierarchy(hierarchy, query, value)

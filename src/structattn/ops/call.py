@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ class Backend(Protocol):
     """The functions that a backend's module provides."""
 
     def ineligible(self, call: Call | None = None) -> str | None:
-        """Return why this backend cannot serve `call` (any call on this machine, if None), or None if it can."""
+        """Return why this backend cannot serve `call`, or None if it can. None asks about any call on this machine."""
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Return output and log-sum-exp.
@@ -100,8 +99,3 @@ class Backend(Protocol):
 
         `out` and `lse` may come from the `forward` of any backend.
         """
-
-
-def as_backend(module: ModuleType) -> Backend:
-    """Return a module that provides the functions of `Backend`, typed as one."""
-    return cast(Backend, module)

@@ -1,4 +1,7 @@
-"""Attend from the newest queries to a key-value cache that is kept level by level.
+"""Attend from the newest queries to a cache kept by level.
+
+One query reads each key once, so the speed of memory decides. A level's keys are stored dimension-major, `(r_l, T)`: a
+run of positions is then one stream for each dimension that counts there, and no other dimension is read.
 
 One query reads each key once, so the speed of memory decides. A level's keys are stored dimension-major, `(r_l, T)`: a
 run of positions is then one stream for each dimension that counts there, and no other dimension is read.
@@ -132,7 +135,7 @@ def _decode_in_cpp(
 
 
 def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> list[Tensor]:
-    """Return one tensor of values for each level, without dimensions where the level owns none.
+    """Return each level's values, of width 0 where it owns none.
 
     Operators take one alone, too.
     """
@@ -146,7 +149,7 @@ def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> lis
 
 
 def dense(call: DecodeCall) -> Tensor:
-    """Return the output by dense PyTorch, the definition of `mlr_decode`; memory `O(Tq · key_length)` per head."""
+    """Return the output by dense PyTorch, the definition of `mlr_decode`. Memory is `O(Tq · key_length)` per head."""
     query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
     batch, heads, queries, _ = query.shape
     group = heads // call.value_levels[0].shape[1]
@@ -158,23 +161,23 @@ def dense(call: DecodeCall) -> Tensor:
     reached = [visible & hierarchy.reaches(level, i, j) for level in range(hierarchy.levels)]
     score = query.new_zeros(batch, heads, queries, key_length)
     levels = zip(query.split(hierarchy.ranks, -1), call.key_levels, reached, call.level_starts, strict=True)
-    for q, keys, pairs, first in levels:
+    for q, keys, reaches, first in levels:
         live = keys[..., : key_length - first].repeat_interleave(group, dim=1)
-        score[..., first:] += (q @ live).masked_fill(~pairs[..., first:], 0.0)
+        score[..., first:] += (q @ live).masked_fill(~reaches[..., first:], 0.0)
     gains = torch.tensor(hierarchy.gains, dtype=query.dtype, device=query.device)
     depth = hierarchy.depth(i, j).clamp(min=1)  # pairs that no level reaches are invisible
     score = (score * (call.scale * gains[depth - 1])).masked_fill(~visible, -torch.inf)
     no_keys_visible = ~visible.any(-1, keepdim=True)
     probability = torch.softmax(score.masked_fill(no_keys_visible, 0.0), -1).masked_fill(no_keys_visible, 0.0)
     mixed = [
-        (probability * pairs)[..., first:] @ values[:, :, : key_length - first].repeat_interleave(group, dim=1)
-        for values, pairs, first in zip(call.value_levels, reached, call.level_starts, strict=True)
+        (probability * reaches)[..., first:] @ values[:, :, : key_length - first].repeat_interleave(group, dim=1)
+        for values, reaches, first in zip(call.value_levels, reached, call.level_starts, strict=True)
     ]
     return torch.cat(mixed, -1)
 
 
 def _check_shapes(call: DecodeCall, enable_gqa: bool) -> None:
-    """Raise TypeError or ValueError where tensors do not fit the query, the hierarchy and `key_length`."""
+    """Check that tensors fit query, hierarchy and `key_length`. Raise TypeError or ValueError."""
     query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
     counts = {"key_levels": call.key_levels, "value": call.value_levels, "level_starts": call.level_starts}
     for name, each in counts.items():
@@ -215,7 +218,9 @@ def _check_shapes(call: DecodeCall, enable_gqa: bool) -> None:
 
 
 def _check_starts(call: DecodeCall) -> None:
-    """Raise ValueError unless each level's buffers hold all that the first query reads.
+    """Check that each level's buffers hold all that the first query reads.
+
+    Raise ValueError.
 
     It reads numbers, so it runs inside the operator. Numbers on an accelerator are not read: waiting for them would
     stall it at every token.
@@ -258,7 +263,7 @@ def _run(call: DecodeCall, backend: str) -> Tensor:
 
 
 def _choose(backend: str, call: DecodeCall) -> Callable[[DecodeCall], Tensor]:
-    """Return the decoder of that name; ValueError with its reason if it cannot serve the call.
+    """Return the decoder of that name, or raise ValueError with its reason.
 
     `"auto"` is the compiled decoder of the device, or `dense` where that cannot serve.
     """

@@ -13,7 +13,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Return a bijective 32-bit hash (two rounds of multiply and xor-shift) of int64 tensors."""
+    """Hash int64 tensors to 32 bits, bijectively, by two rounds of multiply and xor-shift."""
     x = x & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK

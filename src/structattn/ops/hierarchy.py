@@ -1,4 +1,4 @@
-"""Define the hierarchy: levels, the dimensions each owns, and the pairs each reaches.
+"""Define the hierarchy: levels, their dimensions, and the pairs they reach.
 
 Symbols: level l = 1..L, rank r_l, prefix rank R_m = r_1 + … + r_m, value rank u_l, block size b_l or window w_l, depth
 m(i, j), gain c_m.
@@ -34,7 +34,7 @@ _EVERYWHERE = 2**62
 
 @dataclass(frozen=True, repr=False)
 class Hierarchy:
-    r"""Describe levels of attention: near pairs share more dimensions than far pairs.
+    r"""Levels of attention: near pairs share more dimensions than far pairs.
 
     Each level reaches some pairs of positions, all of them pairs of the level before it. By block of `b_l` positions a
     level reaches the pairs within one block (arXiv 2509.07963, section 4). By window of `w_l` positions it reaches the
@@ -183,7 +183,7 @@ class Hierarchy:
 
     @property
     def prefix_ranks(self) -> tuple[int, ...]:
-        """`R_1 … R_L`: the width of the dot product of a pair at each depth."""
+        """Width of the dot product at each depth, `R_1 … R_L`."""
         return tuple(itertools.accumulate(self.ranks))
 
     @property
@@ -239,7 +239,7 @@ class Hierarchy:
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def depth(self, i: Any, j: Any) -> int | torch.Tensor:
-        """Return the depth `m(i, j)`, 1 to L, or 0 outside a finite first window.
+        """Return the depth `m(i, j)`, 1 to L; 0 outside a finite first window.
 
         Positions `i` and `j` are integers, or integer tensors that broadcast.
         """
@@ -249,7 +249,7 @@ class Hierarchy:
         return depth
 
     def within(self, window: int) -> Hierarchy:
-        """Return the hierarchy of the same scores and values, with pairs outside a window invisible.
+        """Return the same hierarchy with pairs outside a window invisible.
 
         Levels that reach all pairs with `|i - j| < window` become one, with the gain of their last.
 
@@ -267,7 +267,7 @@ class Hierarchy:
         return Hierarchy(ranks, gains=self.gains[whole - 1 :], windows=windows, value_ranks=value_ranks)
 
     def span(self, level: int, i: Any) -> tuple[Any, Any]:
-        """Return the first position that a level reaches from `i`, and one past the last.
+        """Return start and stop of the positions that a level reaches from `i`.
 
         `i` is an integer or an array. The first may be negative, and the last lies after any sequence where the level
         reaches everything.
@@ -278,7 +278,7 @@ class Hierarchy:
         return (i - size + 1, i + size) if self.by_window else (i // size * size, i // size * size + size)
 
     def live(self, level: int, length: int) -> int:
-        """Return the number of the last `length` tokens that a level still keeps.
+        """Return how many of `length` tokens a level still keeps.
 
         No later query shares the level with an older one. By window these are `min(T, w_l)` tokens, by block
         `T mod b_l`, or `b_l` where that is 0: a full block stays until the next token, so that one token can be taken
@@ -301,7 +301,7 @@ class Hierarchy:
         return self._numbers(self.value_widths(value_dim), length)
 
     def cache_numbers(self, length: int, value_dim: int | None = None) -> int:
-        """Return the cached key and value numbers of one head after `length` tokens."""
+        """Return the cached numbers of one head after `length` tokens."""
         return self.key_numbers(length) + self.value_numbers(length, value_dim)
 
     def _numbers(self, widths: Iterable[int], length: int) -> int:
@@ -328,9 +328,7 @@ class Hierarchy:
 
         `P_l` is the number of visible pairs that level `l` reaches.
         """
-        key_length = query_length if key_length is None else key_length
-        pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
-        return 2 * sum(rank * count for rank, count in zip(self.ranks, pairs, strict=True))
+        return self._pair_flops(self.ranks, query_length, key_length, is_causal, query_offset)
 
     def mixing_flops(
         self,
@@ -345,9 +343,14 @@ class Hierarchy:
 
         `value_dim` is that of `value_widths`, and `P_l` as in `score_flops`.
         """
+        return self._pair_flops(self.value_widths(value_dim), query_length, key_length, is_causal, query_offset)
+
+    def _pair_flops(
+        self, widths: Iterable[int], query_length: int, key_length: int | None, is_causal: bool, query_offset: int
+    ) -> int:
         key_length = query_length if key_length is None else key_length
-        pairs = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
-        return 2 * sum(width * count for width, count in zip(self.value_widths(value_dim), pairs, strict=True))
+        counts = self.pair_counts(query_length, key_length, is_causal=is_causal, query_offset=query_offset)
+        return 2 * sum(width * count for width, count in zip(widths, counts, strict=True))
 
     def plot(
         self, length: int | None = None, ax: Axes | None = None, *, of: Literal["scores", "values"] = "scores"

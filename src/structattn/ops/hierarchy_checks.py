@@ -21,7 +21,7 @@ def checked_ranks(ranks: Iterable[int]) -> tuple[int, ...]:
 
 
 def checked_value_ranks(value_ranks: Iterable[int] | None, levels: int) -> tuple[int, ...] | None:
-    """Return ranks of at least 0, one per level and not all 0, as a tuple; None stays None."""
+    """Return value ranks of at least 0, one per level and not all 0. None stays None."""
     if value_ranks is None:
         return None
     values = _per_level("value_ranks", value_ranks, levels)

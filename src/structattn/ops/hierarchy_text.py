@@ -1,4 +1,4 @@
-"""Read and write the text form of a hierarchy and of its parts."""
+"""Read and write the text form of hierarchies and their parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parse_sizes(text: str) -> Sizes:
 
 
 def parse_windows(text: str, levels: int) -> Sizes:
-    """Parse windows such as `*|512|128`, or `512|128` for three levels, the first of which sees everything."""
+    """Parse windows such as `*|512|128`. With `512|128` for three levels, level 1 sees everything."""
     windows = parse_sizes(text)
     return (None, *windows) if len(windows) == levels - 1 else windows
 

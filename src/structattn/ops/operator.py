@@ -32,7 +32,7 @@ from structattn.ops.transforms import (
 
 
 def may_run_in_cpp(hierarchy: Hierarchy, position: int, backend: str) -> bool:
-    """Return True if a call may go straight to C++, as far as its options show."""
+    """Return True if a call's options let it go straight to C++."""
     return (
         not torch.compiler.is_compiling()  # first: what a compiler reads, it guards
         and library.state.loaded
@@ -124,13 +124,13 @@ def call_operator(call: Call, backend: str) -> tuple[Tensor, Tensor]:
 
 
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp; both the direct and the registered path end here."""
+    """Return output and log-sum-exp, for direct and registered calls alike."""
     check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
     return registry.choose(backend, call).forward(call)
 
 
 class _DirectMLRAttention(torch.autograd.Function):
-    """Differentiate a call that bypasses the registered operator."""
+    """Autograd function of a call that bypasses the registered operator."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -142,8 +142,7 @@ class _DirectMLRAttention(torch.autograd.Function):
         out, lse = _run(call, backend)
         ctx.save_for_backward(out, lse, *tensors)
         # Save tensors only through ctx: autograd frees them and detects in-place changes. Do not keep the Call.
-        ctx.options = (call.hierarchy, call.is_causal, call.scale, call.query_offset, call.dropout_p)
-        ctx.backend = backend
+        ctx.options = schema.options_of(call, backend)
         return out
 
     @staticmethod
@@ -154,15 +153,9 @@ class _DirectMLRAttention(torch.autograd.Function):
         is asked for.
         """
         out, lse, *tensors = ctx.saved_tensors
-        call, needs_bias_grad = Call(*tensors, *ctx.options), ctx.needs_input_grad[3]
-        grads: Any
-        if torch.is_grad_enabled() or not torch_internals.is_plain((grad_out,)):
-            options = schema.options_of(call, ctx.backend)
-            backward = torch.ops.structattn.mlr_attention_backward
-            grads = backward(grad_out, out, lse, needs_bias_grad, *tensors, *options)
-        else:
-            chosen = registry.choose(ctx.backend, call)
-            grads = chosen.backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
+        is_watched = torch.is_grad_enabled() or not torch_internals.is_plain((grad_out,))
+        backward = torch.ops.structattn.mlr_attention_backward if is_watched else _backward
+        grads = backward(grad_out, out, lse, ctx.needs_input_grad[3], *tensors, *ctx.options)
         return schema.pad_with_none(grads, schema.TENSOR_COUNT + 2)
 
 

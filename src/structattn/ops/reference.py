@@ -70,14 +70,14 @@ def _visible(call: Call) -> Tensor:
     return visible & (j <= i) if call.is_causal else visible
 
 
-def _at_levels(call: Call, pairs: Tensor) -> list[Tensor]:
-    """Return numbers of pairs for each level, zero where it does not reach. Level 1 reaches all that are visible."""
+def _at_levels(call: Call, matrix: Tensor) -> list[Tensor]:
+    """Return a matrix over pairs for each level, zero out of its reach. Level 1 reaches all visible pairs."""
     i, j = _positions(call)
-    return [pairs, *(pairs * call.hierarchy.reaches(level, i, j) for level in range(1, call.hierarchy.levels))]
+    return [matrix, *(matrix * call.hierarchy.reaches(level, i, j) for level in range(1, call.hierarchy.levels))]
 
 
 def _score_factors(call: Call) -> list[Tensor]:
-    """Return `scale * c_m` for each level, zero where it does not reach a pair."""
+    """Return `scale * c_m` for each level, zero for pairs out of reach."""
     gains = torch.tensor(call.hierarchy.gains, dtype=call.query.dtype, device=call.query.device)
     depth = call.hierarchy.depth(*_positions(call)).clamp(min=1)  # pairs that no level reaches are invisible
     return _at_levels(call, call.scale * gains[depth - 1])

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from structattn import checks
 from structattn.ops import cpu, reference, tiled, triton
-from structattn.ops.call import Backend, Call, as_backend
+from structattn.ops.call import Backend, Call
 
 # In order of preference: "auto" takes the first that serves a call.
 REGISTRY: dict[str, Backend] = {
-    "cpu": as_backend(cpu),
-    "triton": as_backend(triton),
-    "tiled": as_backend(tiled),
-    "reference": as_backend(reference),
+    "cpu": cpu,
+    "triton": triton,
+    "tiled": tiled,
+    "reference": reference,
 }
 
 
@@ -37,7 +37,7 @@ class BackendStatus:
 
 
 def backends(call: Call | None = None) -> list[BackendStatus]:
-    """Return the status of every backend for this machine (or for `call`), in order of preference."""
+    """Return every backend's status, in order of preference. It is for this machine, or for `call`."""
     return [BackendStatus(name, backend.ineligible(call)) for name, backend in REGISTRY.items()]
 
 

@@ -51,7 +51,7 @@ def hierarchy_of(text: str) -> Hierarchy:
 
 
 def pad_with_none(grads: Sequence[Tensor | None], count: int) -> tuple[Tensor | None, ...]:
-    """Return `count` gradients: those given, then None for the arguments that have none."""
+    """Return the gradients, followed by None up to `count` of them."""
     return (*grads, *(None,) * (count - len(grads)))
 
 

@@ -136,7 +136,7 @@ def _is_plain(*tensors: Tensor) -> bool:
 
 
 def _dtype(query: Tensor) -> torch.dtype:
-    """Return the dtype of the products, that of autocast where it is on."""
+    """Return the dtype of the products, or of autocast where on."""
     if torch.is_autocast_enabled("cpu") and query.dtype != torch.float64:
         return torch.get_autocast_dtype("cpu")
     return query.dtype
@@ -144,7 +144,7 @@ def _dtype(query: Tensor) -> torch.dtype:
 
 @functools.lru_cache(maxsize=1)
 def _has_measured_kernel() -> bool:
-    """Return True if the kernel runs here, on a kind of processor on which it has been measured.
+    """Return True if the kernel runs here and was measured on such a processor.
 
     A missing compiler gives no warning here: PyTorch's kernel is as good as it was.
     """

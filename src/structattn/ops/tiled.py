@@ -60,7 +60,9 @@ def backward(
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """Neighbouring rows with the same range of valid keys: a call without padding, by slices of the whole one.
+    """Neighbouring rows with the same range of valid keys.
+
+    Sliced out of the whole, they are a call without padding.
 
     Positions count from the first valid key: the first query of the group stands at `offset`, its first key at 0.
     """
@@ -81,7 +83,7 @@ class _RowGroup:
         return tensor[self.rows, :, self.queries]
 
     def fold_keys(self, tensor: Tensor) -> Tensor:
-        """Return the group's valid keys or values as `(N, n, w)` in the accumulation dtype."""
+        """Return the group's valid keys or values, `(N, n, w)`, in the accumulation dtype."""
         return tensor[self.rows, :, self.keys].to(self.call.lse_dtype).flatten(0, 1)
 
     def fold_tile(self, tensor: Tensor, tile: range) -> Tensor:
@@ -92,7 +94,7 @@ class _RowGroup:
         )
 
     def tile_pairs(self) -> Iterator[tuple[range, list[tuple[slice, TilePair]]]]:
-        """Yield each tile of queries (positions, edges at multiples of the tile size) with its runs of keys."""
+        """Yield each tile of queries with its runs of keys. The edges of tiles are multiples of the tile size."""
         size, end = tile_size(self.call.hierarchy), self.offset + self.queries.stop - self.queries.start
         key_length = self.keys.stop - self.keys.start
         position = self.offset
@@ -112,7 +114,7 @@ class _RowGroup:
         return pair_tiles(self.call.hierarchy, self.call.value_widths, tile, run, self.call.is_causal, like)
 
     def scores(self, tile: range, run: slice, pair: TilePair, query: Tensor, key: Tensor) -> Tensor:
-        """Return the scores `(N, G·t, n)` of a scaled, folded tile, with bias, `-inf` where hidden."""
+        """Return the biased scores `(N, G·t, n)` of a scaled, folded tile, `-inf` where hidden."""
         score = pair.scores(query, key[:, run], self.heads_per_key)
         if self.call.attn_bias is not None:
             self.per_head(score).add_(self.bias_at(self.call.attn_bias, tile, run))
@@ -120,38 +122,40 @@ class _RowGroup:
             score.masked_fill_(pair.hidden, -torch.inf)
         return score.flatten(1, 2)
 
-    def unfold_pairs(self, pairs: Tensor) -> Tensor:
+    def unfold(self, matrix: Tensor) -> Tensor:
         """Return a view of `(N, G·t, n)` as `(N, G, t, n)`."""
-        return pairs.unflatten(1, (self.heads_per_key, -1))
+        return matrix.unflatten(1, (self.heads_per_key, -1))
 
     def per_head(self, score: Tensor) -> Tensor:
         """Return a view of `(N, G, t, n)` as `(rows, Hq, t, n)`."""
         return score.view(-1, self.call.query.shape[1], *score.shape[2:])
 
     def bias_at(self, bias: Tensor, tile: range, run: slice) -> Tensor:
-        """Return the slice of a bias-shaped tensor for a tile and a run; axes of size 1 stay whole."""
+        """Return the slice of a bias, or of its gradient, for a tile and a run. Axes of size 1 stay whole."""
         query, key = self.queries.start - self.offset, self.keys.start
         queries, keys = slice(query + tile.start, query + tile.stop), slice(key + run.start, key + run.stop)
         wanted = (self.rows, slice(None), queries, keys)
         return bias[tuple(slice(None) if size == 1 else cut for size, cut in zip(bias.shape, wanted, strict=True))]
 
     def keep(self, tile: range, run: slice) -> Tensor | None:
-        """Return dropout's factor on the probabilities `(N, G·t, n)`, 0 or `1/(1 - p)`; None without dropout."""
+        """Return dropout's factor on probabilities `(N, G·t, n)`, or None without dropout.
+
+        The factor is 0 or `1/(1 - p)`.
+        """
         call = self.call
         if call.seed is None:
             return None
         heads, device = call.query.shape[1], call.query.device
-        pairs = torch.arange(self.rows.start * heads, self.rows.stop * heads, device=device).view(
-            -1, self.heads_per_key, 1, 1
-        )
+        rows_and_heads = torch.arange(self.rows.start * heads, self.rows.stop * heads, device=device)
+        rows_and_heads = rows_and_heads.view(-1, self.heads_per_key, 1, 1)
         queries = torch.arange(tile.start, tile.stop, device=device)[:, None] + self.queries.start - self.offset
         keys = torch.arange(run.start, run.stop, device=device) + self.keys.start
-        kept = keep_mask(call.seed, pairs, queries, keys, call.dropout_p)
+        kept = keep_mask(call.seed, rows_and_heads, queries, keys, call.dropout_p)
         return (kept.to(call.lse_dtype) / (1 - call.dropout_p)).flatten(1, 2)
 
 
 def _row_groups(call: Call) -> Iterator[_RowGroup]:
-    """Yield the groups of rows that have queries and keys, each of at most `_SCORES` scores in memory."""
+    """Yield the groups of rows that have queries and keys. Each has at most `_SCORES` scores in memory."""
     (batch, heads, query_length, _), key_length = call.query.shape, call.key.shape[2]
     starts = [0] * batch if call.key_start is None else call.key_start.tolist()
     ends = [key_length] * batch if call.key_end is None else call.key_end.tolist()
@@ -189,7 +193,7 @@ def _forward_group(group: _RowGroup, out: Tensor, lse: Tensor) -> None:
             keep = group.keep(tile, run)
             if keep is not None:
                 probability.mul_(keep)
-            pair.mix(group.unfold_pairs(probability), value[:, run], total_out.mul_(decay))
+            pair.mix(group.unfold(probability), value[:, run], total_out.mul_(decay))
             top = new_top
         at = slice(tile.start - group.offset, tile.stop - group.offset)
         empty = total == 0
@@ -200,7 +204,9 @@ def _forward_group(group: _RowGroup, out: Tensor, lse: Tensor) -> None:
 def _backward_group(
     group: _RowGroup, rows: tuple[Tensor, ...], query_grad: Tensor, bias_grad: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Fill the group's `query_grad`, add to the whole `bias_grad`, return the gradients of its keys and values.
+    """Return the gradients of the group's keys and values.
+
+    Fill the group's `query_grad` and add to the whole `bias_grad`.
 
     `rows` are the group's views `(rows, Hq, Tq, …)` of the output's gradient, the log-sum-exp and delta. The results
     are `(rows, Hkv, n, r)` and `(rows, Hkv, n, dv)`.
@@ -221,8 +227,8 @@ def _backward_group(
             if keep is not None:
                 score_grad.mul_(keep)
             kept = probability if keep is None else probability * keep
-            pair.add_value_grads(group.unfold_pairs(kept), out_grad, value_grad[:, run])
-            score_grad = group.unfold_pairs(score_grad.sub_(tile_delta).mul_(probability))
+            pair.add_value_grads(group.unfold(kept), out_grad, value_grad[:, run])
+            score_grad = group.unfold(score_grad.sub_(tile_delta).mul_(probability))
             if bias_grad is not None:
                 target = group.bias_at(bias_grad, tile, run)
                 target.add_(group.per_head(score_grad).sum_to_size(target.shape))

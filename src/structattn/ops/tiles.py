@@ -1,4 +1,4 @@
-"""Find the levels that tiles of queries share with runs of keys, and multiply them.
+"""Multiply tiles of queries by runs of keys, in the levels they share.
 
 A tile is up to `QUERY_TILE` consecutive queries. A run is up to `KEY_RUN` consecutive keys, at most as many as lie
 between two changes of depth. Positions are those of one unpadded row.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,7 +42,10 @@ def tile_size(hierarchy: Hierarchy) -> int:
 
 
 def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool) -> Iterator[range]:
-    """Yield the keys that queries at positions `tile` may see, cut where the depth changes and after `KEY_RUN`."""
+    """Yield the runs of keys that queries at positions `tile` may see.
+
+    Runs end where the depth changes and after `KEY_RUN` keys.
+    """
     first, stop = _reached_by_some(hierarchy, 0, tile)
     first, stop = max(first, 0), min(stop, key_length, tile.stop if is_causal else key_length)
     edges = {first, stop}
@@ -61,35 +63,21 @@ def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool
 
 
 def _reached_by_some(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
-    """Return the first position that a level reaches from any of the tile, and one past the last."""
+    """Return start and stop of what a level reaches from any position of the tile."""
     return hierarchy.span(level, tile.start)[0], hierarchy.span(level, tile.stop - 1)[1]
 
 
 def _reached_by_all(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
-    """Return the first position that a level reaches from all of the tile, and one past the last; they may cross."""
+    """Return start and stop of what a level reaches from all positions of the tile; they may cross."""
     return hierarchy.span(level, tile.stop - 1)[0], hierarchy.span(level, tile.start)[1]
 
 
-class LevelProducts(Protocol):
-    """Multiply a tile's rows (`left`) by a run's rows (`right`), in the columns of one or more levels.
-
-    For scores these are queries and keys; for gradients of probabilities, output gradients and values.
-    `pairs (N, G, t, n)` has one number per query and key.
-    """
-
-    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
-        """`pairs += left · right` over the columns, for the pairs that share them."""
-
-    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
-        """`total += pairs · right` in the columns, over the pairs that share them."""
-
-    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
-        """`total += pairsᵀ · left` in the columns, over the pairs that share them."""
-
-
 @dataclass(frozen=True)
-class PrefixProducts:
-    """Products of the first levels, which all pairs of a tile and a run share.
+class LevelProducts:
+    """Products of a tile's rows (`left`) and a run's rows (`right`), in the columns of levels that all pairs share.
+
+    For scores the rows are queries and keys; for gradients of probabilities, output gradients and values.
+    `matrix (N, G, t, n)` has one number per query and key.
 
     Args:
         columns: the dimensions.
@@ -97,21 +85,21 @@ class PrefixProducts:
 
     columns: slice
 
-    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
-        """`pairs += left · right` over the columns."""
-        pairs.flatten(1, 2).baddbmm_(left[..., self.columns], right[..., self.columns].mT)
+    def add_to_matrix(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
+        """`matrix += left · right` over the columns."""
+        matrix.flatten(1, 2).baddbmm_(left[..., self.columns], right[..., self.columns].mT)
 
-    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
-        """`total += pairs · right` in the columns."""
-        total[..., self.columns].baddbmm_(pairs.flatten(1, 2), right[..., self.columns])
+    def add_to_left(self, matrix: Tensor, right: Tensor, total: Tensor) -> None:
+        """`total += matrix · right` in the columns."""
+        total[..., self.columns].baddbmm_(matrix.flatten(1, 2), right[..., self.columns])
 
-    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
-        """`total += pairsᵀ · left` in the columns."""
-        total[..., self.columns].baddbmm_(pairs.flatten(1, 2).mT, left[..., self.columns])
+    def add_to_right(self, matrix: Tensor, left: Tensor, total: Tensor) -> None:
+        """`total += matrixᵀ · left` in the columns."""
+        total[..., self.columns].baddbmm_(matrix.flatten(1, 2).mT, left[..., self.columns])
 
 
 @dataclass(frozen=True)
-class MaskedProducts(PrefixProducts):
+class MaskedProducts(LevelProducts):
     """Products of a level that some pairs share.
 
     Args:
@@ -121,60 +109,61 @@ class MaskedProducts(PrefixProducts):
 
     mask: Tensor
 
-    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
-        """`pairs += mask · (left · right)` over the columns."""
-        pairs.addcmul_(torch.bmm(left[..., self.columns], right[..., self.columns].mT).view_as(pairs), self.mask)
+    def add_to_matrix(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
+        """`matrix += mask · (left · right)` over the columns."""
+        matrix.addcmul_(torch.bmm(left[..., self.columns], right[..., self.columns].mT).view_as(matrix), self.mask)
 
-    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
-        """Like `PrefixProducts`, for the pairs in the mask."""
-        super().add_to_left(pairs * self.mask, right, total)
+    def add_to_left(self, matrix: Tensor, right: Tensor, total: Tensor) -> None:
+        """Like `LevelProducts`, for the pairs in the mask."""
+        super().add_to_left(matrix * self.mask, right, total)
 
-    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
-        """Like `PrefixProducts`, for the pairs in the mask."""
-        super().add_to_right(pairs * self.mask, left, total)
+    def add_to_right(self, matrix: Tensor, left: Tensor, total: Tensor) -> None:
+        """Like `LevelProducts`, for the pairs in the mask."""
+        super().add_to_right(matrix * self.mask, left, total)
 
 
 @dataclass(frozen=True)
-class BlockDiagonalProducts:
-    """Products of a level by block, where tile and run are the same whole blocks: pairs within one block share it.
+class BlockDiagonalProducts(LevelProducts):
+    """Products of a level by block, in the diagonal blocks of the matrix.
+
+    Tile and run are the same whole blocks.
 
     Args:
         columns: the dimensions.
         count: number of blocks.
     """
 
-    columns: slice
     count: int
 
-    def add_products(self, pairs: Tensor, left: Tensor, right: Tensor) -> None:
-        """`pairs += left · right` in the diagonal blocks, one small product each."""
-        group, length = pairs.shape[1:3]
+    def add_to_matrix(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
+        """`matrix += left · right` in the diagonal blocks, one small product each."""
+        group, length = matrix.shape[1:3]
         products = torch.bmm(self._fold_left(left, group), self._fold_right(right).mT)
-        diagonal = self._diagonal(pairs)
-        diagonal.add_(products.view(pairs.shape[0], self.count, group, length // self.count, -1))
+        diagonal = self._diagonal(matrix)
+        diagonal.add_(products.view(matrix.shape[0], self.count, group, length // self.count, -1))
 
-    def add_to_left(self, pairs: Tensor, right: Tensor, total: Tensor) -> None:
-        """Like `PrefixProducts`, for the diagonal blocks."""
-        many, group, length, _ = pairs.shape
-        added = torch.bmm(self._fold_pairs(pairs), self._fold_right(right))
+    def add_to_left(self, matrix: Tensor, right: Tensor, total: Tensor) -> None:
+        """Like `LevelProducts`, for the diagonal blocks."""
+        many, group, length, _ = matrix.shape
+        added = torch.bmm(self._fold_matrix(matrix), self._fold_right(right))
         added = added.view(many, self.count, group, length // self.count, -1).transpose(1, 2)
         total[..., self.columns] += added.reshape(many, group * length, -1)
 
-    def add_to_right(self, pairs: Tensor, left: Tensor, total: Tensor) -> None:
-        """Like `PrefixProducts`, for the diagonal blocks."""
-        many, group, length, _ = pairs.shape
-        added = torch.bmm(self._fold_pairs(pairs).mT, self._fold_left(left, group))
+    def add_to_right(self, matrix: Tensor, left: Tensor, total: Tensor) -> None:
+        """Like `LevelProducts`, for the diagonal blocks."""
+        many, group, length, _ = matrix.shape
+        added = torch.bmm(self._fold_matrix(matrix).mT, self._fold_left(left, group))
         total[..., self.columns] += added.view(many, length, -1)
 
-    def _diagonal(self, pairs: Tensor) -> Tensor:
+    def _diagonal(self, matrix: Tensor) -> Tensor:
         """Return the diagonal blocks of `(N, G, t, t)`, a view `(N, count, G, size, size)`."""
-        blocked = pairs.unflatten(3, (self.count, -1)).unflatten(2, (self.count, -1))
+        blocked = matrix.unflatten(3, (self.count, -1)).unflatten(2, (self.count, -1))
         return blocked.diagonal(0, 2, 4).permute(0, 4, 1, 2, 3)
 
-    def _fold_pairs(self, pairs: Tensor) -> Tensor:
+    def _fold_matrix(self, matrix: Tensor) -> Tensor:
         """Return the diagonal blocks of `(N, G, t, t)` as `(N·count, G·size, size)`."""
-        (many, group, length, _), count = pairs.shape, self.count
-        return self._diagonal(pairs).reshape(many * count, group * length // count, length // count)
+        (many, group, length, _), count = matrix.shape, self.count
+        return self._diagonal(matrix).reshape(many * count, group * length // count, length // count)
 
     def _fold_left(self, left: Tensor, group: int) -> Tensor:
         """Return `(N, G·t, r)` as `(N·count, G·size, width)`."""
@@ -189,50 +178,50 @@ class BlockDiagonalProducts:
 
 @dataclass(frozen=True)
 class TilePair:
-    """The levels that a tile of queries and a run of keys share.
+    """Products that a tile of queries shares with a run of keys.
 
     Args:
-        levels: products of queries and keys. Scores are their sum times `gain`.
-        value_levels: products of probabilities and values.
+        score_products: products of queries and keys. Scores are their sum times `gain`.
+        value_products: products of probabilities and values.
         gain: one number, or `(t, n)` where depths differ.
         hidden: `(t, n)`, True for invisible pairs; None without any.
     """
 
-    levels: Sequence[LevelProducts]
-    value_levels: Sequence[LevelProducts]
+    score_products: Sequence[LevelProducts]
+    value_products: Sequence[LevelProducts]
     gain: float | Tensor
     hidden: Tensor | None
 
     def scores(self, query: Tensor, key: Tensor, group: int) -> Tensor:
-        """Return the scores `(N, G, t, n)` of folded queries against keys, hidden pairs not yet masked."""
+        """Return the unmasked scores `(N, G, t, n)` of folded queries against keys."""
         score = query.new_zeros(query.shape[0], group, query.shape[1] // group, key.shape[1])
-        for level in self.levels:
-            level.add_products(score, query, key)
+        for products in self.score_products:
+            products.add_to_matrix(score, query, key)
         return self.apply_gain_(score)
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
         """Add the gradients of folded queries and keys; `score_grad (N, G, t, n)` is overwritten."""
         self.apply_gain_(score_grad)
-        for level in self.levels:
-            level.add_to_left(score_grad, key, query_grad)
-            level.add_to_right(score_grad, query, key_grad)
+        for products in self.score_products:
+            products.add_to_left(score_grad, key, query_grad)
+            products.add_to_right(score_grad, query, key_grad)
 
     def mix(self, probability: Tensor, value: Tensor, out: Tensor) -> None:
         """Add values, weighted by probabilities `(N, G, t, n)`, to the folded output."""
-        for level in self.value_levels:
-            level.add_to_left(probability, value, out)
+        for products in self.value_products:
+            products.add_to_left(probability, value, out)
 
     def probability_grads(self, out_grad: Tensor, value: Tensor, group: int) -> Tensor:
         """Return the gradients `(N, G, t, n)` of probabilities from those of the folded output."""
         grads = out_grad.new_zeros(out_grad.shape[0], group, out_grad.shape[1] // group, value.shape[1])
-        for level in self.value_levels:
-            level.add_products(grads, out_grad, value)
+        for products in self.value_products:
+            products.add_to_matrix(grads, out_grad, value)
         return grads
 
     def add_value_grads(self, probability: Tensor, out_grad: Tensor, value_grad: Tensor) -> None:
         """Add the gradients of values."""
-        for level in self.value_levels:
-            level.add_to_right(probability, out_grad, value_grad)
+        for products in self.value_products:
+            products.add_to_right(probability, out_grad, value_grad)
 
     def apply_gain_(self, score: Tensor) -> Tensor:
         """Multiply by the gain, in place."""
@@ -242,7 +231,7 @@ class TilePair:
 def pair_tiles(
     hierarchy: Hierarchy, value_widths: Sequence[int], tile: range, run: range, is_causal: bool, like: Tensor
 ) -> TilePair:
-    """Return the levels that positions `tile` and `run` share; masks take the dtype and device of `like`."""
+    """Return the products that positions `tile` and `run` share. Masks take the dtype and device of `like`."""
     i = torch.arange(tile.start, tile.stop, device=like.device)[:, None]
     j = torch.arange(run.start, run.stop, device=like.device)
     whole = itertools.takewhile(lambda level: _reaches_all(hierarchy, level, tile, run), range(hierarchy.levels))
@@ -262,7 +251,7 @@ def pair_tiles(
 
     def products_over(widths: Sequence[int]) -> list[LevelProducts]:
         edges = [0, *itertools.accumulate(widths)]
-        products: list[LevelProducts] = [PrefixProducts(slice(0, edges[shared]))] if edges[shared] else []
+        products: list[LevelProducts] = [LevelProducts(slice(0, edges[shared]))] if edges[shared] else []
         for level in (level for level in partial if widths[level]):
             columns, count = slice(edges[level], edges[level + 1]), counts[level]
             products.append(BlockDiagonalProducts(columns, count) if count else MaskedProducts(columns, masks[level]))
@@ -272,19 +261,19 @@ def pair_tiles(
 
 
 def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:
-    """Return the number of a level's blocks that tile and run both consist of; 0 if they do not."""
+    """Return the number of a level's blocks that tile and run both are, or 0."""
     size = hierarchy.sizes[level] or 0
     aligned = not hierarchy.by_window and tile == run and tile.start % size == 0 and len(tile) % size == 0
     return len(tile) // size if aligned else 0
 
 
 def _reaches_all(hierarchy: Hierarchy, level: int, tile: range, run: range) -> bool:
-    """Return True if a level reaches all pairs of a tile and a run."""
+    """Return True if a level reaches all pairs of tile and run."""
     start, stop = _reached_by_all(hierarchy, level, tile)
     return bool(start <= run.start and run.stop <= stop)
 
 
 def _reaches_some(hierarchy: Hierarchy, level: int, tile: range, run: range) -> bool:
-    """Return True if a level reaches some pair of a tile and a run."""
+    """Return True if a level reaches some pair of tile and run."""
     start, stop = _reached_by_some(hierarchy, level, tile)
     return bool(start < run.stop and run.start < stop)

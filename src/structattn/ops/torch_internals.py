@@ -71,7 +71,7 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def all_plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Return True if no tensor is of a subclass, such as a fake one."""
+    """Return True if no tensor is of a subclass, such as fake tensors."""
     return _PLAIN.issuperset(map(type, tensors))
 
 

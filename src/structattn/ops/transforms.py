@@ -98,7 +98,7 @@ def forward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[tuple[Te
 
 
 def backward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
-    """Run the backward operator under `vmap`, likewise."""
+    """Run the backward operator once under `vmap`."""
     size, needs_bias_grad = info.batch_size, args[_RESULTS - 1]
     given = (_to_front(tensor, at, size) for tensor, at in zip(args[:3], axes[:3], strict=True))
     call, call_axes = args[_RESULTS:], axes[_RESULTS:]
@@ -113,7 +113,10 @@ def backward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[list[Te
 
 
 def _fold_call(tensors: tuple[Tensor | None, ...], axes: tuple[int | None, ...], size: int) -> list[Tensor | None]:
-    """Return the tensors of a call with the mapped axis (`axes`, of length `size`) folded into the batch.
+    """Return a call's tensors with the mapped axis folded into the batch.
+
+    `axes` says where the axis is and `size` how long. A bias that all rows share is expanded to them. Of seeds the
+    first is taken: dropout differs from row to row anyway.
 
     A bias that all rows share is expanded to them. Of seeds the first is taken: dropout differs from row to row anyway.
     """

@@ -18,7 +18,7 @@ from structattn import checks
 from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.comparison.run import claim
-from structattn.models.mlr_conversion import DimensionOrder, Pairs
+from structattn.models.mlr_conversion import OrderSource, TokenPairs
 from structattn.retrofit.models import TrainedModel, load_model
 from structattn.training import Progress, TrainConfig, train
 from structattn.training.evaluation import evaluate
@@ -45,7 +45,7 @@ class Retrofit:
     ranks: tuple[tuple[int, ...], ...]
     """Level ranks to try; each sums to the head width."""
 
-    pairs: Pairs = "far"
+    pairs: TokenPairs = "far"
     """Token pairs whose scores give the measured order: `all`, or `far` ones, which share only level 1. Far tokens
     lie in different halves of the context; in transformers models, at least half a context apart."""
 
@@ -96,7 +96,7 @@ class Measurement:
     ranks: tuple[int, ...]
     """Level ranks; a single one for standard attention."""
 
-    order: DimensionOrder | None
+    order: OrderSource | None
     """Order of the dimensions; None for standard attention."""
 
     loss: float
@@ -186,8 +186,8 @@ def measure_retrofit(
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     results = _load_or_new_results(study, trained, folder)
-    orders: tuple[DimensionOrder, ...] = ("measured", "trained")
-    splits: list[tuple[tuple[int, ...] | None, DimensionOrder | None]]
+    orders: tuple[OrderSource, ...] = ("measured", "trained")
+    splits: list[tuple[tuple[int, ...] | None, OrderSource | None]]
     splits = [(None, None), *itertools.product(study.ranks, orders)]  # Standard attention first.
     for index in range(len(results.rows), len(splits)):
         ranks, order = splits[index]
@@ -212,7 +212,7 @@ def _load_or_new_results(study: Retrofit, trained: TrainedModel, folder: Path) -
 
 
 def _measure(
-    study: Retrofit, trained: TrainedModel, model: Any, ranks: tuple[int, ...], order: DimensionOrder | None
+    study: Retrofit, trained: TrainedModel, model: Any, ranks: tuple[int, ...], order: OrderSource | None
 ) -> Measurement:
     """Return the loss of one model before tuning, and its costs."""
     length = trained.task.context_length

@@ -19,7 +19,7 @@ from structattn.integrations.transformers.layers import DECODER, attention_layer
 from structattn.integrations.transformers.pairs import rotates
 from structattn.layers.head_basis import Moments
 from structattn.models import LanguageModel, LanguageModelConfig
-from structattn.models.mlr_conversion import DimensionOrder, convert_to_mlr, measure_head_moments
+from structattn.models.mlr_conversion import OrderSource, convert_to_mlr, measure_head_moments
 from structattn.models.parameters import Description, ParameterRole
 from structattn.ops.hierarchy import Hierarchy
 from structattn.tasks import LanguageConfig, LanguageTask
@@ -43,7 +43,7 @@ class TrainedModel(Protocol):
     head_width: int
     task: LanguageTask
 
-    def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> Any:
+    def variant(self, ranks: tuple[int, ...] | None, order: OrderSource | None) -> Any:
         """Return a copy with MLR attention, or unchanged if `ranks` is None.
 
         Raises:
@@ -94,7 +94,7 @@ class StructattnModel:
                 f"{self.task.vocabulary_size}",
             )
 
-    def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> LanguageModel:
+    def variant(self, ranks: tuple[int, ...] | None, order: OrderSource | None) -> LanguageModel:
         """Return a copy, as `TrainedModel.variant`."""
         if ranks is None:
             return copy.deepcopy(self._model)
@@ -130,7 +130,7 @@ class HuggingFaceModel:
         self.head_width = stacks[DECODER][0].width
         self.task = _task(study, self._model)
 
-    def variant(self, ranks: tuple[int, ...] | None, order: DimensionOrder | None) -> TrainableCausalLM:
+    def variant(self, ranks: tuple[int, ...] | None, order: OrderSource | None) -> TrainableCausalLM:
         """Return a copy, as `TrainedModel.variant`."""
         model = copy.deepcopy(self._model)
         if ranks is None:

@@ -25,14 +25,19 @@ Side = Literal["left", "right"]
 Fans = tuple[int, int]
 
 
-class StructureOptions(TypedDict, total=False):
+class Factory(TypedDict, total=False):
+    """Keyword arguments that make a structure's factors."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    generator: torch.Generator | None
+
+
+class StructureOptions(Factory, total=False):
     """Keywords of every family's constructor; `Structure` explains them and has their defaults."""
 
     heads: int | None
     normalize: bool
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-    generator: torch.Generator | None
 
 
 class Structure(nn.Module, abc.ABC):
@@ -282,10 +287,12 @@ class Structure(nn.Module, abc.ABC):
 
     def describe(self) -> str:
         """Return the constructor's call without device and dtype: `BTT(256, 256, rank=1, heads=8)`."""
-        heads = "" if self.heads is None else f", heads={self.heads}"
-        return f"{type(self).__name__}({self._shape_repr()}{heads})"
+        return f"{type(self).__name__}({self._arguments()})"
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments, for `repr`."""
+        return f"{self._arguments()}, normalize={self.normalize}"
+
+    def _arguments(self) -> str:
         heads = "" if self.heads is None else f", heads={self.heads}"
-        return f"{self._shape_repr()}{heads}, normalize={self.normalize}"
+        return f"{self._shape_repr()}{heads}"

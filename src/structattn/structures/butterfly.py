@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class Butterfly(Structure):
-    r"""`M = B_q … B_2 B_1`, `q = log2(dim)`: `B_i` mixes the pairs of entries whose indices differ in bit `i - 1`.
+    r"""`M = B_q … B_2 B_1` with `q = log2(dim)`: a butterfly matrix.
+
+    `B_i` mixes the pairs of entries whose indices differ in bit `i - 1`.
 
     Parameters per matrix: `2 D log2 D`; rank bound and feature width `D`. The right features pass through the first
     half of the factors, the left ones through the second half, transposed. Factor `i` is the parameter

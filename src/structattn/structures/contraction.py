@@ -17,7 +17,7 @@ from structattn.checks import finite, positive_int
 
 @dataclass(frozen=True)
 class Level:
-    r"""The shape of a level of `MLBTC`: diagonal blocks of Block Tensor Trains.
+    r"""Shape of a level of `MLBTC`, diagonal blocks of Block Tensor Trains.
 
     One block is `P_L (⊕_{k'=1..b} L_{k'}) P_R (⊕_{k=1..c} R_kᵀ)` with `R_k (d, b·s)` and `L_{k'} (a, c·s)`; `P_R`
     regroups `(c, b, s) → (b, c, s)` and `P_L` regroups `(b, a) → (a, b)`. Entry for entry, the level is

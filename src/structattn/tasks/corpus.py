@@ -31,7 +31,14 @@ from structattn.atomic import replacing
 from structattn.disk import cache_folder
 from structattn.tasks.characters import NEWLINE, encode
 from structattn.tasks.sources import Source, open_source
-from structattn.tasks.tokenizers import AsciiTokenizer, CharacterTokenizer, TextTokenizer, Tokenizer, read_tokenizer
+from structattn.tasks.tokenizers import (
+    AsciiTokenizer,
+    CharacterTokenizer,
+    TextTokenizer,
+    Tokenizer,
+    Vocabulary,
+    read_tokenizer,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +71,9 @@ class Corpus:
 
 
 def load_tokenizer(name: str, data: str, cache: str | os.PathLike[str] | None = None) -> Tokenizer:
-    """Return a tokenizer by name or path; `characters` are those of the training part of `data`.
+    """Return a tokenizer by name or path.
+
+    `characters` are those of the training part of `data`.
 
     Args:
         name: `characters`, or as `read_tokenizer`.
@@ -89,7 +98,7 @@ def load_tokenizer(name: str, data: str, cache: str | os.PathLike[str] | None = 
     return CharacterTokenizer(path.read_bytes().decode("utf-8", "surrogatepass"))
 
 
-def load_corpus(data: str, cache: str | os.PathLike[str] | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
+def load_corpus(data: str, cache: str | os.PathLike[str] | None = None, tokenizer: Vocabulary | None = None) -> Corpus:
     """Return the tokens of a text, from the cache if possible.
 
     Several processes may call this at once; each builds what the cache lacks. Where that is expensive (OpenWebText),
@@ -145,7 +154,7 @@ def _digest(source: Source, *more: str) -> str:
 
 
 def _load_text(source: Source, tokenizer: TextTokenizer, folder: Path) -> Corpus:
-    """Return the tokens of the text as it is, from the cache if possible."""
+    """Return the tokens of the raw text, from the cache if possible."""
     digest = _digest(source, tokenizer.digest)
     dtype = next(np.dtype(kind) for kind in ("u1", "u2", "u4") if tokenizer.size <= np.iinfo(kind).max + 1)
     train, validation = (folder / f"{digest}.{part}.u{8 * dtype.itemsize}" for part in ("train", "validation"))
@@ -180,7 +189,7 @@ def _build_text(
 
 
 def _texts(source: Source) -> Iterator[tuple[str, str]]:
-    """Yield the training and the validation part of each document, without its outer newlines."""
+    """Yield each document's training and validation part, without its outer newlines."""
     for index, document in enumerate(source.documents()):
         yield split("".join(document).strip("\n"), index, source)
 

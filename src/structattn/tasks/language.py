@@ -22,7 +22,7 @@ from structattn.tasks.corpus import Corpus, load_corpus, load_tokenizer
 from structattn.tasks.profiles.language import LanguageConfig
 from structattn.tasks.randomness import Stream, generator, places_in_epochs
 from structattn.tasks.task import Batch, Task, Totals
-from structattn.tasks.tokenizers import AsciiTokenizer, TextTokenizer, Tokenizer
+from structattn.tasks.tokenizers import AsciiTokenizer, TextTokenizer, Vocabulary
 
 
 class LanguageTask(Task):
@@ -63,7 +63,7 @@ class LanguageTask(Task):
         seed: int = 0,
         corpus: Corpus | None = None,
         cache: str | os.PathLike[str] | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Vocabulary | None = None,
     ) -> None:
         super().__init__(seed)
         self.config = config
@@ -94,7 +94,7 @@ class LanguageTask(Task):
 
     @property
     def units(self) -> Mapping[str, str]:
-        """Unit of every metric: nats per token first, bits per byte where the tokenizer keeps the text."""
+        """Unit of every metric: nats per token, then bits per byte. Bits need a tokenizer that keeps the text."""
         nats = {f"nats_per_{self.token}": f"nats per {self.token}"}
         bits = {"bits_per_character": "bits per character"} if self.token == "character" else {}
         return nats | bits | ({} if self.corpus.validation_bytes is None else {"bits_per_byte": "bits per byte"})
@@ -115,7 +115,7 @@ class LanguageTask(Task):
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return `nats ()`, the summed cross-entropy; the number of targets, such as `characters ()`; and `bytes ()`.
+        """Return summed `nats ()`, the number of targets such as `characters ()`, and `bytes ()`.
 
         Bytes are those of the targets, where the batch has them.
         """
@@ -133,7 +133,7 @@ class LanguageTask(Task):
 
     @property
     def data_summary(self) -> str:
-        """The text, the lengths of its parts, and the vocabulary unless it is the ASCII table."""
+        """Text, lengths of its parts, and vocabulary unless it is ASCII."""
         train, validation = len(self.corpus.train), len(self.corpus.validation)
         summary = f"{self.corpus.name}: {train:,} {self.token}s to train on, {validation:,} to validate on"
         if not isinstance(self.tokenizer, TextTokenizer):

@@ -1,4 +1,4 @@
-"""Cut text into tokens: a fixed ASCII table, characters, bytes, or a Hugging Face tokenizer.
+"""Cut text into tokens: ASCII, characters, bytes, or Hugging Face.
 
 Saved tokenizers are a folder: `structattn_tokenizer.json` for characters and bytes, or the files that
 `save_pretrained` of a Hugging Face tokenizer writes.
@@ -37,8 +37,8 @@ _OWN_FILE = "structattn_tokenizer.json"
 _PIECE = 1 << 20
 
 
-class Tokenizer(abc.ABC):
-    """Maps text to tokens in `[0, size)` and back."""
+class Vocabulary(abc.ABC):
+    """Tokens in `[0, size)` that stand for text."""
 
     token: ClassVar[str]
     """Name of one token: `character`, `byte` or `token`."""
@@ -47,6 +47,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def size(self) -> int:
         """Number of tokens of the vocabulary."""
+
+
+class Tokenizer(Vocabulary):
+    """Maps text to tokens in `[0, size)` and back."""
 
     @abc.abstractmethod
     def encode(self, text: str) -> NDArray[Any]:
@@ -67,7 +71,7 @@ class AsciiTokenizer(Tokenizer):
     size = len(characters.VOCABULARY)
 
     def encode(self, text: str) -> NDArray[np.uint8]:
-        """Return the tokens of `text`; what the table lacks is mapped or dropped."""
+        """Return the tokens of `text`. Characters that the table lacks are mapped or dropped."""
         return characters.encode(text)
 
     def decode(self, tokens: ArrayLike) -> str:
@@ -76,11 +80,11 @@ class AsciiTokenizer(Tokenizer):
 
 
 class TextTokenizer(Tokenizer):
-    """A tokenizer that reads text as it is, counts its bytes, and can be saved."""
+    """Tokenizer that keeps the text as it is and can be saved. It counts the bytes of its tokens."""
 
     @property
     def unknown(self) -> int | None:
-        """Token of what is not in the vocabulary; None where nothing needs it."""
+        """Token of what the vocabulary lacks; None where nothing needs it."""
         return None
 
     @property
@@ -90,14 +94,14 @@ class TextTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def encode_with_bytes(self, text: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the tokens of `text`, and the bytes of UTF-8 that each stands for; these sum to those of `text`."""
+        """Return the tokens of `text` and the UTF-8 bytes of each. The bytes sum to those of `text`."""
 
     @abc.abstractmethod
     def _write(self, folder: Path) -> None:
         """Write the tokenizer's files into an empty folder."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into `folder`, made if missing, each file completely or not at all."""
+        """Write the tokenizer into `folder`, made if missing. Each file is written completely or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".tokenizer.{uuid.uuid4().hex}"
         partial.mkdir()
@@ -111,7 +115,9 @@ class TextTokenizer(Tokenizer):
 
 
 class CharacterTokenizer(TextTokenizer):
-    """The characters of a text, by code point; the last token stands for every other character.
+    """The characters of a text, by code point.
+
+    The last token stands for every other character.
 
     Args:
         vocabulary: the characters.
@@ -186,7 +192,7 @@ class ByteTokenizer(TextTokenizer):
 
 
 class HuggingFaceTokenizer(TextTokenizer):
-    """A tokenizer of Hugging Face, without the special tokens that it puts around a text.
+    """A tokenizer of Hugging Face, without its special tokens.
 
     Args:
         tokenizer: of transformers, backed by the library `tokenizers`.
@@ -215,7 +221,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         return self.encode_with_bytes(text)[0]
 
     def encode_with_bytes(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return tokens and bytes; text between two tokens, such as a dropped space, counts for the second."""
+        """Return tokens and bytes. Text between two tokens, such as a space, counts for the second."""
         pieces = [self._encode_piece(piece) for piece in _pieces(text)]
         tokens, widths = zip(*pieces, strict=True) if pieces else ((), ())
         nothing = np.empty(0, dtype=np.int64)
@@ -270,7 +276,7 @@ def read_tokenizer(name: str) -> Tokenizer:
 
 
 def saved_tokenizer(folder: Path) -> str:
-    """Return the name for `read_tokenizer` of the tokenizer saved in `folder`: its path, or `ascii` without one."""
+    """Return the path of the tokenizer saved in `folder`, or `ascii`. `read_tokenizer` reads either."""
     there = any((folder / name).is_file() for name in (_OWN_FILE, *TOKENIZER_FILES))
     return str(folder) if there else "ascii"
 
@@ -311,7 +317,9 @@ def _read_own(path: Path) -> TextTokenizer:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Yield `text` in pieces of at most 1 Mi characters, cut after a line where it has one.
+    """Yield `text` in pieces of at most 1 Mi characters.
+
+    A piece is cut after a line where it has one.
 
     A tokenizer takes many times the memory of its text.
     """

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from structattn import checks
 from structattn.tasks.corpus import Corpus, split
 from structattn.tasks.language import LanguageConfig, LanguageTask
 from structattn.tasks.sources import open_source
-from structattn.tasks.tokenizers import Tokenizer
+from structattn.tasks.tokenizers import Vocabulary
 
 Encode = Callable[[str], Sequence[int]]
 """Maps a text to its tokens."""
@@ -38,30 +37,24 @@ class TokenTask(LanguageTask):
     """
 
     def __init__(self, config: LanguageConfig, encode: Encode, vocabulary_size: int, *, seed: int = 0) -> None:
-        tokenizer = _Encoder(encode, checks.positive_int("vocabulary_size", vocabulary_size))
-        super().__init__(config, seed=seed, corpus=_encoded(config.data, encode), tokenizer=tokenizer)
+        vocabulary = _TokensOfModel(checks.positive_int("vocabulary_size", vocabulary_size))
+        super().__init__(config, seed=seed, corpus=_encoded(config.data, encode), tokenizer=vocabulary)
         largest = max(int(self.corpus.train.max()), int(self.corpus.validation.max()))
         if largest >= vocabulary_size:
             raise ValueError(f"the tokenizer gives token {largest}, and the model's vocabulary has {vocabulary_size}")
 
 
-class _Encoder(Tokenizer):
-    """A tokenizer of which only the way to tokens is known."""
+class _TokensOfModel(Vocabulary):
+    """The tokens of a model's read-out."""
 
     token: ClassVar[str] = "token"
 
-    def __init__(self, encode: Encode, size: int) -> None:
-        self._encode, self._size = encode, size
+    def __init__(self, size: int) -> None:
+        self._size = size
 
     @property
     def size(self) -> int:
         return self._size
-
-    def encode(self, text: str) -> NDArray[Any]:
-        return _tokens(text, self._encode)
-
-    def decode(self, tokens: ArrayLike) -> str:
-        raise NotImplementedError("only the way from text to tokens is known")
 
 
 def _encoded(data: str, encode: Encode) -> Corpus:
@@ -69,12 +62,8 @@ def _encoded(data: str, encode: Encode) -> Corpus:
     source = open_source(data)
     documents = []
     for index, document in enumerate(source.documents()):
-        tokens = _tokens("".join(document).strip("\n") + "\n\n", encode)
+        tokens = np.array(encode("".join(document).strip("\n") + "\n\n"), dtype=np.int32)
         documents.append(split(tokens, index, source))
     parts = [np.concatenate(part) for part in zip(*documents, strict=True)]
     digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:32]
     return Corpus(data, digest, *parts)
-
-
-def _tokens(text: str, encode: Encode) -> NDArray[Any]:
-    return np.array(encode(text), dtype=np.int32)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
+from structattn.layers.deprecation import serve_old_names
 from structattn.tasks.presets import FORECAST_PRESETS, PRESETS, Preset, preset
 from structattn.training.budget import MakeTask
 from structattn.training.config import TrainConfig
@@ -32,9 +30,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "Row":
-        warnings.warn("structattn.training.Row is now structattn.training.MetricsRow", DeprecationWarning, stacklevel=2)
-        return MetricsRow
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = serve_old_names(__name__, {"Row": "MetricsRow"})

@@ -25,9 +25,10 @@ def describe_run(config: TrainConfig, model: StructuredModel, processes: int) ->
 
 
 def _attention_text(config: BackboneConfig) -> str | list[str]:
-    """Return the attention as checkpoints hold it: its spelling, or the fields of MLR attention that are set.
+    """Return the attention as text, as checkpoints hold it.
 
-    A spelling of MLR attention means what its defaults are, and those of version 0.1.0 were the paper's.
+    It is the spelling, or for MLR attention the fields that are set: what a spelling of MLR attention means depends on
+    its defaults, and those of version 0.1.0 were the paper's.
     """
     texts = []
     for each in map(as_config, config.structures):

@@ -18,7 +18,7 @@ def t5_flops(
     decoder_length: int,
     batch: int = 1,
 ) -> Flops:
-    """Return the FLOPs of a forward and a backward pass on unpadded rows.
+    """Return the FLOPs of a pass forward and backward on unpadded rows.
 
     Only matrix products count, as everywhere in `structattn.flops`: look-ups, norms and the position bias are free.
     Masked pairs do not count.
@@ -49,7 +49,7 @@ def t5_flops(
 def _attention(
     config: T5Config, hierarchy: Hierarchy, queries: int, keys: int, batch: int, *, is_causal: bool
 ) -> Flops:
-    """Return the FLOPs of projections and attention, of `queries` tokens over `keys` tokens."""
+    """Return the FLOPs of projections and attention. `queries` tokens attend to `keys` tokens."""
     inner = config.num_heads * config.d_kv
     projections = 2 * linear(config.d_model, inner, batch * queries) + 2 * linear(config.d_model, inner, batch * keys)
     scores = attention(hierarchy, config.d_kv, queries, keys, heads=config.num_heads, batch=batch, is_causal=is_causal)

@@ -76,7 +76,9 @@ def seasonal_naive_samples(past: ArrayLike, horizon: int, season: int) -> Array:
 
 
 def sample_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, season: int) -> dict[str, float]:
-    """Return `wql`, `mase`, and `mase_median`, the median over series of the mean over steps.
+    """Return `wql`, `mase` and `mase_median`.
+
+    `mase_median` is the median over series of the mean over steps.
 
     A few series whose past hardly changes can dominate the mean of MASE, but not its median.
 

@@ -38,7 +38,9 @@ def make_chronos(
     initializer_factor: float = 0.05,
     seed: int = 0,
 ) -> ChronosPipeline:
-    """Return a Chronos-T5 with random weights; defaults are those of the published models.
+    """Return a Chronos-T5 with random weights.
+
+    Defaults are those of the published models.
 
     Args:
         size: `"tiny"`, `"mini"`, `"small"`, or other sizes.
@@ -80,7 +82,9 @@ def make_chronos(
 
 
 def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_tokens: int = 4096) -> ChronosConfig:
-    """Return Chronos's config of tokenizer and lengths; defaults are those of the published models.
+    """Return Chronos's config of tokenizer and lengths.
+
+    Defaults are those of the published models.
 
     The other settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face; bins reach to 15 mean
     absolute values.
@@ -116,7 +120,9 @@ def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_t
 
 
 def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = None, **options: Any) -> ChronosPipeline:
-    """Load a Chronos-T5 from a folder that `save_pretrained` wrote, with its attention or another.
+    """Load a Chronos-T5 from a folder that `save_pretrained` wrote.
+
+    The attention is the saved one, or another.
 
     Args:
         folder: holds `config.json` with a `chronos_config`, and weights.
@@ -145,7 +151,9 @@ def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = N
 
 
 def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention) -> None:
-    """Set the self-attention of a Chronos-T5 in encoder and decoder; cross-attention stays standard.
+    """Set the self-attention of a Chronos-T5 in encoder and decoder.
+
+    Cross-attention stays standard.
 
     Weights and the relative position bias stay as they are. Where a spelling gives neither block sizes nor windows,
     they follow from the context in the encoder and from the horizon in the decoder. An end token follows the context;

@@ -36,7 +36,7 @@ class GrowingBuffer:
 
     @property
     def storage(self) -> Tensor:
-        """A view of the entries, oldest first, and of the unused room after the newest."""
+        """A view of the entries, oldest first, and the unused room."""
         whole = self._whole
         return whole.narrow(self.axis, self._dropped, whole.shape[self.axis] - self._dropped)
 
@@ -77,7 +77,7 @@ class GrowingBuffer:
                 self._move(self.live, self.end - self.first + 1)
 
     def crop(self, end: int) -> None:
-        """Drop the entries from index `end` on; the next entry has that index."""
+        """Drop the entries from index `end` on, which becomes the next index."""
         if end < self.end:
             self.first, self.end = min(self.first, end), end
             self._move(self.live, self.end - self.first)

@@ -28,6 +28,10 @@ class Retention:
             return row_start + max(index - row_start, 0) // self.block * self.block
         return 0 if self.window is None else max(index + 1 - self.window, 0)
 
+    def live(self, length: int) -> int:
+        """Return how many of `length` tokens of an unpadded row are kept. A full block stays until the next token."""
+        return length - self.first_needed(length - 1)
+
 
 @dataclass(frozen=True)
 class CacheSlice:

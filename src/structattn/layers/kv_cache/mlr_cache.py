@@ -1,4 +1,4 @@
-"""Cache the keys and values of MLR attention level by level, and attend to them."""
+"""Cache the keys and values of MLR attention by level, and attend to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _MOST_DECODED_QUERIES = 16
 
 
 def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
-    """Return the layout of MLR attention: keys and values of each level for as long as the level reaches.
+    """Return the cache layout of MLR attention.
+
+    Keys and values of a level are kept for as long as the level reaches.
 
     Keys have a slice for each level, values one for each level that owns value dimensions.
     """
@@ -69,7 +71,7 @@ def attend_mlr_cache(
 
 
 def _value_levels(cache: KeyValueCache, hierarchy: Hierarchy, value_dim: int) -> list[Tensor]:
-    """Return the values of each level, without dimensions where the level owns none."""
+    """Return each level's values, of width 0 where it owns none."""
     owned = [buffer.storage for buffer in cache.values]
     rows, heads = owned[0].shape[:2]
     slices = iter(owned)
@@ -88,7 +90,7 @@ def _attend_segments(
     key_start: Tensor | None,
     attn_bias: Tensor | None,
 ) -> Tensor:
-    """Attend to far keys by level 1 and to near keys by all levels, and merge both.
+    """Merge attention to far keys by level 1 and near keys by all levels.
 
     Near keys begin at the first key that level 2 reaches from the queries. Joining their levels copies the live keys
     of level 2 and the queries' own keys, and the values alike.
@@ -130,7 +132,7 @@ def _attend_segments(
 
 
 def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, is_padded: bool) -> int:
-    """Return the first key that level 2 may reach from a query index in some row."""
+    """Return the first key that level 2 reaches from a query, in any row."""
     if hierarchy.levels == 1:
         return cache.keys[0].first
     kept = cache.keys[1].first
@@ -139,7 +141,7 @@ def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, i
 
 
 def _near_starts(hierarchy: Hierarchy, index: int, key_start: Tensor, near_start: int) -> Tensor:
-    """Return each row's first near key `(B,)`, from which its blocks can be counted."""
+    """Return each row's first near key, `(B,)`, where its blocks begin."""
     size = hierarchy.sizes[1] if hierarchy.levels > 1 else None
     if size is None or hierarchy.by_window:
         return key_start.clamp(min=near_start)

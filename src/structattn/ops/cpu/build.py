@@ -39,7 +39,7 @@ _LINES_OF_AN_ERROR = 8
 
 
 class BuildError(RuntimeError):
-    """The kernel could not be built or loaded; the message says why, with the compiler's last lines."""
+    """The kernel could not be built or loaded. The message says why, with the compiler's last lines."""
 
 
 def build() -> Path:
@@ -88,7 +88,7 @@ def _digest(command: list[str]) -> str:
 
 
 def _compile_once(command: list[str], library: Path) -> None:
-    """Compile `library`; of processes that start at once, one compiles and the others wait."""
+    """Compile `library`, in one process while others that start at once wait."""
     import fcntl  # not on every system that imports this module
 
     library.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ state = _State()
 
 @functools.lru_cache(maxsize=1)
 def failure() -> str | None:
-    """Return why there is no library in this process, or None if there is one; tried once."""
+    """Return why this process has no library, or None. Loading is tried once."""
     try:
         load()
     except BuildError as error:

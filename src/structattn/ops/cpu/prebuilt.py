@@ -1,6 +1,7 @@
-"""Choose among the compiled libraries that a wheel brings, one for each instruction set.
+"""Choose among the compiled libraries that a wheel brings.
 
-They are whole libraries of the same sources (csrc), of which a process loads one. An installation from source has none.
+There is one for each instruction set, a whole library of the same sources (csrc). A process loads one. An installation
+from source has none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _SLOW_BFLOAT16 = "GenuineIntel"
 
 
 def choose(named: str = "") -> Path | None:
-    """Return the best library for this machine, or the named one; None if there is none.
+    """Return the best library for this machine, or the named one, or None.
 
     Raises:
         ValueError: the named library is not there, or needs instructions that the machine lacks.
@@ -51,12 +52,12 @@ def _lacking(name: str) -> list[str]:
 
 
 def instructions() -> set[str]:
-    """Return the names of the instruction sets that Linux reports; none on another system."""
+    """Return the instruction sets that Linux reports; none on other systems."""
     return set(_reported("flags") or _reported("Features"))
 
 
 def _reported(key: str) -> list[str]:
-    """Return the words that Linux reports of the first processor under a key."""
+    """Return the words under a key of the first processor in /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

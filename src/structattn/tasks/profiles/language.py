@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Settings of language: the text, its tokens and the length of its windows.
+    """Settings of language: text, tokens and the length of windows.
 
     Raises:
         TypeError, ValueError: a field has the wrong type or is out of range.
@@ -60,7 +60,7 @@ def _model() -> type[StructuredModel]:
 
 
 def _model_fields(config: LanguageConfig) -> dict[str, Any]:
-    """Return the size of the vocabulary; that of the ASCII table is the model's default."""
+    """Return the vocabulary's size, or nothing where it is the model's default."""
     if config.tokenizer == "ascii":
         return {}
     from structattn.tasks.corpus import load_tokenizer

@@ -75,22 +75,6 @@ class TaskFigure:
     draw: Callable[[Findings], Figure]
 
 
-def _nothing(_: Any) -> dict[str, Any]:
-    return {}
-
-
-def _keep_nothing(config: Any, folder: Path) -> None:
-    pass
-
-
-def _same_config(config: Any, folder: Path) -> Any:
-    return config
-
-
-def _unchanged(fields: dict[str, Any]) -> dict[str, Any]:
-    return fields
-
-
 @dataclass(frozen=True)
 class TaskCommand:
     """Options and defaults of a task for the commands `compare` and `train`.
@@ -119,13 +103,13 @@ class TaskCommand:
     derived: Mapping[str, str] = field(default_factory=dict)
     """Default, in words, of each field that `complete` adds."""
 
-    complete: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
     """Returns all fields of the config, from those that the options and the preset give."""
 
 
 @dataclass(frozen=True)
 class TaskProfile:
-    """Describe a task to comparisons, reports and the command line."""
+    """Description of a task for comparisons, reports and the command line."""
 
     name: str
     """Name of the task in configs, results and commands, the same as `Task.name`."""
@@ -152,14 +136,14 @@ class TaskProfile:
     """Heading of each metric in the table, by the metric's name. The first is shown with its standard error. Metrics
     that a comparison did not measure have no column."""
 
-    model_fields: Callable[[Any], dict[str, Any]] = _nothing
+    model_fields: Callable[[Any], dict[str, Any]] = lambda config: {}
     """Returns the fields of the model's config that a task config determines, besides `context_length`."""
 
-    keep: Callable[[Any, Path], None] = _keep_nothing
+    keep: Callable[[Any, Path], None] = lambda config, folder: None
     """Writes what a task's config takes from its data, such as a vocabulary, into the folder of a run's model. Raises
     ValueError if the folder holds another."""
 
-    restore: Callable[[Any, Path], Any] = _same_config
+    restore: Callable[[Any, Path], Any] = lambda config, folder: config
     """Returns the config with what `keep` wrote into the folder, in place of its source."""
 
     short_quantity: str | None = None
@@ -169,7 +153,7 @@ class TaskProfile:
     wide_columns: tuple[str, ...] = ()
     """Further columns that a wide table shows with their standard errors."""
 
-    baselines: Callable[[Any], Mapping[str, Metrics]] = _nothing
+    baselines: Callable[[Any], Mapping[str, Metrics]] = lambda task: {}
     """Returns the metrics of predictors without attention, by their names, for a task."""
 
     baselines_compete: bool = False
