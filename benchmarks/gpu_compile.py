@@ -130,6 +130,7 @@ class _Launches:
 
     def __init__(self, launch_one: Callable[..., None]) -> None:
         self.launch_one = launch_one
+        self.cache: dict[object, object] = {}  # of choices: nothing is tuned
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return self.launch_one

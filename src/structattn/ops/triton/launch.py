@@ -1,9 +1,16 @@
-"""Launching of kernels: their arguments, the block sizes that tuning tries, and the choice it remembers."""
+"""Launch kernels: their arguments, the block sizes that tuning tries, and the choice it remembers.
+
+Triton keeps choices on disk beside compiled kernels (`TRITON_CACHE_DIR`), so that a second process need not tune. With
+`TRITON_PRINT_AUTOTUNING=1` it prints each; `choices` returns them.
+"""
 
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,8 +44,28 @@ KEY_GRAD = {
     1024: [(32, 32, 4, 1)],
 }
 INTERPRETED = [(64, 32, 4, 1)]
+# Numbers whose divisors mean nothing to a kernel: Triton would compile it anew for multiples of 16.
+UNSPECIALIZED = (
+    "batch_heads", "heads", "query_length", "key_length", "query_offset", "threshold", "tuning_length",
+)  # fmt: skip
 # Chunk edges of r: fine ones multiply less, coarse ones make larger products of the gradients.
 STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose for one kind of call."""
+
+    kernel: str
+    key: tuple[Any, ...]
+    """Arguments that tuning depends on."""
+    config: str
+    """Block sizes, warps and stages."""
+    seconds: float
+    """Time that the first call took: compiling and timing, or reading the choice of an earlier process."""
+
+
+_CHOICES: list[Choice] = []
 
 
 def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
@@ -51,8 +78,19 @@ def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
 def tuned(kernel: Any, name: str, row: int) -> Any:
     """Return the kernel with the block sizes of a row of its table; several are timed once per kind of call."""
     even = triton.heuristics({"EVEN": lambda args: is_even(args, name)})(kernel)
-    key = ("tuning_length", "RANKS", "VALUES", "BY_WINDOW", "CAUSAL", "CHUNKS")
-    return triton.autotune(configs(name, row), [each for each in key if each in kernel.arg_names])(even)
+    key = ("tuning_length", "RANKS", "VALUES", "BY_WINDOW", "CAUSAL", "CHUNKS", "PRECISION")
+    wanted = [each for each in key if each in kernel.arg_names]
+    return triton.autotune(configs(name, row), wanted, do_bench=_bench, cache_results=True)(even)
+
+
+def _bench(call: Callable[[], object], quantiles: tuple[float, ...]) -> Any:
+    """Return milliseconds of a kernel, in less time than Triton takes by default."""
+    return triton.testing.do_bench(call, warmup=10, rep=40, quantiles=quantiles)
+
+
+def choices() -> list[Choice]:
+    """Return what tuning chose in this process, in order."""
+    return list(_CHOICES)
 
 
 def configs(name: str, row: int) -> list[triton.Config]:
@@ -128,8 +166,13 @@ def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
             return (blocks * triton.cdiv(own.shape[2], args["BLOCK_K"]),)
         return (blocks * query_tiles(call, args["BLOCK_Q"]),)
 
+    chosen = tuned(kernel, name, row)
+    known, began = len(chosen.cache), time.perf_counter()
     with on_device(own):
-        tuned(kernel, name, row)[grid](**arguments(call), **more, enable_fp_fusion=True)
+        chosen[grid](**arguments(call), **more, enable_fp_fusion=True)
+    if len(chosen.cache) > known:
+        key, config = next(reversed(chosen.cache.items()))
+        _CHOICES.append(Choice(kernel.__name__, key, str(config), time.perf_counter() - began))
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
