@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import torch
-from benchmarks.gpu_compile import calls, compiling
+from benchmarks.gpu_compile import HIERARCHIES, NEAR_AND_FAR, SHARED_LIMITS, calls, compiling
 from benchmarks.report import compiled_markdown
 
 from structattn import Hierarchy
@@ -53,6 +53,39 @@ def test_windows_and_value_ranks(text, operation, capability):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("hierarchy", [Hierarchy.flat(64), NEAR_AND_FAR], ids=str)
+def test_decode_copies_vectors(hierarchy, dtype):
+    """Keys and values go to shared memory 16 bytes at a time, before they are used."""
+    with compiling(90) as made:
+        calls(hierarchy.rank, hierarchy.ranks, dtype, hierarchy)["decode"]()
+    assert (made[0].kernel, made[0].copied, made[0].narrow_loads) == ("share_kernel", 16, 0)
+    assert made[0].spilled == 0
+    assert made[0].shared <= SHARED_LIMITS[90] // 4  # four programs on a multiprocessor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["forward", "backward"])
+@pytest.mark.parametrize("hierarchy", HIERARCHIES[:5], ids=str)
+def test_first_choices_spill_little(hierarchy, operation):
+    """On Hopper, at the widths of models."""
+    with compiling(90) as made:
+        calls(hierarchy.rank, hierarchy.ranks, hierarchy=hierarchy)[operation]()
+    for each in made:
+        assert each.spilled <= 96, each
+        assert each.products == "wgmma"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", LAUNCHES)
+def test_float32_spills_little(operation):
+    """Products without tensor cores: a large tile would spill kilobytes and compile for half a minute."""
+    with compiling(90) as made:
+        calls(64, (64,), torch.float32)[operation]()
+    assert all(each.spilled <= 64 for each in made), made
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", LAUNCHES)
 def test_the_widest_rows(operation):
     """Of bilinear attention: dimensions of q and k in pieces."""
@@ -94,8 +127,9 @@ def test_nothing_runs_and_all_is_as_before(monkeypatch):
 
 def test_page():
     row = {"kernel": "forward_kernel", "capability": 80, "rank": 64, "levels": 2, "blocks": "64 x 64, 4, 3"}
-    row |= {"registers": 255, "spilled": 8, "shared": 2048, "products": "mma"}
+    row |= {"hierarchy": "32|32@2048", "registers": 255, "spilled": 8, "shared": 2048, "products": "mma"}
     result = {"triton": "3", "commit": "abc", "time": "now", "limits": {"80": 1024}, "rows": [row]}
     page = compiled_markdown(result)
+    assert "| blocks | `32,32@2048` |" in page
     assert "| 64 x 64, 4, 3 | 255; 8 spilled; ~~2 KiB~~ |" in page
     assert "capability 8.0: 1 KiB, products by `mma`" in page

@@ -149,8 +149,8 @@ def key_grad_kernel(
                         score, i[None, :], j[:, None], low, stop, keys, bias, shift, bias_strides, PARTS, part, SIZES,
                         CAUSAL,
                     )  # fmt: skip
-                    row_lse = tl.load(lse + row + i, mask=i < stop, other=float("inf")) * LOG2E
-                    row_delta = tl.load(delta + row + i, mask=i < stop, other=0.0)
+                    row_lse = tiles.load_rows(lse + row, i, stop, float("inf"), parts.is_masked(PARTS, part)) * LOG2E
+                    row_delta = tiles.load_rows(delta + row, i, stop, 0.0, parts.is_masked(PARTS, part))
                     probability = tl.exp2(score - row_lse[None, :])
                     grad_side = (grad_rows, grad_step, at, at, stop)
                     score_grad = tiles.products(

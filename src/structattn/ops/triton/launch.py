@@ -23,23 +23,30 @@ from structattn.ops.triton import interpreted
 from structattn.ops.triton.parts import WHOLE
 from structattn.ops.triton.static import RESIDENT, chunks_of
 
-# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv (doubled for float32), since that sets
-# the shared memory of a row. Where nothing is timed, the first is taken.
+# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, since that sets the shared memory
+# of a row. Where nothing is timed, the first is taken: those spill least, see `gpu-compiled.md`.
+# The own side has at least 16 rows for each warp, since Triton gives the warps of chained products rows of their own,
+# and with fewer rows some warps repeat the work of others. Lists are short: eight levels compile for seconds. Exact
+# products of float32 go without tensor cores, and larger tiles do not fit in registers.
+FLOAT32 = 32
 FORWARD = {
-    64: [(128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 4)],
+    FLOAT32: [(64, 32, 8, 2), (32, 32, 4, 2)],
+    64: [(128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3)],
     128: [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
     256: [(64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
     1024: [(32, 32, 4, 1), (64, 32, 8, 2)],
 }
 QUERY_GRAD = {
-    64: [(128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 3)],
-    128: [(64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
-    256: [(64, 32, 8, 1), (32, 32, 4, 1)],
+    FLOAT32: [(64, 32, 8, 2), (32, 32, 4, 2)],
+    64: [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2)],
+    128: [(128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
+    256: [(128, 32, 8, 1), (64, 32, 8, 1), (32, 32, 4, 1)],
     1024: [(32, 32, 4, 1)],
 }
 KEY_GRAD = {
-    64: [(64, 128, 8, 2), (64, 64, 4, 3), (32, 128, 4, 3)],
-    128: [(64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 4, 2)],
+    FLOAT32: [(32, 32, 4, 2), (32, 64, 8, 2)],
+    64: [(32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 3)],
+    128: [(32, 128, 8, 2), (64, 128, 8, 2), (32, 64, 4, 2)],
     256: [(32, 64, 8, 1), (32, 32, 4, 1)],
     1024: [(32, 32, 4, 1)],
 }
@@ -70,8 +77,10 @@ _CHOICES: list[Choice] = []
 
 def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
     """Return the row of the tables that serves a call."""
-    wide = max(rank, value_width) * (2 if dtype == torch.float32 else 1)
-    return next((width for width in FORWARD if wide <= width), 1024)
+    wide = max(rank, value_width)
+    if dtype == torch.float32:
+        return FLOAT32 if wide <= 128 else 1024
+    return next((width for width in FORWARD if width != FLOAT32 and wide <= width), 1024)
 
 
 @functools.cache
