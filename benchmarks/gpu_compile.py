@@ -170,7 +170,7 @@ def _read(kernel: Any, capability: int, compiled: Any, options: dict[str, Any]) 
     ranks = options.get("RANKS", ())
     sizes = [str(options[name]) for name in ("BLOCK_Q", "BLOCK_K") if name in options]
     ptx = compiled.asm["ptx"]
-    copies = re.findall(r"cp\.async\.c[ga]\.shared\.global[^;]*?, (\w+)(?:, \w+)?;", ptx)
+    copies = re.findall(r"cp\.async\.c[ga]\.shared\.global[^;]*?, (\w+)(?:, %\w+)?;", ptx)
     return Compiled(
         kernel=kernel.__name__,
         capability=capability,
