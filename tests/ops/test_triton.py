@@ -325,8 +325,9 @@ def test_decode_of_long_runs(hierarchy, queries, start, is_aligned, dtype):
     key_levels = [stored(live.mT, first, -1) for live, first in zip(keys, firsts, strict=True)]
     owners = [first for live, first in zip(values, firsts, strict=True) if live.shape[3]]
     value_levels = [stored(live, first, -2) for live, first in zip(values, firsts, strict=True)]
-    assert decode_kernels.is_aligned(key_levels, tuple(firsts), 3) == is_aligned
-    assert decode_kernels.is_aligned([each for each in value_levels if each.shape[3]], tuple(owners), 2)
+    assert (decode_kernels.aligned_views(key_levels, firsts, 3) is not None) == is_aligned
+    owned = [each for each in value_levels if each.shape[3]]
+    assert decode_kernels.aligned_views(owned, owners, 2) is not None
     actual = mlr_decode(
         query[:, :, -queries:].to(DEVICE),
         key_levels,
@@ -362,8 +363,13 @@ def test_a_cache_is_aligned_at_every_token():
         )
         cache.forget()
         for buffers, axis in ((cache.keys, 3), (cache.values, 2)):
-            starts = tuple(buffer.first for buffer in buffers)
-            assert decode_kernels.is_aligned([buffer.storage for buffer in buffers], starts, axis)
+            firsts = [buffer.first for buffer in buffers]
+            found = decode_kernels.aligned_views([buffer.storage for buffer in buffers], firsts, axis)
+            assert found is not None
+            for view, start, buffer in zip(*found, buffers, strict=True):
+                assert (view.data_ptr() % 16, start % 16) == (0, 0)
+                live = view.narrow(axis, buffer.first - start, buffer.end - buffer.first)
+                assert live.data_ptr() == buffer.live.data_ptr()
 
 
 def test_levels_that_no_tile_reaches_cost_nothing():

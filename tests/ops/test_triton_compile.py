@@ -5,11 +5,13 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import torch
+from benchmarks import gpu_compile
 from benchmarks.gpu_compile import HIERARCHIES, NEAR_AND_FAR, SHARED_LIMITS, calls, compiling
 from benchmarks.report import compiled_markdown
 
 from structattn import Hierarchy
-from structattn.ops.call import Call
+from structattn.layers.kv_cache import KeyValueCache, mlr_cache_layout
+from structattn.ops.call import Call, DecodeCall
 
 LAUNCHES = {
     "forward": ["forward_kernel"],
@@ -63,6 +65,25 @@ def test_decode_copies_vectors(hierarchy, dtype):
     assert made[0].spilled == 0
     if dtype == torch.bfloat16:
         assert made[0].shared <= SHARED_LIMITS[90] // 4  # four programs on a multiprocessor
+
+
+@pytest.mark.slow
+def test_decode_compiles_once_for_all_tokens(monkeypatch):
+    """Whatever the alignment of lengths and starts, which change from token to token."""
+    from structattn.ops.triton.decode_kernels import decode
+
+    hierarchy = Hierarchy((16, 16), windows=(None, 256), value_ranks=(16, 16))
+    layout, hashes = mlr_cache_layout(hierarchy, 2, 32), set()
+    monkeypatch.setattr(gpu_compile, "_read", lambda kernel, _, made, options: hashes.add((kernel.__name__, made.hash)))
+    cache, query = KeyValueCache(layout), torch.zeros(1, 8, 1, 32).half()
+    for count in [1000, *[1] * 70]:
+        cache.append(*[[torch.zeros(1, 2, count, 16).half() for _ in range(2)]] * 2)
+        cache.forget()
+        keys, values = ([buffer.storage for buffer in side] for side in (cache.keys, cache.values))
+        starts = [buffer.first for buffer in cache.keys]
+        with compiling(90):
+            decode(DecodeCall(query, keys, values, None, hierarchy, cache.length, starts, 0.2))
+    assert sorted(name for name, _ in hashes) == ["join_kernel", "share_kernel"]
 
 
 @pytest.mark.slow

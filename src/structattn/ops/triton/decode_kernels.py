@@ -28,11 +28,7 @@ PROGRAMS, LEAST_TILES = 4, 4
 LEAST_RUN = 8
 
 
-@triton.jit(
-    do_not_specialize=["key_length", "first_tile", "level_starts", "value_starts", "share", "splits"],
-    # Buffers move with every dropped key: compile for `ALIGNED` alone.
-    do_not_specialize_on_alignment=["key_levels", "value_levels"],
-)
+@triton.jit(do_not_specialize=["key_length", "first_tile", "share", "splits"])
 def share_kernel(
     query, key_levels, value_levels, key_start, shares, tops, totals,
     query_strides, level_strides, value_strides, level_starts, value_starts,
@@ -136,8 +132,11 @@ def decode(call: DecodeCall) -> Tensor:
     owners = [level for level, values in enumerate(call.value_levels) if values.shape[3]]
     keys = [launch.unit_stride(call.key_levels[level][..., low:high, :]) for level, low, high in pieces]
     values = [launch.unit_stride(call.value_levels[level]) for level in owners]
-    key_starts = tuple(call.level_starts[level] for level, _, _ in pieces)
-    value_starts = tuple(call.level_starts[level] for level in owners)
+    key_starts = [call.level_starts[level] for level, _, _ in pieces]
+    value_starts = [call.level_starts[level] for level in owners]
+    aligned_keys, aligned_values = aligned_views(keys, key_starts, 3), aligned_views(values, value_starts, 2)
+    if aligned_keys and aligned_values:
+        (keys, key_starts), (values, value_starts) = aligned_keys, aligned_values
     ranks, widths = tuple(high - low for _, low, high in pieces), tuple(each.shape[3] for each in values)
     piece_sizes, value_sizes = tuple(sizes[level] for level, _, _ in pieces), tuple(sizes[level] for level in owners)
     (block, stages), runs = steps_of(ranks, piece_sizes, widths, value_sizes, itemsize)
@@ -153,11 +152,11 @@ def decode(call: DecodeCall) -> Tensor:
     with launch.on_device(query):
         share_kernel[(pairs * row_tiles * splits,)](
             query, tuple(keys), tuple(values), call.key_start, shares, tops, totals,
-            query.stride(), row_strides(keys), row_strides(values), key_starts, value_starts,
+            query.stride(), row_strides(keys), row_strides(values), tuple(key_starts), tuple(value_starts),
             key_heads, rows, queries, key_length, first_tile, share, splits, call.scale,
             RANKS=ranks, SIZES=piece_sizes, GAINS=tuple(hierarchy.gains[level] for level, _, _ in pieces),
             VALUES=widths, VALUE_SIZES=value_sizes, BY_WINDOW=hierarchy.by_window, PRECISION=launch.precision(),
-            ALIGNED=is_aligned(keys, key_starts, 3) and is_aligned(values, value_starts, 2), ROWS=tile, BLOCK_K=block,
+            ALIGNED=bool(aligned_keys and aligned_values), ROWS=tile, BLOCK_K=block,
             STAGES=stages, RUNS=runs, num_warps=4 if max(hierarchy.rank, width) <= 128 else 8, enable_fp_fusion=True,
         )  # fmt: skip
         join_kernel[(pairs * rows,)](
@@ -172,13 +171,27 @@ def row_strides(tensors: list[Tensor]) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
 
 
-def is_aligned(tensors: list[Tensor], starts: tuple[int, ...], axis: int) -> bool:
-    """Return True if the entry of index 0 on the axis of time, and all strides, are multiples of 16 bytes."""
-    return all(
-        (tensor.data_ptr() - start * tensor.stride(axis) * tensor.itemsize) % 16 == 0
-        and all(stride * tensor.itemsize % 16 == 0 for stride in tensor.stride()[:3])
-        for tensor, start in zip(tensors, starts, strict=True)
-    )
+def aligned_views(tensors: list[Tensor], starts: list[int], axis: int) -> tuple[list[Tensor], list[int]] | None:
+    """Return each buffer from the last index before its start that is a multiple of 16, and that index.
+
+    None unless such entries and all strides are multiples of 16 bytes. The buffers of a cache are, at any start: Triton
+    compiles for the alignment of pointers and numbers in tuples, and would compile anew as keys are dropped.
+
+    Args:
+        tensors: keys or values `(B, Hkv, …)`, of levels or pieces.
+        starts: index of the first entry of each.
+        axis: axis of time.
+    """
+    views, firsts = [], []
+    for tensor, start in zip(tensors, starts, strict=True):
+        lead = start % 16
+        offset = tensor.storage_offset() - lead * tensor.stride(axis)
+        address = tensor.data_ptr() - lead * tensor.stride(axis) * tensor.itemsize
+        if offset < 0 or address % 16 or any(stride * tensor.itemsize % 16 for stride in tensor.stride()[:3]):
+            return None
+        views.append(tensor.as_strided(tensor.shape, tensor.stride(), offset) if lead else tensor)
+        firsts.append(start - lead)
+    return views, firsts
 
 
 def pieces_of(ranks: tuple[int, ...], widest: int) -> list[tuple[int, int, int]]:
