@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,8 +26,8 @@ from triton.runtime.jit import JITFunction
 from benchmarks import machine, report
 from benchmarks.output import write_json
 from structattn import Hierarchy
+from structattn.layers import default_ranks, default_windows
 from structattn.ops.call import Call, DecodeCall
-from structattn.ops.hierarchy_text import parse_ranks
 from structattn.ops.triton import backward_kernels, decode_kernels, forward_kernel, launch
 
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
@@ -35,6 +35,17 @@ SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _LENGTH, _HEADS = 4096, 2
+NEAR_AND_FAR = Hierarchy((32, 32, 64), windows=(None, 1024, 256), value_ranks=(32, 32, 64))
+"""Far keys and values have a quarter of their dimensions."""
+HIERARCHIES = [
+    Hierarchy.flat(64),
+    Hierarchy(default_ranks(64, _LENGTH), windows=default_windows(8, _LENGTH)),
+    Hierarchy.dyadic((32, 32), _LENGTH),
+    Hierarchy.flat(128),
+    NEAR_AND_FAR,
+    Hierarchy.flat(256),
+    Hierarchy.flat(512),
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,12 @@ class Compiled:
     """Bytes of shared memory per block."""
     products: str
     """Instruction of matrix products: `wgmma` (Hopper), `mma` (older cards) or `none`."""
+    copied: int
+    """Fewest bytes of a copy from global to shared memory ahead of its use; 0 where there is none."""
+    narrow_loads: int
+    """Loads of 2 bytes, a number of half precision."""
+    hierarchy: str = ""
+    """The levels as text."""
 
     @property
     def fits(self) -> bool:
@@ -130,6 +147,7 @@ class _Launches:
 
     def __init__(self, launch_one: Callable[..., None]) -> None:
         self.launch_one = launch_one
+        self.cache: dict[object, object] = {}  # of choices: nothing is tuned
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return self.launch_one
@@ -151,6 +169,8 @@ def _read(kernel: Any, capability: int, compiled: Any, options: dict[str, Any]) 
     registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
     ranks = options.get("RANKS", ())
     sizes = [str(options[name]) for name in ("BLOCK_Q", "BLOCK_K") if name in options]
+    ptx = compiled.asm["ptx"]
+    copies = re.findall(r"cp\.async\.c[ga]\.shared\.global[^;]*?, (\w+)(?:, %\w+)?;", ptx)
     return Compiled(
         kernel=kernel.__name__,
         capability=capability,
@@ -160,22 +180,25 @@ def _read(kernel: Any, capability: int, compiled: Any, options: dict[str, Any]) 
         registers=registers,
         spilled=stack,
         shared=compiled.metadata.shared,
-        products=next((name for name in ("wgmma", "mma") if f"{name}." in compiled.asm["ptx"]), "none"),
+        products=next((name for name in ("wgmma", "mma") if f"{name}." in ptx), "none"),
+        copied=min((int(size, 0) for size in copies), default=0),
+        narrow_loads=len(re.findall(r"ld\.global\S*\.[bu]16", ptx)),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 90], choices=list(SHARED_LIMITS))
-    parser.add_argument("--ranks", nargs="+", default=["32|8|6|4|4|4|4|2", "64", "8x16", "128", "128|128", "512"])
+    parser.add_argument("--hierarchies", type=Hierarchy.parse, nargs="+", default=HIERARCHIES)
     parser.add_argument("--out", type=Path, default=machine.ROOT / "docs/results/gpu-compiled.json")
     options = parser.parse_args()
     rows: list[Compiled] = []
     for capability in options.capabilities:
-        for ranks in map(parse_ranks, options.ranks):
-            for launched in calls(sum(ranks), ranks).values():
+        for hierarchy in options.hierarchies:
+            for launched in calls(hierarchy.rank, hierarchy.ranks, hierarchy=hierarchy).values():
                 with compiling(capability) as made:
                     launched()
+                made = [replace(row, hierarchy=str(hierarchy)) for row in made]
                 rows += made
                 print(*made, sep="\n", flush=True)
     limits = {capability: SHARED_LIMITS[capability] for capability in options.capabilities}

@@ -57,14 +57,14 @@ def compiled_markdown(result: dict[str, Any]) -> str:
 
 
 def _compiled_table(rows: list[dict[str, Any]], rank: int, limit: int) -> list[str]:
-    cells = {(row["blocks"], row["levels"]): row for row in rows if row["rank"] == rank}
-    levels = sorted({level for _, level in cells})
-    header = ["blocks", *("1 level" if level == 1 else f"{level} levels" for level in levels)]
+    cells = {(row["blocks"], row["hierarchy"]): row for row in rows if row["rank"] == rank}
+    hierarchies = list(dict.fromkeys(hierarchy for _, hierarchy in cells))
 
     def row(blocks: str) -> list[str]:
-        found = [cells.get((blocks, level)) for level in levels]
+        found = [cells.get((blocks, hierarchy)) for hierarchy in hierarchies]
         return [blocks, *(_compiled_cell(cell, limit) if cell else "" for cell in found)]
 
+    header = ["blocks", *(f"`{hierarchy}`".replace("|", ",") for hierarchy in hierarchies)]
     return table(header, [row(blocks) for blocks in dict.fromkeys(blocks for blocks, _ in cells)])
 
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from structattn import Hierarchy
 from structattn.layers import Attention, KeyValueCache, RotaryEmbedding, build_attention
 from structattn.layers.kv_cache import attend_mlr_cache, mlr_cache_layout
-from structattn.layers.kv_cache.growing_buffer import QUANTUM, GrowingBuffer
+from structattn.layers.kv_cache.growing_buffer import ALIGNMENT, QUANTUM, GrowingBuffer
 from structattn.layers.norm import LevelNorm
 from structattn.ops import mlr_attention, operator
 from tests.layers.cases import CLOSE, ROTARY, SPELLINGS, build, each_kind, tokens
@@ -143,6 +143,7 @@ def test_a_buffer_holds_what_was_appended_and_not_dropped(data):
         for view in (buffer.live, buffer.storage.narrow(axis, 0, buffer.end - buffer.first)):
             assert torch.equal(view if axis == -2 else view.mT, expected[:, buffer.first :])
         assert buffer.end == expected.shape[1]
+        assert (buffer.storage.storage_offset() // buffer.storage.stride(axis) - buffer.first) % ALIGNMENT == 0
         assert buffer.nbytes <= (buffer.end - buffer.first + 2 * QUANTUM) * 3 * 4
 
 

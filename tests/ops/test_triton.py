@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structattn import Hierarchy, mlr_attention
+from structattn.layers.kv_cache import KeyValueCache, mlr_cache_layout
 from structattn.ops import registry, triton
 from structattn.ops.call import Call
 from structattn.ops.decode import mlr_decode
@@ -23,7 +24,7 @@ ON_GPU = triton.ineligible() is None and not triton.interpreted()
 if triton.ineligible() is not None:
     pytest.skip(f"{triton.ineligible()}; test_triton_interpreter.py runs this file", allow_module_level=True)
 
-from structattn.ops.triton import launch  # noqa: E402  (needs Triton)
+from structattn.ops.triton import decode_kernels, launch, parts  # noqa: E402  (needs Triton)
 
 CHOICES = launch.configs
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -271,6 +272,104 @@ def test_decode_of_levels_in_values(hierarchy, queries, start, dtype):
         backend="triton",
     )
     assert_calibrated(actual.cpu(), exact, plain, largest_term=float(value.abs().max()))
+
+
+def _live_levels(tensor, widths, hierarchy, key_length, first_query):
+    """Return each level's live entries of the last queries, `(B, H, n, width)`, and their first indices."""
+    firsts = [max(hierarchy.span(level, first_query)[0], 0) for level in range(hierarchy.levels)]
+    parts = zip(tensor[:, :, :key_length].split(list(widths), -1), firsts, strict=True)
+    return [part[:, :, first:] for part, first in parts], firsts
+
+
+@pytest.mark.parametrize(
+    ("queries", "start", "is_aligned", "dtype"),
+    [
+        (1, None, True, torch.float32),
+        (3, (0, 210), True, torch.float16),
+        (1, None, False, torch.float16),
+        *[(3, (0, 210), True, torch.bfloat16)] * ON_GPU,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "hierarchy",
+    [
+        Hierarchy((16, 8, 8), windows=(None, 900, 400), gains="mean", value_ranks=(8, 0, 16)),
+        Hierarchy((16, 8, 8), windows=(1100, 700, 400), value_ranks=(0, 8, 16)),
+        Hierarchy((16, 8), (None, 1024), "mean", value_ranks=(8, 16)),
+        Hierarchy.flat(40),
+    ],
+    ids=str,
+)
+def test_decode_of_long_runs(hierarchy, queries, start, is_aligned, dtype):
+    """Runs of tiles at one depth have loops of their own, without masks. All that no query reads is NaN."""
+    key_length, width = 1301, sum(hierarchy.value_ranks or (24,))
+    shapes = [(4, hierarchy.rank), (2, hierarchy.rank), (2, width)]
+    query, key, value = (torch.randn(2, count, key_length, wide).to(dtype) for count, wide in shapes)
+    bounds = None if start is None else torch.tensor(start)
+    both = definition(query, key, value, hierarchy, is_causal=True, key_start=bounds, enable_gqa=True)
+    exact, plain = (out[:, :, -queries:] for out in both)
+    first_query = key_length - queries - (0 if start is None or hierarchy.by_window else max(start))
+
+    def stored(live, first, axis):
+        """Return live entries at the position of their index modulo 16, or one past it, amid NaN."""
+        lead = first % 16 + (not is_aligned)
+        shape = list(live.shape)
+        shape[axis] = -(-(lead + shape[axis] + 1) // 64) * 64
+        storage = torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
+        storage.narrow(axis, lead, live.shape[axis]).copy_(live)
+        return storage.narrow(axis, lead, shape[axis] - lead)
+
+    keys, firsts = _live_levels(key, hierarchy.ranks, hierarchy, key_length, first_query)
+    values, _ = _live_levels(value, hierarchy.value_widths(width), hierarchy, key_length, first_query)
+    key_levels = [stored(live.mT, first, -1) for live, first in zip(keys, firsts, strict=True)]
+    owners = [first for live, first in zip(values, firsts, strict=True) if live.shape[3]]
+    value_levels = [stored(live, first, -2) for live, first in zip(values, firsts, strict=True)]
+    assert (decode_kernels.aligned_views(key_levels, firsts, 3) is not None) == is_aligned
+    owned = [each for each in value_levels if each.shape[3]]
+    assert decode_kernels.aligned_views(owned, owners, 2) is not None
+    actual = mlr_decode(
+        query[:, :, -queries:].to(DEVICE),
+        key_levels,
+        value_levels,
+        hierarchy,
+        key_length=key_length,
+        level_starts=firsts,
+        key_start=None if bounds is None else bounds.to(DEVICE),
+        enable_gqa=True,
+        backend="triton",
+    )
+    assert_calibrated(actual.cpu(), exact, plain, largest_term=float(value.abs().max()))
+
+
+def test_steps_of_runs():
+    """A step loads 16 KiB, at any depth; levels without room for a run have none."""
+    windows = (parts.WHOLE, 1024, 256)
+    smallest, runs = decode_kernels.steps_of((32, 32, 64), windows, (32, 32, 64), windows, 2)
+    assert (smallest, runs) == ((32, 4), ((128, 4), (64, 4), (32, 4)))
+    _, runs = decode_kernels.steps_of((8,) * 4, (parts.WHOLE, 700, 690, 32), (64,), (parts.WHOLE,), 2)
+    assert [keys > 0 for keys, _ in runs] == [True, False, True, False]
+    smallest, _ = decode_kernels.steps_of((64,) * 8, (parts.WHOLE,) * 8, (256,), (parts.WHOLE,), 2)
+    assert smallest == (32, 2)  # few keys are many bytes
+
+
+def test_a_cache_is_aligned_at_every_token():
+    hierarchy = Hierarchy((16, 8, 8), windows=(None, 90, 37), value_ranks=(8, 0, 16))
+    cache = KeyValueCache(mlr_cache_layout(hierarchy, 2, 24))
+    for count in [70, *[1] * 200, 33, *[1] * 100]:
+        cache.append(
+            [torch.zeros(1, 2, count, rank).half() for rank in (16, 8, 8)],
+            [torch.zeros(1, 2, count, width).half() for width in (8, 16)],
+        )
+        cache.forget()
+        for buffers, axis in ((cache.keys, 3), (cache.values, 2)):
+            firsts = [buffer.first for buffer in buffers]
+            found = decode_kernels.aligned_views([buffer.storage for buffer in buffers], firsts, axis)
+            assert found is not None
+            for view, start, buffer in zip(*found, buffers, strict=True):
+                assert (view.data_ptr() % 16, start % 16) == (0, 0)
+                ahead = (buffer.first - start) * view.stride(axis) * view.itemsize
+                assert view.data_ptr() + ahead == buffer.live.data_ptr()
 
 
 def test_levels_that_no_tile_reaches_cost_nothing():

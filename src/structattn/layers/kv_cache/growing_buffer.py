@@ -12,6 +12,10 @@ holds before it is compacted.
 A decoding step reads every live number, so copying them once in `QUANTUM` steps adds about 1/QUANTUM to its cost, more
 where new pages of memory must be mapped. Storage exceeds the live entries by less than twice the growth."""
 
+ALIGNMENT = 16
+"""Entry `i` is at a position of the storage that differs from `i` by a multiple of this. Storage has a multiple of
+`QUANTUM` positions, so an index that is a multiple of 16 lies at an aligned address, and kernels can load vectors."""
+
 
 class GrowingBuffer:
     """Entries `first … end - 1` of a sequence, along one tensor axis.
@@ -93,10 +97,11 @@ class GrowingBuffer:
         self._storage = None
 
     def _move(self, entries: Tensor, positions: int) -> None:
-        """Copy entries to the start of new storage of so many positions, rounded up."""
-        moved = _allocate(entries, self.axis, positions)
-        moved.narrow(self.axis, 0, entries.shape[self.axis]).copy_(entries)
-        self._storage, self._dropped = moved, 0
+        """Copy entries to the first aligned position of new storage of so many positions, rounded up."""
+        lead = self.first % ALIGNMENT
+        moved = _allocate(entries, self.axis, lead + positions)
+        moved.narrow(self.axis, lead, entries.shape[self.axis]).copy_(entries)
+        self._storage, self._dropped = moved, lead
 
 
 def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:

@@ -18,7 +18,7 @@ from structattn.ops.triton import launch, parts, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def query_grad_kernel(
     query, key, value, bias, key_start, key_end, seed, out, lse, grad_out, delta, query_grad, bias_grad,
     query_strides, key_strides, value_strides, bias_strides, grad_out_strides,
@@ -94,7 +94,7 @@ def query_grad_kernel(
     tiles.store_chunks(query_grad, row, grads, own_side, scale, CHUNKS, BLOCK_Q, RANKS, STEP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def key_grad_kernel(
     query, key, value, bias, key_start, key_end, seed, lse, grad_out, delta, key_grad, value_grad,
     query_strides, key_strides, value_strides, bias_strides, grad_out_strides,
@@ -149,8 +149,8 @@ def key_grad_kernel(
                         score, i[None, :], j[:, None], low, stop, keys, bias, shift, bias_strides, PARTS, part, SIZES,
                         CAUSAL,
                     )  # fmt: skip
-                    row_lse = tl.load(lse + row + i, mask=i < stop, other=float("inf")) * LOG2E
-                    row_delta = tl.load(delta + row + i, mask=i < stop, other=0.0)
+                    row_lse = tiles.load_rows(lse + row, i, stop, float("inf"), parts.is_masked(PARTS, part)) * LOG2E
+                    row_delta = tiles.load_rows(delta + row, i, stop, 0.0, parts.is_masked(PARTS, part))
                     probability = tl.exp2(score - row_lse[None, :])
                     grad_side = (grad_rows, grad_step, at, at, stop)
                     score_grad = tiles.products(

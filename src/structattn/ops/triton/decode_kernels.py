@@ -13,28 +13,35 @@ import triton.language as tl
 from torch import Tensor
 
 from structattn.ops.call import DecodeCall
-from structattn.ops.triton import launch, parts, static, tiles
+from structattn.ops.triton import decode_tiles, launch, static
 from structattn.ops.triton.tiles import LOG2E
 
-WHOLE = tl.constexpr(parts.WHOLE)
-
-# (BLOCK_K, warps, stages) by the wider of r and dv, doubled for float32, as for attention.
-BLOCKS = {64: (128, 4, 3), 128: (128, 4, 2), 256: (64, 8, 2), 1024: (32, 8, 1)}
 # Dimensions per product at most, by the bytes of a number: wider ones do not fit in registers.
 PIECE = {2: 64, 4: 32}
+# Bytes of keys and values that a step of a loop loads, and stages of its pipeline: one step less is in flight, 48 KiB
+# of shared memory, so that four programs fit on a multiprocessor.
+STEP_BYTES, STAGES = 16384, 4
+FEWEST_KEYS, MOST_KEYS = 32, 256
 # Programs per multiprocessor that hide the latency of memory, and the fewest tiles of keys worth a program.
-PROGRAMS, LEAST_TILES = 4, 2
+PROGRAMS, LEAST_TILES = 4, 4
+# A run of one depth gets a loop of its own where it may hold so many tiles.
+LEAST_RUN = 8
 
 
-@triton.jit(do_not_specialize=["key_length", "first_key", "level_starts", "value_starts", "share"])
+@triton.jit(do_not_specialize=["key_length", "first_tile", "share", "splits"])
 def share_kernel(
     query, key_levels, value_levels, key_start, shares, tops, totals,
     query_strides, level_strides, value_strides, level_starts, value_starts,
-    key_heads, rows, queries, key_length, first_key, share, splits, scale,
+    key_heads, rows, queries, key_length, first_tile, share, splits, scale,
     RANKS: tl.constexpr, SIZES: tl.constexpr, GAINS: tl.constexpr, VALUES: tl.constexpr, VALUE_SIZES: tl.constexpr,
-    BY_WINDOW: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BY_WINDOW: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
-    """Write the share of keys `first_key + split · share` and on: mixed values, maximum and sum, in units of log 2."""
+    """Write the share of `share` tiles of keys: mixed values, maximum and sum, in units of log 2.
+
+    Runs of tiles at one depth come first, without masks, then all other tiles. `RUNS` are the keys and the stages of a
+    step of each piece's run, see `steps_of`.
+    """
     split, tile = tl.program_id(0) % splits, tl.program_id(0) // splits
     row_tiles = (rows + ROWS - 1) // ROWS
     pair, row = tile // row_tiles, tile % row_tiles * ROWS + tl.arange(0, ROWS)
@@ -42,132 +49,56 @@ def share_kernel(
     start = 0
     if key_start is not None:
         start = tl.load(key_start + batch).to(tl.int32)
-    begin, stop = split * share, (split + 1) * share
-    if BY_WINDOW:
-        begin, stop = begin + first_key, stop + first_key
-    begin, stop = tl.maximum(begin, start), tl.minimum(stop, key_length)
-    position = key_length - queries + row % queries - start
+    low = tl.maximum(first_tile + split * share, start // BLOCK_K)
+    high = tl.minimum(first_tile + (split + 1) * share, (key_length + BLOCK_K - 1) // BLOCK_K)
+    latest = key_length - 1 - start
+    earliest = latest + 1 - queries
+    position = earliest + row % queries
     valid = (row < rows) & (position >= 0)
-    earliest = tl.maximum(key_length - queries - start, 0)
 
     head = key_head * (rows // queries) + row // queries
-    at = batch.to(tl.int64) * query_strides[0] + head.to(tl.int64) * query_strides[1]
-    at += (row % queries).to(tl.int64) * query_strides[2]
-    own = ()
-    if static.is_resident(RANKS):
-        for level in tl.static_range(len(RANKS)):
-            own = own + (load_level(query + at, valid, level, RANKS, static.item(RANKS, level)),)
-    result, value_rows = (), ()
-    for piece in tl.static_range(len(VALUES)):
-        result = result + (tl.zeros((ROWS, static.padded(static.item(VALUES, piece))), tl.float32),)
-        step = tl.cast(value_strides[3 * piece + 2], tl.int64)
-        at_values = value_levels[piece] + batch.to(tl.int64) * value_strides[3 * piece]
-        at_values += key_head.to(tl.int64) * value_strides[3 * piece + 1]
-        at_values -= value_starts[piece] * step
-        value_rows = value_rows + ((at_values, step),)
+    query_rows = query + batch.to(tl.int64) * query_strides[0] + head.to(tl.int64) * query_strides[1]
+    query_rows += (row % queries).to(tl.int64) * query_strides[2]
+    own, key_rows, result, value_rows = (), (), (), ()
+    for piece in tl.static_range(len(RANKS)):
+        if static.is_resident(RANKS):
+            own = own + (decode_tiles.load_queries(query_rows, valid, piece, RANKS),)
+        keys = decode_tiles.keys_of(key_levels, level_strides, level_starts, batch, key_head, piece, ALIGNED)
+        key_rows = key_rows + (keys,)
+    for level in tl.static_range(len(VALUES)):
+        result = result + (tl.zeros((ROWS, static.padded(static.item(VALUES, level))), tl.float32),)
+        values = decode_tiles.values_of(value_levels, value_strides, value_starts, batch, key_head, level, ALIGNED)
+        value_rows = value_rows + (values,)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    for first in range(begin, stop, BLOCK_K):
-        j = first + tl.arange(0, BLOCK_K)
-        score = tl.zeros((ROWS, BLOCK_K), tl.float32)
-        gain = tl.full((ROWS, BLOCK_K), GAINS[0], tl.float32)
-        for level in tl.static_range(len(RANKS)):
-            # No row shares this level with a key before the block or window of the earliest query.
-            edge = start + first_reached(earliest, SIZES[level], BY_WINDOW)
-            if first + BLOCK_K > edge:
-                rows_at = key_levels[level] + batch.to(tl.int64) * level_strides[3 * level]
-                rows_at += key_head.to(tl.int64) * level_strides[3 * level + 1] - level_starts[level]
-                keys = load_keys(rows_at, level_strides[3 * level + 2], j, edge, stop, static.item(RANKS, level))
-                if not static.is_resident(RANKS):
-                    own_level = load_level(query + at, valid, level, RANKS, static.item(RANKS, level))
-                else:
-                    own_level = own[level]
-                pairs = tiles.reached(position, j - start, SIZES[level], BY_WINDOW)
-                score += tl.where(pairs, tl.dot(own_level, keys, input_precision=PRECISION), 0.0)
-                gain = tl.where(pairs, GAINS[level], gain)
-        visible = valid[:, None] & ((j < stop)[None, :] & ((j - start)[None, :] <= position[:, None]))
-        if BY_WINDOW:
-            visible = visible & tiles.reached(position, j - start, SIZES[0], BY_WINDOW)
-        score = tl.where(visible, score * gain * (scale * LOG2E), float("-inf"))
-        new_top = tl.maximum(top, tl.max(score, 1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        probability, decay = tl.exp2(score - base[:, None]), tl.exp2(top - base)
-        total = total * decay + tl.sum(probability, 1)
-        mixed = ()
-        for piece in tl.static_range(len(VALUES)):
-            added = add_values(
-                result[piece] * decay[:, None], probability, value_rows[piece], position, start,
-                earliest, first, stop, static.item(VALUES, piece), static.item(VALUE_SIZES, piece), BY_WINDOW, ROWS,
-                BLOCK_K, PRECISION,
+
+    runs, others = (), tl.maximum(high - low, 0)
+    for piece in tl.static_range(len(RANKS)):
+        if static.item(RUNS, piece)[0] > 0:
+            first, stop = decode_tiles.run_of(
+                earliest, latest, start, low, high, piece, static.item(RUNS, piece)[0], SIZES, BY_WINDOW, BLOCK_K
+            )
+            runs, others = runs + ((first, stop),), others - (stop - first)
+            result, top, total = decode_tiles.attend_run(
+                own, query_rows, valid, key_rows, value_rows, result, top, total, first, stop, scale * LOG2E, piece,
+                static.item(RUNS, piece)[0], static.item(RUNS, piece)[1], BLOCK_K, RANKS, SIZES, GAINS, VALUES,
+                VALUE_SIZES, ROWS, PRECISION, ALIGNED,
             )  # fmt: skip
-            mixed = mixed + (added,)
-        result = mixed
-        top = new_top
+    result, top, total = decode_tiles.attend_others(
+        own, query_rows, valid, key_rows, value_rows, result, top, total, low, others, runs, position,
+        tl.maximum(earliest, 0), start, key_length, scale * LOG2E, STAGES, BLOCK_K, RANKS, SIZES, GAINS, VALUES,
+        VALUE_SIZES, BY_WINDOW, ROWS, PRECISION, ALIGNED,
+    )  # fmt: skip
 
     to = (pair.to(tl.int64) * splits + split) * rows + row
-    for piece in tl.static_range(len(VALUES)):
-        columns = tl.arange(0, static.padded(static.item(VALUES, piece)))
-        inside = (row < rows)[:, None] & (columns < static.item(VALUES, piece))[None, :]
-        columns += static.prefix(VALUES, piece)
+    for level in tl.static_range(len(VALUES)):
+        columns = tl.arange(0, static.padded(static.item(VALUES, level)))
+        inside = (row < rows)[:, None] & (columns < static.item(VALUES, level))[None, :]
+        columns += static.prefix(VALUES, level)
         at = shares + to[:, None] * static.prefix(VALUES, len(VALUES)) + columns[None, :]
-        tl.store(at, result[piece], mask=inside)
+        tl.store(at, result[level], mask=inside)
     tl.store(tops + to, top, mask=row < rows)
     tl.store(totals + to, total, mask=row < rows)
-
-
-@triton.jit
-def first_reached(position, SIZE: tl.constexpr, BY_WINDOW: tl.constexpr):
-    """Return the first position that a level reaches from `position`."""
-    if BY_WINDOW:
-        return tl.maximum(position - (SIZE - 1), 0)
-    else:
-        return position // SIZE * SIZE
-
-
-@triton.jit
-def add_values(
-    total, probability, rows, position, start, earliest, first, stop, WIDTH: tl.constexpr, SIZE: tl.constexpr,
-    BY_WINDOW: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return `total` plus a level's values at indices `first … stop`, weighted by the probabilities it reaches.
-
-    `rows` are a pointer to the value of index 0 and the stride of rows.
-    """
-    edge = start + first_reached(earliest, SIZE, BY_WINDOW)
-    if SIZE == WHOLE:
-        total = weighted(total, probability, rows, first, first, stop, WIDTH, BLOCK_K, PRECISION)
-    elif first + BLOCK_K > edge:
-        pairs = tiles.reached(position, first - start + tl.arange(0, BLOCK_K), SIZE, BY_WINDOW)
-        reached = tl.where(pairs, probability, 0.0)
-        total = weighted(total, reached, rows, first, edge, stop, WIDTH, BLOCK_K, PRECISION)
-    return total
-
-
-@triton.jit
-def weighted(
-    total, probability, rows, first, low, stop, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Return `total` plus probabilities times values at indices `low … stop` of a tile from `first` on."""
-    at, stride = rows
-    width: tl.constexpr = static.padded(WIDTH)
-    values = tiles.load(at, stride, first, low, stop, 0, WIDTH, BLOCK_K, width, True, width > WIDTH)
-    return tl.dot(probability.to(values.dtype), values, total, input_precision=PRECISION)
-
-
-@triton.jit
-def load_keys(rows, stride, j, low, high, RANK: tl.constexpr):
-    """Return a level's keys at indices `j`, `(r_l padded, n)`, zeros outside `low … high`."""
-    dims = tl.arange(0, static.padded(RANK))
-    inside = (dims < RANK)[:, None] & ((j >= low) & (j < high))[None, :]
-    return tl.load(rows + dims[:, None].to(tl.int64) * stride + j[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def load_level(rows, valid, level: tl.constexpr, RANKS: tl.constexpr, RANK: tl.constexpr):
-    """Return a level's dimensions of the queries, `(ROWS, r_l padded)`."""
-    dims = tl.arange(0, static.padded(RANK))
-    inside = valid[:, None] & (dims < RANK)[None, :]
-    return tl.load(rows[:, None] + static.prefix(RANKS, level) + dims[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -196,33 +127,37 @@ def decode(call: DecodeCall) -> Tensor:
     if not out.numel():
         return out
     query, width, sizes = launch.unit_stride(call.query), call.value_dim, launch.sizes(hierarchy)
-    pieces = pieces_of(hierarchy.ranks, PIECE[query.dtype.itemsize])
-    levels = [launch.unit_stride(call.key_levels[level][..., low:high, :]) for level, low, high in pieces]
+    itemsize = query.dtype.itemsize
+    pieces = pieces_of(hierarchy.ranks, PIECE[itemsize])
     owners = [level for level, values in enumerate(call.value_levels) if values.shape[3]]
+    keys = [launch.unit_stride(call.key_levels[level][..., low:high, :]) for level, low, high in pieces]
     values = [launch.unit_stride(call.value_levels[level]) for level in owners]
-    block, warps, stages = BLOCKS[launch.width_class(hierarchy.rank, width, query.dtype)]
-    if hierarchy.by_window:
-        block = max(block // 2, 32)  # masks of pairs take registers
+    key_starts = [call.level_starts[level] for level, _, _ in pieces]
+    value_starts = [call.level_starts[level] for level in owners]
+    aligned_keys, aligned_values = aligned_views(keys, key_starts, 3), aligned_views(values, value_starts, 2)
+    if aligned_keys and aligned_values:
+        (keys, key_starts), (values, value_starts) = aligned_keys, aligned_values
+    ranks, widths = tuple(high - low for _, low, high in pieces), tuple(each.shape[3] for each in values)
+    piece_sizes, value_sizes = tuple(sizes[level] for level, _, _ in pieces), tuple(sizes[level] for level in owners)
+    (block, stages), runs = steps_of(ranks, piece_sizes, widths, value_sizes, itemsize)
     rows, pairs = heads // key_heads * queries, batch * key_heads
     tile = min(static.padded(rows), 64)
     row_tiles = triton.cdiv(rows, tile)
-    first_key = max(key_length - queries - sizes[0] + 1, 0) if hierarchy.by_window else 0
-    share = keys_per_program(key_length - first_key, pairs * row_tiles, query, block)
-    splits = triton.cdiv(key_length - first_key, share)
+    first_tile = max(key_length - queries - sizes[0] + 1, 0) // block if hierarchy.by_window else 0
+    key_tiles = triton.cdiv(key_length, block) - first_tile
+    share = tiles_per_program(key_tiles, pairs * row_tiles, query)
+    splits = triton.cdiv(key_tiles, share)
     shares = torch.empty(pairs, splits, rows, width, dtype=torch.float32, device=query.device)
     tops, totals = torch.empty(2, pairs, splits, rows, dtype=torch.float32, device=query.device)
     with launch.on_device(query):
         share_kernel[(pairs * row_tiles * splits,)](
-            query, tuple(levels), tuple(values), call.key_start, shares, tops, totals,
-            query.stride(), row_strides(levels), row_strides(values),
-            tuple(call.level_starts[level] for level, _, _ in pieces),
-            tuple(call.level_starts[level] for level in owners),
-            key_heads, rows, queries, key_length, first_key, share, splits, call.scale,
-            RANKS=tuple(high - low for _, low, high in pieces), SIZES=tuple(sizes[level] for level, _, _ in pieces),
-            GAINS=tuple(hierarchy.gains[level] for level, _, _ in pieces),
-            VALUES=tuple(each.shape[3] for each in values), VALUE_SIZES=tuple(sizes[level] for level in owners),
-            BY_WINDOW=hierarchy.by_window, PRECISION=launch.precision(), ROWS=tile, BLOCK_K=block, num_warps=warps,
-            num_stages=stages, enable_fp_fusion=True,
+            query, tuple(keys), tuple(values), call.key_start, shares, tops, totals,
+            query.stride(), row_strides(keys), row_strides(values), tuple(key_starts), tuple(value_starts),
+            key_heads, rows, queries, key_length, first_tile, share, splits, call.scale,
+            RANKS=ranks, SIZES=piece_sizes, GAINS=tuple(hierarchy.gains[level] for level, _, _ in pieces),
+            VALUES=widths, VALUE_SIZES=value_sizes, BY_WINDOW=hierarchy.by_window, PRECISION=launch.precision(),
+            ALIGNED=bool(aligned_keys and aligned_values), ROWS=tile, BLOCK_K=block,
+            STAGES=stages, RUNS=runs, num_warps=4 if max(hierarchy.rank, width) <= 128 else 8, enable_fp_fusion=True,
         )  # fmt: skip
         join_kernel[(pairs * rows,)](
             shares, tops, totals, out, rows, splits, WIDTH=width, SPLITS=triton.next_power_of_2(splits),
@@ -236,14 +171,60 @@ def row_strides(tensors: list[Tensor]) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
 
 
+def aligned_views(tensors: list[Tensor], starts: list[int], axis: int) -> tuple[list[Tensor], list[int]] | None:
+    """Return each buffer from the last index before its start that is a multiple of 16, and that index.
+
+    None unless such entries and all strides are multiples of 16 bytes. The buffers of a cache are, at any start: Triton
+    compiles for the alignment of pointers and numbers in tuples, and would compile anew as keys are dropped.
+
+    Args:
+        tensors: keys or values `(B, Hkv, …)`, of levels or pieces.
+        starts: index of the first entry of each.
+        axis: axis of time.
+    """
+    views, firsts = [], []
+    for tensor, start in zip(tensors, starts, strict=True):
+        lead = start % 16
+        offset = tensor.storage_offset() - lead * tensor.stride(axis)
+        address = tensor.data_ptr() - lead * tensor.stride(axis) * tensor.itemsize
+        if offset < 0 or address % 16 or any(stride * tensor.itemsize % 16 for stride in tensor.stride()[:3]):
+            return None
+        views.append(tensor.as_strided(tensor.shape, tensor.stride(), offset) if lead else tensor)
+        firsts.append(start - lead)
+    return views, firsts
+
+
 def pieces_of(ranks: tuple[int, ...], widest: int) -> list[tuple[int, int, int]]:
     """Return `(level, first, stop)` of the dimensions of each product; a wide level takes several."""
     return [(level, low, min(low + widest, rank)) for level, rank in enumerate(ranks) for low in range(0, rank, widest)]
 
 
-def keys_per_program(key_length: int, tasks: int, query: Tensor, block: int) -> int:
-    """Return keys per program, in whole tiles, so that every multiprocessor is busy."""
+def steps_of(
+    ranks: tuple[int, ...],
+    sizes: tuple[int, ...],
+    values: tuple[int, ...],
+    value_sizes: tuple[int, ...],
+    itemsize: int,
+) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
+    """Return keys and stages of a step over all levels, and of each piece's run; no keys where it has none."""
+    smallest = _step(ranks, values, itemsize)
+    runs = []
+    for piece, (size, following) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
+        mixed = tuple(width for width, reach in zip(values, value_sizes, strict=True) if reach >= size)
+        is_run = size - following >= LEAST_RUN * smallest[0]
+        runs.append(_step(ranks[: piece + 1], mixed, itemsize) if is_run else (0, 0))
+    return smallest, tuple(runs)
+
+
+def _step(ranks: tuple[int, ...], values: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Return the keys of a step, a power of two, and its stages, fewer where few keys are many bytes."""
+    width = itemsize * sum(static.padded(each) for each in (*ranks, *values))
+    keys = min(max(1 << max(STEP_BYTES // width, 1).bit_length() - 1, FEWEST_KEYS), MOST_KEYS)
+    return keys, min(max((STAGES - 1) * STEP_BYTES // (keys * width) + 1, 1), STAGES)
+
+
+def tiles_per_program(key_tiles: int, tasks: int, query: Tensor) -> int:
+    """Return the tiles of keys of each program, so that every multiprocessor is busy."""
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 1
-    key_tiles = triton.cdiv(key_length, block)
     splits = max(1, min(PROGRAMS * processors // tasks, key_tiles // LEAST_TILES))
-    return int(triton.cdiv(key_tiles, splits)) * block
+    return int(triton.cdiv(key_tiles, splits))

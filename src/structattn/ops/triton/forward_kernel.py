@@ -12,7 +12,7 @@ from structattn.ops.triton import launch, parts, static, tiles
 from structattn.ops.triton.tiles import LOG2E
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def forward_kernel(
     query, key, value, bias, key_start, key_end, seed, out, lse,
     query_strides, key_strides, value_strides, bias_strides,

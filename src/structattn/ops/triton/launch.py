@@ -1,9 +1,16 @@
-"""Launching of kernels: their arguments, the block sizes that tuning tries, and the choice it remembers."""
+"""Launch kernels: their arguments, the block sizes that tuning tries, and the choice it remembers.
+
+Triton keeps choices on disk beside compiled kernels (`TRITON_CACHE_DIR`), so that a second process need not tune. With
+`TRITON_PRINT_AUTOTUNING=1` it prints each; `choices` returns them.
+"""
 
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,43 +23,83 @@ from structattn.ops.triton import interpreted
 from structattn.ops.triton.parts import WHOLE
 from structattn.ops.triton.static import RESIDENT, chunks_of
 
-# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv (doubled for float32), since that sets
-# the shared memory of a row. Where nothing is timed, the first is taken.
+# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, since that sets the shared memory
+# of a row. Where nothing is timed, the first is taken: those spill least, see `gpu-compiled.md`.
+# The own side has at least 16 rows for each warp, since Triton gives the warps of chained products rows of their own,
+# and with fewer rows some warps repeat the work of others. Lists are short: eight levels compile for seconds. Exact
+# products of float32 go without tensor cores, and larger tiles do not fit in registers.
+FLOAT32 = 32
 FORWARD = {
-    64: [(128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 4)],
+    FLOAT32: [(64, 32, 8, 2), (32, 32, 4, 2)],
+    64: [(128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3)],
     128: [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
     256: [(64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
     1024: [(32, 32, 4, 1), (64, 32, 8, 2)],
 }
 QUERY_GRAD = {
-    64: [(128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 3)],
-    128: [(64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
-    256: [(64, 32, 8, 1), (32, 32, 4, 1)],
+    FLOAT32: [(64, 32, 8, 2), (32, 32, 4, 2)],
+    64: [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2)],
+    128: [(128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)],
+    256: [(128, 32, 8, 1), (64, 32, 8, 1), (32, 32, 4, 1)],
     1024: [(32, 32, 4, 1)],
 }
 KEY_GRAD = {
-    64: [(64, 128, 8, 2), (64, 64, 4, 3), (32, 128, 4, 3)],
-    128: [(64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 4, 2)],
+    FLOAT32: [(32, 32, 4, 2), (32, 64, 8, 2)],
+    64: [(32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 3)],
+    128: [(32, 128, 8, 2), (64, 128, 8, 2), (32, 64, 4, 2)],
     256: [(32, 64, 8, 1), (32, 32, 4, 1)],
     1024: [(32, 32, 4, 1)],
 }
 INTERPRETED = [(64, 32, 4, 1)]
+# Numbers whose divisors mean nothing to a kernel: Triton would compile it anew for multiples of 16.
+UNSPECIALIZED = (
+    "batch_heads", "heads", "query_length", "key_length", "query_offset", "threshold", "tuning_length",
+)  # fmt: skip
 # Chunk edges of r: fine ones multiply less, coarse ones make larger products of the gradients.
 STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose for one kind of call."""
+
+    kernel: str
+    key: tuple[Any, ...]
+    """Arguments that tuning depends on."""
+    config: str
+    """Block sizes, warps and stages."""
+    seconds: float
+    """Time that the first call took: compiling and timing, or reading the choice of an earlier process."""
+
+
+_CHOICES: list[Choice] = []
+
+
 def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
     """Return the row of the tables that serves a call."""
-    wide = max(rank, value_width) * (2 if dtype == torch.float32 else 1)
-    return next((width for width in FORWARD if wide <= width), 1024)
+    wide = max(rank, value_width)
+    if dtype == torch.float32:
+        return FLOAT32 if wide <= 128 else 1024
+    return next((width for width in FORWARD if width != FLOAT32 and wide <= width), 1024)
 
 
 @functools.cache
 def tuned(kernel: Any, name: str, row: int) -> Any:
     """Return the kernel with the block sizes of a row of its table; several are timed once per kind of call."""
     even = triton.heuristics({"EVEN": lambda args: is_even(args, name)})(kernel)
-    key = ("tuning_length", "RANKS", "VALUES", "BY_WINDOW", "CAUSAL", "CHUNKS")
-    return triton.autotune(configs(name, row), [each for each in key if each in kernel.arg_names])(even)
+    key = ("tuning_length", "RANKS", "VALUES", "BY_WINDOW", "CAUSAL", "CHUNKS", "PRECISION")
+    wanted = [each for each in key if each in kernel.arg_names]
+    return triton.autotune(configs(name, row), wanted, do_bench=_bench, cache_results=True)(even)
+
+
+def _bench(call: Callable[[], object], quantiles: tuple[float, ...]) -> Any:
+    """Return milliseconds of a kernel, in less time than Triton takes by default."""
+    return triton.testing.do_bench(call, warmup=10, rep=40, quantiles=quantiles)
+
+
+def choices() -> list[Choice]:
+    """Return what tuning chose in this process, in order."""
+    return list(_CHOICES)
 
 
 def configs(name: str, row: int) -> list[triton.Config]:
@@ -128,8 +175,13 @@ def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
             return (blocks * triton.cdiv(own.shape[2], args["BLOCK_K"]),)
         return (blocks * query_tiles(call, args["BLOCK_Q"]),)
 
+    chosen = tuned(kernel, name, row)
+    known, began = len(chosen.cache), time.perf_counter()
     with on_device(own):
-        tuned(kernel, name, row)[grid](**arguments(call), **more, enable_fp_fusion=True)
+        chosen[grid](**arguments(call), **more, enable_fp_fusion=True)
+    if len(chosen.cache) > known:
+        key, config = next(reversed(chosen.cache.items()))
+        _CHOICES.append(Choice(kernel.__name__, key, str(config), time.perf_counter() - began))
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

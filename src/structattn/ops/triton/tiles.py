@@ -213,6 +213,15 @@ def load(
 
 
 @triton.jit
+def load_rows(numbers, position, stop, other, MASKED: tl.constexpr):
+    """Return a number for each position; where MASKED, `other` from `stop` on."""
+    if MASKED:
+        return tl.load(numbers + position, mask=position < stop, other=other)
+    else:
+        return tl.load(numbers + position)
+
+
+@triton.jit
 def load_chunk(
     side, COUNT: tl.constexpr, CHUNK: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr
 ):
