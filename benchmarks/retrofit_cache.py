@@ -192,8 +192,9 @@ def track_rows(windows: torch.Tensor, name: str) -> Any:
     return track(list(windows), f"{LONG} tokens, {name}")
 
 
-def page(results: CacheResults, command: list[str], judged: dict[str, Any], timed: dict[str, Any]) -> str:
-    """Return the Markdown page."""
+def page(document: dict[str, Any]) -> str:
+    """Return the Markdown page of the published JSON."""
+    results, judged = CacheResults.from_dict(document), document["judged"]
     retrieval = [
         [str(row["length"]), row["method"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
         for row in judged["retrieval"]
@@ -211,7 +212,7 @@ def page(results: CacheResults, command: list[str], judged: dict[str, Any], time
         cache_verdict(results),
         "",
         "```sh",
-        shlex.join(without_folder(command)),
+        shlex.join(without_folder(document["command"])),
         "```",
         "",
         f"![Perplexity against bytes of the cache]({results.model}.png)",
@@ -237,7 +238,7 @@ def page(results: CacheResults, command: list[str], judged: dict[str, Any], time
         "",
         *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], positions),
         "",
-        *speed_lines(timed),
+        *speed_lines(document["speed"]),
         "Method and options: [Retrofit](../../retrofit.md).",
     ]
     return "\n".join([*lines, ""])
@@ -257,9 +258,7 @@ def write_page(folder: Path, out: Path) -> None:
     }
     files.write_json(out / f"{name}.json", document)
     draw_cache(results, out, name)
-    (out / f"{name}.md").write_text(
-        page(results, document["command"], document["judged"], document["speed"]), encoding="utf-8"
-    )
+    (out / f"{name}.md").write_text(page(document), encoding="utf-8")
 
 
 def main() -> None:

@@ -13,7 +13,16 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from benchmarks import cpu_page, forecast_tables, generation, report, retrofit, standard_kernel, training_step
+from benchmarks import (
+    cpu_page,
+    forecast_tables,
+    generation,
+    report,
+    retrofit,
+    retrofit_cache,
+    standard_kernel,
+    training_step,
+)
 
 from structattn.comparison import files
 from structattn.ops.standard import _FASTER_FROM
@@ -36,6 +45,11 @@ def test_a_page_is_written_from_its_json(name):
 
 def test_the_page_on_attention_is_written_from_all_its_json():
     assert cpu_page.page(RESULTS) == (RESULTS / "attention-cpu.md").read_text()
+
+
+def test_the_page_on_a_smaller_cache_is_written_from_its_json():
+    path = RESULTS / "retrofit" / "smollm2.json"
+    assert retrofit_cache.page(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
 
 
 KERNELS = sorted(RESULTS.glob(f"{standard_kernel.PAGE}*.json"))

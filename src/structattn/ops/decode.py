@@ -56,9 +56,9 @@ def mlr_decode(
     Args:
         query: `(B, Hq, Tq, r)`, float16, bfloat16, float32 or float64.
         key_levels: for each level, `(B, Hkv, r_l, capacity_l)`, same dtype: column `c` is the key at index
-            `level_starts[l] + c`. Columns from `key_length` on are never read.
+            `level_starts[l] + c`. Columns from `key_length` on are never used.
         value: for each level, `(B, Hkv, capacity_l, u_l)`, same dtype: row `c` is the value at index `level_starts[l] +
-            c`. Rows from `key_length` on are never read. Where level 1 owns all value dimensions, one tensor will do.
+            c`. Rows from `key_length` on are never used. Where level 1 owns all value dimensions, one tensor will do.
         hierarchy: the levels; its ranks sum to `r`.
         key_length: tokens in the cache, those of the queries included.
         level_starts: index of the first key and value in each level's buffers; 0 for each by default.

@@ -208,9 +208,13 @@ class CacheResults:
     @classmethod
     def load(cls, folder: Path) -> CacheResults:
         """Return the results that `save` wrote."""
-        plain = files.read_json(folder / "results.json")
-        rows = tuple(_row(row) for row in plain.pop("rows"))
-        return cls(**plain, rows=rows)
+        return cls.from_dict(files.read_json(folder / "results.json"))
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> CacheResults:
+        """Return the results whose fields are given as JSON has them; other fields are ignored."""
+        rows = tuple(_row(row) for row in plain["rows"])
+        return cls(plain["model"], plain["length"], plain["tune_steps"], rows)
 
     @property
     def standard(self) -> CacheRow:
