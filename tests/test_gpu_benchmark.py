@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import gpu
+from benchmarks.gpu import attention as gpu
 
 ROOT = Path(__file__).parent.parent
 
