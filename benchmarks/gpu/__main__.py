@@ -58,7 +58,7 @@ def run_part(part: str, setup: Setup, folder: Path, seconds: float | None) -> bo
         print(_line(record.add(job, row)), flush=True)
 
     begun = time.monotonic()
-    for stage in module.stages(setup):
+    for stage in module.stages(setup, record.document):
         left = stage.share * seconds - (time.monotonic() - begun)
         chosen = [job for job in stage.jobs if setup.only in job.name]
         waiting = workers.run(chosen, handle, setup, processes=stage.processes, seconds=left)
@@ -74,7 +74,7 @@ def run_part(part: str, setup: Setup, folder: Path, seconds: float | None) -> bo
 
 
 def _module(part: str) -> ModuleType:
-    """Return the module of a part, with `SECONDS`, `stages(setup)` and `conclude(document)`."""
+    """Return the module of a part, with `SECONDS`, `stages(setup, document)` and `conclude(document)`."""
     return importlib.import_module(f"benchmarks.gpu.{part}")
 
 

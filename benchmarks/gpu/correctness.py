@@ -125,7 +125,7 @@ TINY: dict[str, Case | DecodeCase] = {
 """Cases of a rehearsal."""
 
 
-def stages(setup: Setup) -> list[Stage]:
+def stages(setup: Setup, document: Row) -> list[Stage]:
     """Return the checks, several at a time, since most of their time is the compiler's."""
     return [Stage(jobs(setup), setup.processes)]
 

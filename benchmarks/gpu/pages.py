@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import machine, sweep_plot
 from benchmarks.output import Row, table
+from structattn.drawing.style import new_figure, styled
 
 REHEARSAL = "**A rehearsal on the CPU: no number below is of a card.**"
 
@@ -198,7 +199,105 @@ def _tuning(rows: list[Row]) -> list[str]:
     return [*lines, *table(["case", "attention", "first call, s", "kernel", "chosen"], body)] if body else lines
 
 
-PAGES = {"correctness": correctness, "timings": timings}
+def training(document: dict[str, Any], path: Path) -> str:
+    """Return the page on training and generation; a plot of the losses' errors goes beside it."""
+    rows = document["rows"]
+    trained = [row for row in rows if row.get("kind") == "training" and "losses" in row]
+    wrote = [row for row in rows if row.get("kind") == "generation" and "tokens" in row]
+    lines = [
+        *head(document, "Training and generation: the card against the CPU"),
+        "Each model takes the same steps from the same weights on the card in float32, and on the CPU in float32 (two "
+        "kernels) and in float64, which is the truth. The card's loss may err at most twice as much as the CPU's so "
+        "far. Then card and CPU continue a text greedily with the compressed cache. Their tokens may differ only where "
+        "float64 sees a tie.",
+        "",
+        *failures(rows),
+        *table(
+            ["model", "steps", "loss, first and last", "largest error of the card", "of the CPU"],
+            map(_trained, trained),
+        ),
+        "",
+        *table(["model", "tokens", "alike"], map(_wrote, wrote)),
+    ]
+    if trained:
+        _draw_errors(trained, path.with_suffix(".svg"))
+        lines += ["", f"![Error of the loss by step]({path.with_suffix('.svg').name})"]
+    return "\n".join([*lines, *foot("training")])
+
+
+def _trained(row: Row) -> list[str]:
+    card = max(abs(a - b) for a, b in zip(row["losses"], row["exact"], strict=True))
+    losses = f"{row['losses'][0]:.3f}, {row['losses'][-1]:.3f}"
+    return [row["case"], str(len(row["losses"])), losses, f"{card:.1e}", f"{max(_cpu_errors(row)):.1e}"]
+
+
+def _cpu_errors(row: Row) -> list[float]:
+    return [max(abs(run[at] - exact) for run in row["cpu"]) for at, exact in enumerate(row["exact"])]
+
+
+def _wrote(row: Row) -> list[str]:
+    alike = sum(a == b for a, b in zip(row["tokens"], row["cpu_tokens"], strict=True))
+    return [row["case"], str(len(row["tokens"])), str(alike)]
+
+
+def _draw_errors(rows: list[Row], path: Path) -> None:
+    """Plot the error of each step's loss, of the card and of the CPU in float32."""
+    with styled():
+        figure = new_figure(6.2, 3.4)
+        axes = figure.add_subplot()
+        for index, row in enumerate(rows):
+            errors = [abs(a - b) for a, b in zip(row["losses"], row["exact"], strict=True)]
+            axes.plot(errors, color=f"C{index}", label=row["case"])
+            axes.plot(_cpu_errors(row), ":", color=f"C{index}")
+        axes.set(yscale="log", xlabel="step", ylabel="error of the loss (dotted: CPU)")
+        axes.legend(frameon=False, fontsize="small")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def language(document: dict[str, Any], path: Path) -> str:
+    """Return the page on the comparison of language models; a plot of the losses goes beside it."""
+    rows = document["rows"]
+    evaluations = [row for row in rows if row.get("kind") == "evaluation"]
+    finals = [row for row in rows if row.get("kind") == "final"]
+    lines = [
+        *head(document, "Language models on a GPU, at equal steps"),
+        "Six layers, width 512, 8 heads of 64, rotary positions, a context of 2,048 bytes, batches of 16, bfloat16 "
+        "products, one seed. All structures do equally many steps on the same data in the same order. Losses are those "
+        "of the held-out part.",
+        "",
+        *failures(rows),
+        *table(["structure", "steps", "nats per byte", "bits per byte", "seconds", "tokens/s"], map(_final, finals)),
+    ]
+    if evaluations:
+        _draw_losses(evaluations, path.with_suffix(".svg"))
+        lines += ["", f"![Held-out loss by step]({path.with_suffix('.svg').name})"]
+    return "\n".join([*lines, *foot("language --data FOLDER")])
+
+
+def _final(row: Row) -> list[str]:
+    losses = [f"{row[name]:.4f}" for name in ("nats_per_byte", "bits_per_byte")]
+    return [
+        f"`{row['case']}`",
+        f"{row['step']:,}",
+        *losses,
+        f"{row['seconds']:.0f}",
+        f"{row['tokens_per_second']:,.0f}",
+    ]
+
+
+def _draw_losses(rows: list[Row], path: Path) -> None:
+    with styled():
+        figure = new_figure(6.2, 3.4)
+        axes = figure.add_subplot()
+        for name in dict.fromkeys(row["case"] for row in rows):
+            mine = [row for row in rows if row["case"] == name]
+            axes.plot([row["step"] for row in mine], [row["nats_per_byte"] for row in mine], label=name)
+        axes.set(xlabel="step", ylabel="nats per byte")
+        axes.legend(frameon=False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+PAGES = {"correctness": correctness, "timings": timings, "training": training, "language": language}
 
 
 def render(document: dict[str, Any], path: Path) -> None:

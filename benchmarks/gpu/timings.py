@@ -18,6 +18,7 @@ from benchmarks.gpu.correctness import CHOICES
 from benchmarks.gpu.goals import verdicts
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.workers import Job, Stage
+from benchmarks.output import Row
 
 SECONDS = 300.0
 """Time of the part on a card."""
@@ -56,7 +57,7 @@ TINY_CASES = [
 ]
 
 
-def stages(setup: Setup) -> list[Stage]:
+def stages(setup: Setup, document: Row) -> list[Stage]:
     """Return what compiles ahead, then what is timed, one after the other."""
     return [Stage(compile_jobs(setup), setup.processes, COMPILE_SHARE), Stage(timed_jobs(setup))]
 

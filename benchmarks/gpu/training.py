@@ -48,12 +48,12 @@ class Run:
 
 RUNS = [
     Run("language model", "mlr"),
-    Run("language model", "mlr:32|16|16@256|64|16"),
+    Run("language model", "mlr:32|16|16@*|64|16"),
     Run("Llama", "mlr:16|16|32v@w*|128|32"),
 ]
 
 
-def stages(setup: Setup) -> list[Stage]:
+def stages(setup: Setup, document: Row) -> list[Stage]:
     """Return a job for each run."""
     return [Stage([_job(run) for run in (map(_tiny, RUNS[::2]) if setup.rehearse else RUNS)], min(3, setup.processes))]
 
