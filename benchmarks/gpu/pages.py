@@ -44,7 +44,8 @@ def failures(rows: list[Row]) -> list[str]:
     lines = ["## What failed", ""]
     for row in failed:
         inputs = f" ({row['inputs']})" if "inputs" in row else ""
-        lines.append(f"- **{row['case']}**{inputs}: {row['reason']}")
+        variant = f", {row['variant']}" if "variant" in row else ""
+        lines.append(f"- **{row['case']}{variant}**{inputs}: {row['reason']}")
     return [*lines, ""]
 
 
@@ -64,9 +65,7 @@ def correctness(document: dict[str, Any], path: Path) -> str:
         "",
         *table(["case", "dtype", "blocks", "error", "first call, s", "second call, s"], map(_checked, rows)),
         "",
-        "## Compile times",
-        "",
-        *table(["kernel", "compiled", "seconds in all", "longest"], _compile_rows(rows)),
+        *_compiled(rows),
         *foot("correctness"),
     ]
     return "\n".join(lines)
@@ -81,13 +80,16 @@ def _checked(row: Row) -> list[str]:
     return [row["case"], row["dtype"], str(row["blocks"]), error, *seconds]
 
 
-def _compile_rows(rows: list[Row]) -> list[list[str]]:
-    """Return count and seconds of the compilations of each kernel."""
+def _compiled(rows: list[Row]) -> list[str]:
+    """Return the section on how long kernels compiled."""
     found: dict[str, list[float]] = {}
     for row in rows:
         for kernel in row.get("kernels", ()):
             found.setdefault(kernel["kernel"], []).append(kernel["seconds"])
-    return [[name, str(len(all_)), f"{sum(all_):.0f}", f"{max(all_):.1f}"] for name, all_ in sorted(found.items())]
+    if not found:
+        return []
+    body = [[name, str(len(all_)), f"{sum(all_):.0f}", f"{max(all_):.1f}"] for name, all_ in sorted(found.items())]
+    return ["## Compile times", "", *table(["kernel", "compiled", "seconds in all", "longest"], body), ""]
 
 
 def timings(document: dict[str, Any], path: Path) -> str:
@@ -187,16 +189,15 @@ def _model_row(row: Row) -> list[str]:
 
 
 def _tuning(rows: list[Row]) -> list[str]:
-    """Return the section on compile times and the block sizes that tuning took."""
-    compiled = _compile_rows(rows)
-    lines = ["## Compiling and tuning", "", *table(["kernel", "compiled", "seconds in all", "longest"], compiled), ""]
+    """Return the sections on compile times and on the block sizes that tuning took."""
     body = [
         [row["case"], row["variant"], f"{row['first_seconds']:.1f}", choice["kernel"], choice["chosen"]]
         for row in rows
         for choice in row.get("choices", ())
         if "first_seconds" in row
     ]
-    return [*lines, *table(["case", "attention", "first call, s", "kernel", "chosen"], body)] if body else lines
+    head = ["case", "attention", "first call, s", "kernel", "chosen"]
+    return [*_compiled(rows), *(["## Block sizes that tuning took", "", *table(head, body)] if body else [])]
 
 
 def training(document: dict[str, Any], path: Path) -> str:

@@ -6,7 +6,6 @@ lengths comes last, with what time is left.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -94,7 +93,9 @@ def timed_jobs(setup: Setup) -> list[Job]:
 
 
 def _timed_job(case: Case) -> Job:
-    return Job(str(case), attention.measure, (case,), {"inputs": str(asdict(case))})
+    heads = f"{case.heads} heads, {case.key_heads} key heads"
+    about = {"inputs": f"{case.batch} rows, {heads}, seed 0", "variants": list(case.variants)}
+    return Job(str(case), attention.measure, (case,), about)
 
 
 def roof(setup: Setup) -> Any:
@@ -105,7 +106,7 @@ def roof(setup: Setup) -> Any:
 
 def conclude(document: dict[str, Any]) -> None:
     """Add the verdicts, and name the cases of ours that failed; rivals may lack a kernel for this card."""
-    document["goals"] = verdicts(document["rows"])
+    document["goals"] = verdicts([] if document["rehearsal"] else document["rows"])
     rivals = attention.RIVALS
     document["failed"] = [
         f"{row['case']}, {row.get('variant', '')}".rstrip(", ")

@@ -36,8 +36,8 @@ class Run:
     layers: int = 2
     heads: int = 2
     head_dim: int = 64
-    batch: int = 4
-    steps: int = 20
+    batch: int = 2
+    steps: int = 12
     prompt: int = 100
     written: int = 60
 
@@ -48,7 +48,7 @@ class Run:
 
 RUNS = [
     Run("language model", "mlr"),
-    Run("language model", "mlr:32|16|16@*|64|16"),
+    Run("language model", "mlr:8x8+paper"),
     Run("Llama", "mlr:16|16|32v@w*|128|32"),
 ]
 
@@ -107,7 +107,7 @@ def build(run: Run) -> nn.Module:
 def train(model: nn.Module, run: Run) -> list[float]:
     """Take the steps of a run and return the loss of each."""
     parameter = next(model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     found: list[Tensor] = []
     for step in range(run.steps):
         tokens = text(run.batch, run.context + 1, seed=step).to(parameter.device)
