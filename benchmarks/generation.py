@@ -34,7 +34,7 @@ from structattn.models.transformers_internals import CACHE
 
 MLR = "mlr:8x8+paper"
 NEAR = str(MLRConfig((16, 16, 32), windows=(None, 512, 128), value_ranks=(16, 16, 32)))
-SIZES = {"layers": 4, "dim": 512, "heads": 8, "positions": "rotary"}
+SIZES: dict[str, Any] = {"layers": 4, "dim": 512, "heads": 8, "positions": "rotary"}
 SMALL = {"layers": 1, "dim": 64, "heads": 1, "positions": "rotary", "context_length": 1024}
 PREFILL = 4096
 

@@ -133,16 +133,17 @@ def test_cases_meet_every_row_of_the_tables_of_blocks(dtype):
         case = job.arguments[0]
         if isinstance(case, Case) and case.dtype == dtype:
             rows.add(launch.width_class(case.hierarchy.rank, case.value_width, dtype))
-    assert rows == set(launch.FORWARD)
+    assert rows == {launch.width_class(rank, min(rank, 256), dtype) for rank in range(1, 1025)}
 
 
 def test_cases_meet_every_choice_of_blocks():
-    most = max(
-        len(choices) for table in (launch.FORWARD, launch.QUERY_GRAD, launch.KEY_GRAD) for choices in table.values()
-    )
-    assert most <= correctness.CHOICES
-    by_width = {(job.arguments[1], job.name.split(",")[0]) for job in JOBS if "choice" in job.name}
-    assert len(by_width) == correctness.CHOICES * len(launch.FORWARD)
+    tables = (launch.FORWARD, launch.QUERY_GRAD, launch.KEY_GRAD)
+    assert max(len(choices) for table in tables for choices in table.values()) <= correctness.CHOICES
+    tried = {job.arguments for job in JOBS if "choice" in job.name}
+    assert len(tried) == correctness.CHOICES * len(correctness.BY_WIDTH)
+    cases = correctness.BY_WIDTH.values()
+    rows = {launch.width_class(case.hierarchy.rank, case.value_width, case.dtype) for case in cases}
+    assert rows == set(launch.FORWARD)
 
 
 def test_cases_meet_every_branch_of_decode(launches):
@@ -156,6 +157,7 @@ def test_cases_meet_every_branch_of_decode(launches):
         met["groups"].add(options["rows"] > options["queries"])
         met["queries"].add(options["queries"] > 1)
         met["finite first window"].add(options["SIZES"][0] < parts.WHOLE)
+        met["aligned"].add(all(stride % 64 == 0 for stride in options["level_strides"]))
         met["splits"].add(options["splits"] > 1)
     assert met.pop("dtype") == set(DTYPES)
     assert met.pop("splits") == {True, False}

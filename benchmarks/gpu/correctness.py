@@ -39,13 +39,14 @@ WIDE_WINDOWS = Hierarchy((260, 40), windows=(70, 9), value_ranks=(10, 30))
 BANDS = Hierarchy((8, 8, 4), windows=(384, 192, 64), value_ranks=(4, 0, 4))
 CLOSE = Hierarchy((8, 8, 8, 8), windows=(None, 600, 560, 9), value_ranks=(8, 8, 8, 8))
 """Two edges of windows closer together than a tile."""
-ONE = {"batch": 1, "heads": 1, "key_heads": 1}
+ONE: dict[str, Any] = {"batch": 1, "heads": 1, "key_heads": 1}
 FULL = (True, True, True, True)
 
 TELLING: dict[str, Case | DecodeCase] = {
     "one level": Case(FLAT, 256, dtype=BF16, **ONE),
     "goal": Case(GOAL, 1536, dtype=BF16, value_width=128, **ONE),
     "decode, goal": DecodeCase(GOAL, 1, 3000, heads=8, key_heads=2, dtype=BF16),
+    "decode, aligned": DecodeCase(GOAL, 1, 3008, heads=8, key_heads=2, aligned=True, dtype=BF16),
     "decode, one level": DecodeCase(Hierarchy.flat(128), 1, 3000, heads=8, key_heads=2, width=128, dtype=BF16),
     "default": Case(DEFAULT, 700, dtype=BF16, **ONE),
     "blocks": Case(DEEP, 512, dtype=BF16, **ONE),
@@ -92,21 +93,25 @@ BRANCHES: dict[str, Case | DecodeCase] = {
     "wide rows, windows": Case(WIDE_WINDOWS, 140, value_width=40, dtype=BF16, **ONE),
     "decode, float32": DecodeCase(GOAL, 3, 1500, (0, 280), 4, 2),
     "decode, float16": DecodeCase(BLOCK_VALUES, 1, 300, None, 4, 2, dtype=FP16),
+    "decode, aligned, padding": DecodeCase(GOAL, 2, 3008, (0, 70), 4, 2, aligned=True, dtype=FP16),
+    "decode, aligned, float32": DecodeCase(DEFAULT, 1, 2048, aligned=True),
     "decode, finite windows": DecodeCase(WIDE_WINDOWS, 3, 290, (0, 280), 4, 2, dtype=BF16),
     "decode of wide rows": DecodeCase(Hierarchy((200, 90), (None, 16)), 1, 40, dtype=BF16),
     "decode of wide rows, float32": DecodeCase(Hierarchy((200, 90), (None, 16)), 1, 40),
     "one token": Case(NEAR, 1, dtype=BF16),
 }
 BY_WIDTH = {
-    row: Case(
-        Hierarchy.dyadic((row // 2, row // 4, row // 8, row // 8), 512),
+    f"r = {rank}, {str(dtype).removeprefix('torch.')}": Case(
+        Hierarchy.dyadic((rank // 2, rank // 4, rank // 8, rank // 8), 512),
         300,
-        dtype=BF16,
-        value_width=min(row, 256),
+        dtype=dtype,
+        value_width=min(rank, 256),
         **ONE,
     )
-    for row in (64, 128, 256, 1024)
+    for dtype, ranks in ((BF16, (64, 128, 256, 1024)), (FP32, (64, 512)))
+    for rank in ranks
 }
+"""Every choice of block sizes is tried with these."""
 BY_DTYPE = {
     f"r = {rank}, {str(dtype).removeprefix('torch.')}": Case(
         Hierarchy.dyadic((rank // 2, rank // 2), 512), 140, dtype=dtype, value_width=min(rank, 256), **ONE
@@ -114,7 +119,7 @@ BY_DTYPE = {
     for dtype in (FP32, FP16)
     for rank in (32, 64, 128, 256, 512)
 }
-"""Every row of the tables of block sizes, which are doubled for float32."""
+"""Every row of the tables of block sizes."""
 
 TINY: dict[str, Case | DecodeCase] = {
     "one level": Case(FLAT, 65, **ONE),
@@ -136,9 +141,9 @@ def jobs(setup: Setup) -> list[Job]:
         return [_job(name, case, 0, setup) for name, case in TINY.items()]
     found = [_job(name, case, 0, setup) for name, case in (TELLING | BRANCHES | BY_DTYPE).items()]
     return found + [
-        _job(f"r = {row}, choice {index}", case, index, setup)
+        _job(f"{name}, choice {index}", case, index, setup)
         for index in range(CHOICES)
-        for row, case in BY_WIDTH.items()
+        for name, case in BY_WIDTH.items()
     ]
 
 
@@ -217,7 +222,7 @@ def _poisoned_memory() -> Iterator[None]:
     """Fill the memory of `torch.empty` with NaN inside a `with` block, so that an unwritten output shows."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,7 +49,7 @@ def training_steps(setup: Setup) -> Iterator[Row]:
             try:
                 with choices_made() as choices, compile_times() as kernels:
                     step = training_step(variant, sizes, context, batch, setup, setup.half)
-                    row["first_seconds"] = clock_of("cpu")(lambda step=step: first_losses(step, 1))
+                    row["first_seconds"] = clock_of("cpu")(functools.partial(first_losses, step, 1))
                     losses[variant] = row["losses"] = first_losses(step)
                 row |= {"choices": choices, "kernels": kernels} | _compared(variant, losses, exact, setup)
                 row["peak_mb"] = machine.peak_on_card(step, setup.device)
@@ -147,7 +148,7 @@ def decoding(setup: Setup) -> Iterator[Row]:
                 continue
             calls[variant] = steps[0]
             try:
-                calls[graph["variant"]] = _graph_checked(*steps, setup)
+                calls[f"{variant}, graph"] = _graph_checked(steps[0], steps[1], setup)
             except Exception as failure:
                 graph["reason"] = machine.reason(failure)
         yield from _timed(rows, calls, setup)

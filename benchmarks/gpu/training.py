@@ -94,13 +94,16 @@ def build(run: Run) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from structattn.integrations.transformers import set_hierarchy
-    from structattn.layers import parse_attention
+    from structattn.layers import MLRConfig, parse_attention
 
     sizes = {"hidden_size": run.dim, "intermediate_size": 2 * run.dim, "num_hidden_layers": run.layers}
     heads = {"num_attention_heads": run.heads, "num_key_value_heads": max(1, run.heads // 2), "head_dim": run.head_dim}
     tokens = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **tokens, max_position_embeddings=run.context))
-    set_hierarchy(model, parse_attention(run.attention).hierarchy(run.head_dim, run.context))
+    config = parse_attention(run.attention)
+    if not isinstance(config, MLRConfig):
+        raise TypeError(f"a Llama takes the levels of MLR attention, got {run.attention}")
+    set_hierarchy(model, config.hierarchy(run.head_dim, run.context))
     return model
 
 
@@ -182,7 +185,7 @@ def generate(model: nn.Module, prompt: Tensor, run: Run) -> Tensor:
     """Return the tokens that follow the prompt, the most likely each time, with the compressed cache."""
     from structattn.models.transformers_internals import CACHE
 
-    if run.kind == "language model":
+    if isinstance(model, LanguageModel):
         from structattn.models import ModelCache
 
         cache: Any = ModelCache(model)

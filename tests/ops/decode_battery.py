@@ -24,6 +24,7 @@ class DecodeCase:
     heads: int = 2
     key_heads: int = 2
     width: int = 5  # of values, where the hierarchy does not say
+    aligned: bool = False  # buffers hold a multiple of 64 tokens, as a cache that grows in steps does
     dtype: torch.dtype = torch.float32
     device: str = "cpu"  # where the backend runs; the definition runs on the CPU
 
@@ -49,7 +50,7 @@ def result(case: DecodeCase, backend: str) -> Tensor:
     query, key, value = case.tensors()
     start = None if case.key_start is None else torch.tensor(case.key_start)
     starts = live_starts(case.hierarchy, case.key_length, case.queries, start)
-    keys, values = cache(key, value, case.hierarchy, starts)
+    keys, values = cache(key, value, case.hierarchy, starts, 64 if case.aligned else 1)
     return mlr_decode(
         query[:, :, -case.queries :].to(case.device),
         [each.to(case.device) for each in keys],
@@ -67,8 +68,9 @@ def compare(case: DecodeCase, actual: Tensor) -> list[Deviation]:
     """What `result` gave against the definition."""
     query, key, value = case.tensors()
     start = None if case.key_start is None else torch.tensor(case.key_start)
-    both = definition(query, key, value, case.hierarchy, is_causal=True, key_start=start, enable_gqa=True)
-    exact, plain = (out[:, :, -case.queries :] for out in both)
+    last, offset = query[:, :, -case.queries :], case.key_length - case.queries
+    options = {"is_causal": True, "query_offset": offset, "key_start": start, "enable_gqa": True}
+    exact, plain = definition(last, key, value, case.hierarchy, **options)
     return [deviation(actual, exact, plain, "output", float(value.abs().max()))]
 
 
@@ -93,16 +95,17 @@ def live_starts(hierarchy: Hierarchy, key_length: int, queries: int, key_start: 
 
 
 def cache(
-    key: Tensor, value: Tensor, hierarchy: Hierarchy, starts: Sequence[int]
+    key: Tensor, value: Tensor, hierarchy: Hierarchy, starts: Sequence[int], multiple: int = 1
 ) -> tuple[list[Tensor], Tensor | list[Tensor]]:
     """Keys (dimension-major) and values from each level's start; capacity beyond the tokens holds NaN."""
     keys, values = [], []
     for part, start in zip(key.split(hierarchy.ranks, -1), starts, strict=True):
-        keys.append(_with_spare(part[:, :, start:], 5).transpose(2, 3).contiguous())
+        keys.append(_with_spare(part[:, :, start:], 5, multiple).transpose(2, 3).contiguous())
     for part, start in zip(value.split(hierarchy.value_widths(value.shape[3]), -1), starts, strict=True):
-        values.append(_with_spare(part[:, :, start:], 3))
+        values.append(_with_spare(part[:, :, start:], 3, multiple))
     return keys, values if hierarchy.value_ranks is not None else values[0]
 
 
-def _with_spare(tensor: Tensor, count: int) -> Tensor:
+def _with_spare(tensor: Tensor, count: int, multiple: int) -> Tensor:
+    count += -(tensor.shape[2] + count) % multiple
     return torch.cat([tensor, torch.full_like(tensor[:, :, :1], torch.nan).expand(-1, -1, count, -1)], 2)
