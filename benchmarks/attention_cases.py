@@ -53,7 +53,7 @@ def reference(levels: Hierarchy, inputs: Sequence[Tensor], length: int, upstream
         upstream: gradient of the output; None if no gradient is needed.
     """
     offset = length - inputs[0].shape[2]
-    out = mlr_attention(*inputs, levels, is_causal=True, query_offset=offset, backend="reference")
+    out = mlr_attention(*inputs, levels, is_causal=True, query_offset=offset, enable_gqa=True, backend="reference")
     if upstream is None:
         return [out]
     return [out, *torch.autograd.grad(out, [each for each in inputs if each.requires_grad], upstream)]

@@ -14,7 +14,7 @@ in a Llama of transformers, against standard caches that are filled in place.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from structattn.models.transformers_internals import CACHE, attention_implementa
 
 MLR = "mlr:8x8+paper"
 NEAR = str(MLRConfig((16, 16, 32), windows=(None, 512, 128), value_ranks=(16, 16, 32)))
-SIZES = {"layers": 4, "dim": 512, "heads": 8, "positions": "rotary"}
+SIZES: dict[str, Any] = {"layers": 4, "dim": 512, "heads": 8, "positions": "rotary"}
 SMALL = {"layers": 1, "dim": 64, "heads": 1, "positions": "rotary", "context_length": 1024}
 PREFILL = 4096
 
@@ -63,13 +63,13 @@ LEVELS_VARIANTS = {STANDARD: "standard", LEVELS: NEAR, LLAMA_STANDARD: "standard
 """Attention of each variant; each standard one comes before the one that it is compared with."""
 
 
-def build(attention: str, context: int) -> LanguageModel:
+def build(attention: str, context: int, sizes: Mapping[str, Any] = SIZES) -> LanguageModel:
     """Return a model without zero weights.
 
     Matrices that would start at zero are random, too.
     """
     torch.manual_seed(0)
-    config = LanguageModelConfig(**SIZES, context_length=context, attention=attention, standard_kernel="torch")
+    config = LanguageModelConfig(**sizes, context_length=context, attention=attention, standard_kernel="torch")
     model = LanguageModel(config).eval()
     for block in model.backbone.layers:
         torch.nn.init.normal_(block.attention.out_proj.weight, std=0.02)
@@ -85,7 +85,10 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool, rows: in
             store.keys = tuple(Concatenating(-2) for _ in store.keys)
             store.values = tuple(Concatenating(-2) for _ in store.values)
         keys, values = (
-            [torch.randn(rows, part.heads, length, part.width) for part in slices]
+            [
+                torch.randn(rows, part.heads, length, part.width, device=model.device, dtype=model.dtype)
+                for part in slices
+            ]
             for slices in (store.layout.keys, store.layout.values)
         )
         store.append(keys, values)

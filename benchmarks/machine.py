@@ -92,7 +92,7 @@ def facts() -> dict[str, Any]:
         "load_average_before": os.getloadavg(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or "unknown",
         "changed_files": _git("status", "--porcelain", "--", "src", "benchmarks").splitlines(),
     }
 
@@ -148,4 +148,9 @@ def _used() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    """Return the output of git; nothing where the files are in no checkout, as on a card's machine."""
+    try:
+        run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from structattn.atomic import replacing
+
 Row = dict[str, Any]
 """A variant of a case in the JSON."""
 
 
 def write_json(document: Mapping[str, Any], path: Path | None) -> None:
-    """Write the document to `path`, or print it if there is none."""
+    """Write the document to `path`, whole or not at all, or print it if there is none."""
     text = json.dumps(document, indent=1) + "\n"
     if path is None:
         print(text, end="")
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with replacing(path) as file:
+            file.write(text.encode())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

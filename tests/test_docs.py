@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 from itertools import takewhile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -206,7 +207,8 @@ def _python(words, monkeypatch):
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"no module {module}"
     if spec.origin.startswith(str(ROOT)):
-        source = (ROOT / spec.origin).read_text(encoding="utf-8")
+        runs = Path(spec.origin).with_name("__main__.py") if spec.submodule_search_locations else Path(spec.origin)
+        source = runs.read_text(encoding="utf-8")
         assert [each for each in options if each.startswith("--") and f'"{each}"' not in source] == []
 
 
@@ -270,7 +272,7 @@ def _run_by(program):
 
 
 def _in_a_benchmark(option):
-    return any(f'"{option}"' in path.read_text(encoding="utf-8") for path in ROOT.glob("benchmarks/*.py"))
+    return any(f'"{option}"' in path.read_text(encoding="utf-8") for path in ROOT.glob("benchmarks/**/*.py"))
 
 
 def test_every_block_has_a_language():

@@ -26,10 +26,10 @@ from tests.ops.battery import (
     cases,
     check,
     definition,
-    drawn_hierarchies,
     names,
     results,
 )
+from tests.ops.drawn import drawn_hierarchies
 from tests.tolerance import assert_calibrated
 
 CASES = cases()

@@ -16,7 +16,8 @@ from structattn import Hierarchy, mlr_attention
 from structattn.ops import mlr_decode, schema
 from structattn.ops.attention import attend_with_lse
 from structattn.ops.cpu import library
-from tests.ops.battery import HIERARCHIES, drawn_hierarchies
+from tests.ops.battery import HIERARCHIES
+from tests.ops.drawn import drawn_hierarchies
 from tests.tolerance import assert_calibrated
 
 pytestmark = pytest.mark.skipif(library.failure() is not None, reason=f"no kernel: {library.failure()}")

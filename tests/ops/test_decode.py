@@ -1,4 +1,4 @@
-"""Decode against the op it repeats: the last queries of a causal row, from a cache that keeps live keys alone."""
+"""Decode against the op it repeats, by the battery of decode; what it refuses."""
 
 from __future__ import annotations
 
@@ -9,64 +9,17 @@ from hypothesis import strategies as st
 
 from structattn import Hierarchy
 from structattn.ops import cpu, mlr_decode
-from tests.ops.battery import definition, drawn_hierarchies
+from tests.ops import decode_battery
+from tests.ops.battery import definition
+from tests.ops.decode_battery import DecodeCase
+from tests.ops.drawn import drawn_hierarchies
 from tests.tolerance import assert_calibrated
-
-
-def live_starts(hierarchy, key_length, queries, key_start):
-    """For each level, the first index that the level reaches from any row's first query."""
-    rows = [0] if key_start is None else key_start.tolist()
-    starts = []
-    for size in hierarchy.sizes:
-        positions = [max(key_length - queries - start, 0) for start in rows]
-        if hierarchy.by_window:
-            edges = [max(p - size + 1, 0) if size else 0 for p in positions]
-        else:
-            edges = [p // size * size if size else 0 for p in positions]
-        starts.append(min(start + edge for start, edge in zip(rows, edges, strict=True)))
-    return starts
-
-
-def cache(key, value, hierarchy, starts):
-    """Keys (dimension-major) and values from each level's start; capacity beyond the tokens holds NaN."""
-    keys, values = [], []
-    for part, start in zip(key.split(hierarchy.ranks, -1), starts, strict=True):
-        keys.append(_with_spare(part[:, :, start:], 5).transpose(2, 3).contiguous())
-    for part, start in zip(value.split(hierarchy.value_widths(value.shape[3]), -1), starts, strict=True):
-        values.append(_with_spare(part[:, :, start:], 3))
-    return keys, values if hierarchy.value_ranks is not None else values[0]
-
-
-def _with_spare(tensor, count):
-    return torch.cat([tensor, torch.full_like(tensor[:, :, :1], torch.nan).expand(-1, -1, count, -1)], 2)
 
 
 def check(backend, hierarchy, queries, key_length, key_start=None, heads=(2, 2), dtype=torch.float32):
     if backend == "cpu" and cpu.ineligible() is not None:
         pytest.skip(str(cpu.ineligible()))
-    width = 5 if hierarchy.value_ranks is None else sum(hierarchy.value_ranks)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(heads[0], hierarchy.rank), (heads[1], hierarchy.rank), (heads[1], width)]
-    query, key, value = (
-        torch.randn(2, count, key_length, wide, generator=generator).to(dtype) for count, wide in shapes
-    )
-    start = None if key_start is None else torch.tensor(key_start)
-    both = definition(query, key, value, hierarchy, is_causal=True, key_start=start, enable_gqa=True)
-    exact, plain = (out[:, :, -queries:] for out in both)
-    starts = live_starts(hierarchy, key_length, queries, start)
-    levels, values = cache(key, value, hierarchy, starts)
-    actual = mlr_decode(
-        query[:, :, -queries:],
-        levels,
-        values,
-        hierarchy,
-        key_length=key_length,
-        level_starts=starts,
-        key_start=start,
-        enable_gqa=heads[0] != heads[1],
-        backend=backend,
-    )
-    assert_calibrated(actual, exact, plain, largest_term=float(value.abs().max()))
+    decode_battery.check(DecodeCase(hierarchy, queries, key_length, key_start, *heads, dtype=dtype), backend)
 
 
 BACKENDS = ["cpu", "dense"]
