@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -145,16 +144,9 @@ def choices_made() -> Iterator[list[dict[str, Any]]]:
     """Record which block sizes tuning takes; the list is filled when the `with` block ends."""
     from structattn.ops.triton import launch
 
-    tuned, kernels = launch.tuned, {}
-
-    @functools.wraps(tuned)
-    def remember(kernel: Any, *which: Any) -> Any:
-        kernels[which] = tuned(kernel, *which)
-        return kernels[which]
-
-    made: list[dict[str, Any]] = []
-    with patch.object(launch, "tuned", remember):
-        yield made
-    for which, kernel in kernels.items():
-        for key, config in getattr(kernel, "cache", {}).items():
-            made.append({"kernel": " ".join(map(str, which)), "call": str(key), "chosen": str(config)})
+    known, made = len(launch.choices()), []
+    yield made
+    for choice in launch.choices()[known:]:
+        made.append(
+            {"kernel": choice.kernel, "call": str(choice.key), "chosen": choice.config, "seconds": choice.seconds}
+        )

@@ -60,9 +60,9 @@ def test_rows(measured):
         "2|2|4v@w*|16|4, int8",
         "2|2|4v@w*|16|4, int4",
         "window 14 + 4",
-        "uniform 4 + 4",
         "int8",
         "int4",
+        "uniform 4 + 4",
     ]
     standard, levels = results.standard, rows["2|2|4v@w*|16|4"]
     assert standard.share == 1.0

@@ -308,17 +308,17 @@ class _Measured:
             yield self.task.batch(step, 1)["inputs"]
 
     def methods(self) -> list[CacheMethod]:
-        """Return standard attention, then each hierarchy with its rounded caches and rivals, then rounded caches."""
-        study, rounded = self.study, []
-        found: list[CacheMethod] = [CacheMethod()]
-        if study.rivals:
-            rounded = list(study.bits)
+        """Return standard attention, each hierarchy with its rounded caches and window, rounded caches, and cuts."""
+        study, found, cuts = self.study, [CacheMethod()], []
+        rounded = list(study.bits) if study.rivals else []
         for text in study.levels:
             levels = Levels(Hierarchy.parse(text))
             found += [levels, *(Rounded(levels.hierarchy, bits) for bits in rounded)]
             if study.rivals:
-                found += rivals_of(levels, self.layers, study.length, study.sinks)
-        return [*found, *(Rounded(Hierarchy.flat(self.layers[0].width), bits) for bits in rounded)]
+                window, cut = rivals_of(levels, self.layers, study.length, study.sinks)
+                found.append(window)
+                cuts.append(cut)
+        return [*found, *(Rounded(Hierarchy.flat(self.layers[0].width), bits) for bits in rounded), *cuts]
 
     def row(self, method: CacheMethod, folder: Path, progress: Progress | None) -> CacheRow:
         """Return the measurement of one method."""
