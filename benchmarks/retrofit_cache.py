@@ -43,14 +43,14 @@ from structattn.retrofit.cache_study import CacheResults
 from structattn.retrofit.pretrained import find_model, open_pretrained
 from structattn.training.precision import uses_bfloat16
 
-LENGTHS = (512, 1024, 2048, 4096)
+LENGTHS = (1024, 2048)
 PROMPTS = 20
 LONG, LONG_WINDOWS = 8192, 3
 EIGHTHS = 8
 BITS = 4
 SEED = 0
 ROWS, ROUNDS = (1, 8), 30
-STANDARD, LEVELS = "standard", "levels"
+STANDARD, LEVELS, WINDOW = "standard", "levels", "window"
 
 
 class Judged:
@@ -64,12 +64,11 @@ class Judged:
         self.hierarchy = Hierarchy.parse(self.config["levels"][0])
         self.novels = [Path(name) for name in sorted(map(str, Path().glob(self.config["data"])))]
 
-    def methods(self, length: int) -> list[CacheMethod]:
-        """Return the methods to compare: at `length`, the window has as many bytes as the levels."""
-        levels = Levels(self.hierarchy)
-        rounded = [Rounded(self.hierarchy, BITS), Rounded(Hierarchy.flat(self.layers[0].width), BITS)]
+    def methods(self, length: int) -> dict[str, CacheMethod]:
+        """Return the methods to compare by name: at `length`, the window has as many bytes as the levels."""
+        levels, rounded = Levels(self.hierarchy), Rounded(self.hierarchy, BITS)
         window = rivals_of(levels, self.layers, length, self.config["sinks"])[0]
-        return [CacheMethod(), levels, window, *rounded]
+        return {STANDARD: CacheMethod(), LEVELS: levels, f"{LEVELS}, int{BITS}": rounded, WINDOW: window}
 
     def load(self, method: CacheMethod) -> Any:
         """Return the tuned model of a method."""
@@ -125,28 +124,38 @@ def found(model: Any, ids: torch.Tensor, digits: int) -> bool:
 
 
 def judge(folder: Path, out: Path) -> None:
-    """Measure retrieval and losses by position; write after each."""
+    """Measure retrieval and losses by position; write after each, and go on where an earlier call stopped."""
     judged = Judged(folder)
     result: dict[str, Any] = {"retrieval": [], "position": [], "environment": environment()}
     result |= {"prompts": PROMPTS, "long": LONG, "windows": LONG_WINDOWS}
-    for length in LENGTHS:
-        for method in judged.methods(length):
-            model = judged.load(method)
-            prompts = track(passkey_prompts(judged, length), f"{length} tokens, {method.name}", total=PROMPTS)
-            count = sum(found(model, *prompt) for prompt in prompts)
-            share = cache_share(method, judged.layers, length)
-            row = {"length": length, "kind": method.kind, "method": method.name, "share": share, "found": count}
-            result["retrieval"].append(row)
-            write_json(result, out)
+    if out.exists():
+        result = files.read_json(out)
     windows = torch.tensor([judged.tokens(LONG, 5 * book, 0.3) for book in range(LONG_WINDOWS)])
-    for method in judged.methods(LONG):
-        with torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16("auto", windows.device)):
-            losses = token_losses(judged.load(method), track_rows(windows, method.name))
-        parts = [float(part.mean()) for part in losses.chunk(EIGHTHS, dim=1)]
-        share = cache_share(method, judged.layers, LONG)
-        row = {"kind": method.kind, "method": method.name, "share": share, "loss": float(losses.mean())}
-        result["position"].append({**row, "eighths": parts})
-        write_json(result, out)
+    for name in judged.methods(LONG):
+        for length in (*LENGTHS, LONG):
+            method = judged.methods(length)[name]
+            row = {"length": length, "method": name, "setting": method.name}
+            part = "position" if length == LONG else "retrieval"
+            if any(row.items() <= there.items() for there in result[part]):
+                continue
+            share = cache_share(method, judged.layers, length)
+            model = judged.load(method)
+            more = _by_position(model, windows) if length == LONG else _retrieved(judged, model, length)
+            result[part].append({**row, "share": share, **more})
+            write_json(result, out)
+
+
+def _retrieved(judged: Judged, model: Any, length: int) -> dict[str, Any]:
+    """Return how many numbers a model finds in prompts of `length` tokens."""
+    prompts = track(passkey_prompts(judged, length), f"{length} tokens", total=PROMPTS)
+    return {"found": sum(found(model, *prompt) for prompt in prompts)}
+
+
+def _by_position(model: Any, windows: torch.Tensor) -> dict[str, Any]:
+    """Return the loss of long windows, whole and by eighth."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16("auto", windows.device)):
+        losses = token_losses(model, track(list(windows), f"{windows.shape[1]} tokens"))
+    return {"loss": float(losses.mean()), "eighths": [float(part.mean()) for part in losses.chunk(EIGHTHS, dim=1)]}
 
 
 def speed(folder: Path, out: Path) -> None:
@@ -187,21 +196,16 @@ def speed_lines(measured: dict[str, Any]) -> list[str]:
     ]
 
 
-def track_rows(windows: torch.Tensor, name: str) -> Any:
-    """Return the rows of `windows` with a progress bar."""
-    return track(list(windows), f"{LONG} tokens, {name}")
-
-
 def page(document: dict[str, Any]) -> str:
     """Return the Markdown page of the published JSON."""
     results, judged = CacheResults.from_dict(document), document["judged"]
     retrieval = [
-        [str(row["length"]), row["method"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
-        for row in judged["retrieval"]
+        [str(row["length"]), row["setting"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
+        for row in sorted(judged["retrieval"], key=lambda row: row["length"])
     ]
     standard = judged["position"][0]
     positions = [
-        [row["method"], f"{row['share']:.1%}", f"{row['loss']:.3f}"]
+        [row["setting"], f"{row['share']:.1%}", f"{row['loss']:.3f}"]
         + [f"{row['eighths'][at]:.3f} ({row['eighths'][at] - standard['eighths'][at]:+.3f})" for at in (0, 3, 7)]
         for row in judged["position"]
     ]
