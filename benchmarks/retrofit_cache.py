@@ -62,6 +62,7 @@ class Judged:
         self.model, self.tokenizer = open_pretrained(find_model(self.config["model"]))
         self.layers = attention_layers(self.model)[DECODER]
         self.hierarchy = Hierarchy.parse(self.config["levels"][0])
+        self.length = self.config.get("evaluation_length") or self.config["context_length"]
         self.novels = [Path(name) for name in sorted(map(str, Path().glob(self.config["data"])))]
 
     def methods(self, length: int) -> dict[str, CacheMethod]:
@@ -73,13 +74,14 @@ class Judged:
     def load(self, method: CacheMethod) -> Any:
         """Return the tuned model of a method."""
         if isinstance(method, Window):
-            (saved,) = (self.folder / "rivals").glob("window-*")
+            tuned = rivals_of(Levels(self.hierarchy), self.layers, self.length, self.config["sinks"])[0]
+            saved = self.folder / "rivals" / files.safe_name(tuned.name)
             model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="sdpa")
-        elif isinstance(method, Levels) or (isinstance(method, Rounded) and method.hierarchy.levels > 1):
+        elif isinstance(method, Levels | Rounded):
             saved = self.folder / "models" / files.safe_name(str(self.hierarchy))
             model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation=IMPLEMENTATION)
         else:
-            return method.apply(_Plain(self.model))  # type: ignore[arg-type]
+            return self.model
         method.attach(model)
         return model.eval()
 
@@ -94,21 +96,14 @@ class Judged:
         return ids[:count]
 
 
-@dataclasses.dataclass
-class _Plain:
-    """Stands in for `Calibrated` where nothing is calibrated."""
-
-    model: Any
-
-
 def passkey_prompts(judged: Judged, length: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Yield prompts of `length` tokens that end with the number, and how many tokens the number has."""
     draws = random.Random(SEED)
     for prompt in range(PROMPTS):
         key = str(draws.randrange(10_000, 100_000))
-        fact = judged.tokenizer(f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n").input_ids
-        question = judged.tokenizer("\n\nWhat is the pass key? The pass key is").input_ids
-        answer = judged.tokenizer(f" {key}").input_ids
+        fact = judged.encode(f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n")
+        question = judged.encode("\n\nWhat is the pass key? The pass key is")
+        answer = judged.encode(f" {key}")
         filler = judged.tokens(length - len(fact) - len(question) - len(answer), prompt, draws.random())
         place = draws.randrange(0, len(filler) // 2)
         ids = [*filler[:place], *fact, *filler[place:], *question, *answer]
@@ -242,7 +237,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], positions),
         "",
-        *speed_lines(document["speed"]),
+        *(speed_lines(document["speed"]) if "speed" in document else []),
         "Method and options: [Retrofit](../../retrofit.md).",
     ]
     return "\n".join([*lines, ""])
@@ -258,8 +253,9 @@ def write_page(folder: Path, out: Path) -> None:
             key: each for key, each in files.read_json(folder / "environment.json").items() if key != "command"
         },
         "judged": files.read_json(folder / "judged.json"),
-        "speed": files.read_json(folder / "speed.json"),
     }
+    if (folder / "speed.json").exists():
+        document["speed"] = files.read_json(folder / "speed.json")
     files.write_json(out / f"{name}.json", document)
     draw_cache(results, out, name)
     (out / f"{name}.md").write_text(page(document), encoding="utf-8")

@@ -40,7 +40,7 @@ DISTANCE = AT[:, None] - AT
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("text", ["8", "4|4v@w20", "2|2|4v4|0|4@w70|9", "2|6v8|0@w30"])
+@pytest.mark.parametrize("text", ["8", "4|4v@w20", "2|2|4v4|0|4@w70|9", "2|6v8|0@w30", "4|4v@w20/mean"])
 def test_rounded_caches_against_the_definition(text, bits):
     """Beyond the nearest window keys and values are rounded; near ones are exact."""
     hierarchy = Hierarchy.parse(text)
@@ -52,7 +52,9 @@ def test_rounded_caches_against_the_definition(text, bits):
     def definition(dtype):
         query, key, value = inputs(dtype)
         old_key = torch.cat([round_keys(key[..., :far_rank], bits), key[..., far_rank:]], 3)
-        old_value = torch.cat([round_values(value[..., :far_width], bits), value[..., far_width:]], 3)
+        far_values = value[..., :far_width].split(list(widths[: max(hierarchy.levels - 1, 1)]), 3)
+        rounded = [round_values(level, bits) for level in far_values if level.shape[3]]
+        old_value = torch.cat([*rounded, value[..., far_width:]], 3)
         near = recent > DISTANCE
         score, mixed = torch.zeros(2, HEADS, LENGTH, LENGTH, dtype=dtype), []
         starts = [sum(hierarchy.ranks[:level]) for level in range(hierarchy.levels)]
@@ -61,7 +63,8 @@ def test_rounded_caches_against_the_definition(text, bits):
             dims = slice(start, start + rank)
             old, new = (query[..., dims] @ wide(each[..., dims]).mT for each in (old_key, key))
             score = score + torch.where(reached, torch.where(near, new, old), 0.0)
-        p = softmax(score * SCALE, DISTANCE >= 0)
+        gains = torch.tensor(hierarchy.gains, dtype=dtype)[hierarchy.depth(AT[:, None], AT[None]).clamp(min=1) - 1]
+        p = softmax(score * gains * SCALE, DISTANCE >= 0)
         start = 0
         for level, width in enumerate(widths):
             reached = hierarchy.reaches(level, AT[:, None], AT[None]) & (DISTANCE >= 0)
@@ -148,8 +151,8 @@ def test_shares_of_the_cache():
         Rounded(Hierarchy.flat(64), 4): (128 * 16 + (1024 - 128) * 5) / (1024 * 16),
         Rounded(hierarchy, 8): (
             128 * 2 * 64 * 16
-            + (1024 - 128) * 8 * (9 + 8 + 32 * 3 / 96)  # 96 far channels of a token are three groups of 32
-            + (512 - 128) * 24 * (9 + 8 + 32 * 3 / 96)
+            + (1024 - 128) * 8 * (9 + 8 + 32 / 24)  # 24 channels of a token are a group
+            + (512 - 128) * 24 * (9 + 8 + 32 * 3 / 72)  # 72 channels are three
         )
         / (1024 * 128 * 16),
     }

@@ -112,7 +112,10 @@ class Levels(CacheMethod):
 
 @dataclass(frozen=True)
 class Rounded(CacheMethod):
-    """Levels, or standard attention as one level, with a cache of a few bits; it is not tuned further."""
+    """Levels, or standard attention as one level, with a cache of a few bits.
+
+    It is measured on the tuned model of its levels, and not tuned further.
+    """
 
     hierarchy: Hierarchy
     bits: int
@@ -144,12 +147,11 @@ class Rounded(CacheMethod):
         values = self.hierarchy.value_widths(layer.width)
         far = self.hierarchy.levels - (self.hierarchy.levels > 1)
         keys = quantisation.key_bits(self.bits)
-        mixed = quantisation.value_bits(self.bits, sum(values[:far]) * layer.key_heads)
         bits = quantisation.WHOLE_BITS * 2.0 * layer.width * near
         for level in range(far):
-            bits += (self.hierarchy.ranks[level] * keys + values[level] * mixed) * max(
-                self.hierarchy.live(level, length) - near, 0
-            )
+            mixed = quantisation.value_bits(self.bits, values[level] * layer.key_heads)
+            tokens = max(self.hierarchy.live(level, length) - near, 0)
+            bits += (self.hierarchy.ranks[level] * keys + values[level] * mixed) * tokens
         return bits * layer.key_heads
 
 

@@ -23,7 +23,7 @@ _KINDS = {
 """Label, colour and marker of each kind of method."""
 
 _TOO_FAR = 2.0
-"""Perplexities above so many times standard attention's are left out of the figure, and named under it."""
+"""Perplexities above so many times standard attention's are left out of the figure."""
 
 
 def _kind(row: CacheRow) -> str:
@@ -50,7 +50,9 @@ def draw_cache(results: CacheResults, folder: Path, name: str = "retrofit") -> N
                 continue
             places = [100 * row.share for row in shown]
             axes.plot(places, [row.best[0].perplexity for row in shown], marker, color=colour, label=label)
-            before = [row for row in shown if row.tuned and row.untuned[0].perplexity <= _TOO_FAR * standard]
+            before = [
+                row for row in shown if row.tuned and row.untuned and row.untuned[0].perplexity <= _TOO_FAR * standard
+            ]
             for row in before:
                 ends = [row.untuned[0].perplexity, row.best[0].perplexity]
                 axes.plot([100 * row.share] * 2, ends, color=colour, linewidth=0.8, linestyle=":")
@@ -76,10 +78,10 @@ def _columns(results: CacheResults) -> dict[str, Callable[[CacheRow], str]]:
     columns: dict[str, Callable[[CacheRow], str]] = {
         "method": lambda row: row.name,
         "cache": lambda row: f"{row.share:.1%}",
-        "untuned": lambda row: f"{row.untuned[0].perplexity:.2f}",
+        "untuned": lambda row: f"{row.untuned[0].perplexity:.2f}" if row.untuned else "",
     }
     for place, text in enumerate(standard):
-        name = "perplexity" if not place else f"on {Path(text.text).name}"
+        name = "perplexity" if not place else f"on {text.text}"
         columns[name] = lambda row, place=place: loss(row, place)  # type: ignore[misc]
     return columns | {
         "per word": lambda row: f"{row.best[0].word_perplexity:.1f}",

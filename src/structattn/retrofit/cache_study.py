@@ -23,7 +23,9 @@ from structattn.comparison.run import claim
 from structattn.integrations.transformers.layer_levels import LayerLevels
 from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION, attention_layers
 from structattn.integrations.transformers.pairs import find_pairing
+from structattn.integrations.transformers.value_basis import value_weights
 from structattn.ops.hierarchy import Hierarchy
+from structattn.retrofit import quantisation
 from structattn.retrofit.cache_methods import (
     CacheMethod,
     Calibrated,
@@ -37,7 +39,7 @@ from structattn.retrofit.distillation import Distillation, DistillationTask
 from structattn.retrofit.pretrained import find_model, open_pretrained
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.tokens import TokenTask
-from structattn.training import Progress, RunFolderError, TrainConfig, train
+from structattn.training import Progress, TrainConfig, train
 from structattn.training.precision import Precision, uses_bfloat16
 
 MakeProgress = Callable[[str, int, int], Progress | None]
@@ -45,6 +47,10 @@ MakeProgress = Callable[[str, int, int], Progress | None]
 
 TunedWeights = Literal["all", "attention"]
 """Weights that tuning changes: all, or those of queries, keys, values and outputs."""
+
+_ATTENTION = ".self_attn."
+_TRAINED: dict[TunedWeights, str] = {"all": "", "attention": _ATTENTION}
+"""Part of the names of the weights that are tuned."""
 
 _PARTS = 4
 """Parts of a window whose losses are told apart."""
@@ -115,18 +121,23 @@ class CacheStudy:
         for text in self.levels:
             if not Hierarchy.parse(text).by_window:
                 raise ValueError(f"levels must reach by window, such as 8|24|32v@w512|128, got {text}")
-            if self.levels.count(text) > 1:
-                raise ValueError(f"levels must differ, got {text} twice")
+        if len({Hierarchy.parse(text) for text in self.levels}) < len(self.levels):
+            raise ValueError(f"levels must differ, got {', '.join(self.levels)}")
         for name in ("context_length", "evaluation_tokens", "calibration_tokens", "batch_size"):
             checks.positive_int(name, getattr(self, name))
         if self.evaluation_length is not None:
             checks.positive_int("evaluation_length", self.evaluation_length)
+        for name, least in (("evaluation_tokens", self.length), ("calibration_tokens", self.context_length)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least a window of {least} tokens, got {getattr(self, name)}")
         for name in ("tune_steps", "sinks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for bits in self.bits:
             if not 1 <= checks.positive_int("bits", bits) <= 8:
                 raise ValueError(f"bits must be between 1 and 8, got {bits}")
+        if not checks.finite("tune_rate", self.tune_rate) > 0:
+            raise ValueError(f"tune_rate must be above 0, got {self.tune_rate}")
         checks.one_of("tune_weights", self.tune_weights, ("all", "attention"))
 
     @property
@@ -177,7 +188,7 @@ class CacheRow:
     """Bits of the cache at the evaluated length, as a share of standard attention's in 16 bits."""
 
     untuned: tuple[TextLoss, ...]
-    """Losses on each text before tuning."""
+    """Losses on each text before tuning; empty for a rounded cache of tuned levels."""
 
     tuned: tuple[TextLoss, ...] = ()
     """Losses after tuning; empty without."""
@@ -256,18 +267,30 @@ def measure_cache(
     """
     measured = _Measured(study)
     if overwrite:
-        files.remove(folder, "config.json", "environment.json", "results.json", "tuned", "models", "rivals")
+        files.remove(
+            folder,
+            "config.json",
+            "environment.json",
+            "results.json",
+            "judged.json",
+            "speed.json",
+            "tuned",
+            "models",
+            "rivals",
+        )
     claim(folder, "config.json", study.to_dict())
     files.write_json(folder / "environment.json", environment(command))
     done = (folder / "results.json").exists()
     results = CacheResults.load(folder) if done else CacheResults(study.model, study.length, study.tune_steps)
     methods = measured.methods()
-    for index in range(len(results.rows), len(methods)):
-        method = methods[index]
-        progress = make_progress(method.name, index, len(methods)) if make_progress else None
-        row = measured.row(method, folder, progress)
-        results = dataclasses.replace(results, rows=(*results.rows, row))
-        results.save(folder)
+    found = {row.name: row for row in results.rows}
+    for index, method in enumerate(methods):
+        if method.name not in found:
+            progress = make_progress(method.name, index, len(methods)) if make_progress else None
+            found[method.name] = measured.row(method, folder, progress)
+            rows = tuple(found[each.name] for each in methods if each.name in found)
+            results = dataclasses.replace(results, rows=rows)
+            results.save(folder)
     return results
 
 
@@ -286,26 +309,39 @@ class _Measured:
         self.texts = [same, *(self._task(text, model.config.vocab_size, study.length) for text in study.also)]
 
     def _check(self, model: Any) -> None:
-        """Raise ValueError unless every hierarchy fits every layer, and the windows fit the model."""
+        """Raise ValueError unless every hierarchy fits every layer, and the model serves the study."""
+        value_weights(model)
+        if not any(_TRAINED[self.study.tune_weights] in name for name, _ in model.named_parameters()):
+            raise ValueError(f"tune_weights must be 'all': no weight of the model has {_ATTENTION!r} in its name")
         positions = getattr(model.config, "max_position_embeddings", None) or math.inf
         for name, length in (("context_length", self.study.context_length), ("evaluation_length", self.study.length)):
             if length > positions:
                 raise ValueError(f"{name} must be at most the model's {positions} positions, got {length}")
         for text in self.study.levels:
+            near = quantisation.near_window(Hierarchy.parse(text))
+            if near >= self.study.context_length:
+                raise ValueError(
+                    f"context_length must be above the nearest window {near} of {text}, got {self.study.context_length}"
+                )
             for layer in self.layers:
+                if layer.window is not None and layer.window < self.study.length:
+                    raise ValueError(
+                        f"{layer.name} has a sliding window of {layer.window} tokens, below the evaluated "
+                        f"{self.study.length}: such models are not measured"
+                    )
                 pairing = find_pairing(model, layer.module, layer.name, layer.width)
                 sizes: dict[str, Any] = {"width": layer.width, "key_heads": layer.key_heads, "name": layer.name}
                 LayerLevels(Hierarchy.parse(text), pairing, None, **sizes)
 
     def _task(self, data: str, vocabulary: int, length: int) -> LanguageTask:
         encode = functools.partial(self.tokenizer, add_special_tokens=False, verbose=False)
-        config = LanguageConfig(data, length, max(self.study.evaluation_tokens, length))
+        config = LanguageConfig(data, length, self.study.evaluation_tokens)
         return TokenTask(config, lambda text: encode(text).input_ids, vocabulary, seed=self.study.seed)
 
     def _calibration(self) -> Iterator[Tensor]:
         """Yield windows of training text with about `calibration_tokens` tokens, in the order of tuning."""
-        for step in range(max(1, self.study.calibration_tokens // self.study.context_length)):
-            yield self.task.batch(step, 1)["inputs"]
+        for step in range(self.study.calibration_tokens // self.study.context_length):
+            yield self.task.batch(step, 1)["inputs"].to(self.calibrated.model.device)
 
     def methods(self) -> list[CacheMethod]:
         """Return standard attention, each hierarchy with its rounded caches and window, rounded caches, and cuts."""
@@ -323,12 +359,13 @@ class _Measured:
     def row(self, method: CacheMethod, folder: Path, progress: Progress | None) -> CacheRow:
         """Return the measurement of one method."""
         saved = self._folder(method, folder)
-        if isinstance(method, Rounded) and saved.exists():
+        share = cache_share(method, self.layers, self.study.length)
+        tokens = self.study.tune_steps * self.study.batch_size * self.study.context_length
+        if isinstance(method, Rounded) and method.hierarchy.levels > 1 and self.study.tune_steps:
             model = AutoModelForCausalLM.from_pretrained(saved, attn_implementation=IMPLEMENTATION, dtype=torch.float32)
             method.attach(model)
-        else:
-            model = method.apply(self.calibrated)
-        share = cache_share(method, self.layers, self.study.length)
+            return CacheRow(method.kind, method.name, share, (), self._losses(model), tokens)
+        model = method.apply(self.calibrated)
         row = CacheRow(method.kind, method.name, share, self._losses(model))
         if not method.tuned or not self.study.tune_steps:
             if isinstance(method, Levels):
@@ -338,7 +375,6 @@ class _Measured:
         self._tune(model, method.name, folder / "tuned" / files.safe_name(method.name), progress)
         seconds = time.monotonic() - started
         self._save(model, saved)
-        tokens = self.study.tune_steps * self.study.batch_size * self.study.context_length
         return dataclasses.replace(row, tuned=self._losses(model), tuning_tokens=tokens, tuning_seconds=seconds)
 
     def _folder(self, method: CacheMethod, folder: Path) -> Path:
@@ -376,14 +412,7 @@ class _Measured:
             evaluation_interval=study.tune_steps,
             precision=study.precision,
         )
-        trained = "" if study.tune_weights == "all" else ".self_attn."
-        student = Distillation(model, self.calibrated.model, trained)
+        student = Distillation(model, self.calibrated.model, _TRAINED[study.tune_weights])
         task = DistillationTask(self.task, study.context_length)
-        try:
-            train(student, lambda steps: task, config, folder, structure=name, progress=progress)  # type: ignore[arg-type]
-        finally:
-            self.calibrated.model.requires_grad_(True)
+        train(student, lambda steps: task, config, folder, structure=name, progress=progress)  # type: ignore[arg-type]
         shutil.rmtree(folder)  # Checkpoints serve only to resume.
-
-
-__all__ = ["CacheResults", "CacheRow", "CacheStudy", "RunFolderError", "TextLoss", "measure_cache"]

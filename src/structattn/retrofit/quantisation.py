@@ -36,7 +36,7 @@ def round_groups(x: Tensor, bits: int, dim: int) -> Tensor:
 def _padded(x: Tensor) -> Tensor:
     """Return `x` with its last number repeated up to whole groups."""
     missing = -x.shape[-1] % GROUP
-    return F.pad(x, (0, missing), mode="replicate") if missing and x.dim() > 1 else x
+    return F.pad(x, (0, missing), mode="replicate") if missing else x
 
 
 def round_keys(key: Tensor, bits: int) -> Tensor:
@@ -56,7 +56,7 @@ def key_bits(bits: int) -> float:
 
 
 def value_bits(bits: int, channels: int) -> float:
-    """Return the same for values, whose token has `channels` rounded numbers over all heads."""
+    """Return the same for values, where a level has `channels` numbers of a token over all heads."""
     return bits + 2 * WHOLE_BITS * -(-channels // GROUP) / channels if channels else 0.0
 
 
@@ -84,18 +84,21 @@ def attend_rounded(
     """
     width = value.shape[3]
     ranks, values = list(hierarchy.ranks), list(hierarchy.value_widths(width))
-    windows = list(hierarchy.sizes)
+    windows, gains = hierarchy.sizes, hierarchy.gains
     if hierarchy.levels == 1:
-        ranks, values, windows = [*ranks, 0], [*values, 0], [*windows, RECENT]
+        ranks, values, windows, gains = [*ranks, 0], [*values, 0], (*windows, RECENT), 2 * gains
     rank, kept = sum(ranks[:-1]), sum(values[:-1])
     far_key, far_value = round_keys(key[..., :rank], bits), value[..., :kept]
-    far_value = round_values(far_value, bits) if kept else far_value
+    if kept:  # level by level, since a level's numbers leave the cache together
+        far_value = _join(
+            *(round_values(level, bits) for level in far_value.split(values[:-1], dim=3) if level.numel())
+        )
     mixed = mlr_attention(
         _join(query, query[..., :rank]),
         _join(far_key, key[..., rank:], key[..., :rank] - far_key),
         _join(far_value, value[..., kept:], value[..., :kept] - far_value),
         Hierarchy(
-            (*ranks[:-1], ranks[-1] + rank), windows=tuple(windows), value_ranks=(*values[:-1], values[-1] + kept)
+            (*ranks[:-1], ranks[-1] + rank), None, gains, windows=windows, value_ranks=(*values[:-1], values[-1] + kept)
         ),
         is_causal=True,
         scale=scale,

@@ -142,7 +142,7 @@ def balance_values(model: PreTrainedModel, moments: Mapping[str, Sequence[Tensor
     if found.keys() != moments.keys() or any(len(found[stack]) != len(moments[stack]) for stack in found):
         raise ValueError("moments must be of this model, one for each attention layer: see far_value_moments")
     pairs = [pair for stack in found for pair in zip(found[stack], moments[stack], strict=True)]
-    weights = [_weights(layer) for layer, _ in pairs]
+    weights = value_weights(model)
     for (layer, moment), each in zip(pairs, weights, strict=True):
         expected = (layer.key_heads, each.value.shape[1], each.value.shape[1])
         if moment.shape != expected:
@@ -151,8 +151,17 @@ def balance_values(model: PreTrainedModel, moments: Mapping[str, Sequence[Tensor
         each.change_basis(moment)
 
 
+def value_weights(model: PreTrainedModel) -> list[ValueWeights]:
+    """Return the weights of values and outputs of each attention layer.
+
+    Raises:
+        ValueError: a layer has other projections than `balance_values` serves.
+    """
+    return [_weights(layer) for layers in attention_layers(model).values() for layer in layers]
+
+
 @dataclass
-class _Weights:
+class ValueWeights:
     """Views of the weights that make one layer's values and read what was mixed of them.
 
     Attributes:
@@ -185,7 +194,7 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
 
 
-def _weights(layer: AttentionLayer) -> _Weights:
+def _weights(layer: AttentionLayer) -> ValueWeights:
     """Return a layer's weights by head; ValueError where its projections are of an unknown kind."""
     for names in _PROJECTIONS:
         value, output = (getattr(layer.module, name, None) for name in names)
@@ -198,7 +207,7 @@ def _weights(layer: AttentionLayer) -> _Weights:
             continue
         if made.shape[0] % layer.key_heads == 0 and read.shape[1] % made.shape[0] == 0:
             heads = (layer.key_heads, made.shape[0] // layer.key_heads)
-            return _Weights(
+            return ValueWeights(
                 made.unflatten(0, heads),
                 None if bias is None else bias.unflatten(0, heads),
                 read.unflatten(1, (layer.key_heads, -1, heads[1])),
