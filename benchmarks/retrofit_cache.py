@@ -90,10 +90,12 @@ class Judged:
         text = self.novels[book % len(self.novels)].read_text(encoding="utf-8")
         held = text[len(text) - len(text) // 20 :]
         start = int(at * max(0, len(held) - 8 * count))
-        ids: list[int] = self.tokenizer(
-            held[start : start + 8 * count], add_special_tokens=False, verbose=False
-        ).input_ids
-        return ids[:count]
+        return self.encode(held[start : start + 8 * count])[:count]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
 
 
 def passkey_prompts(judged: Judged, length: int) -> Iterator[tuple[torch.Tensor, int]]:
