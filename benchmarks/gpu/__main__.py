@@ -39,6 +39,8 @@ def main() -> None:
         data=options.data,
         scratch=options.scratch,
     )
+    if "language" in options.parts and (options.data is None or not Path(options.data).exists()):
+        raise SystemExit(f"the part language needs --data, a folder or file of texts, got {options.data}")
     setup.prepare()
     if not setup.rehearse and not torch.cuda.is_available():
         raise SystemExit(NO_CARD)
@@ -56,6 +58,8 @@ def run_part(part: str, setup: Setup, folder: Path, seconds: float | None) -> bo
 
     def handle(job: Job, row: Row) -> None:
         print(_line(record.add(job, row)), flush=True)
+        module.conclude(record.document)
+        record.write()
 
     begun = time.monotonic()
     for stage in module.stages(setup, record.document):

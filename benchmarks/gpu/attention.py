@@ -254,7 +254,8 @@ def measure(setup: Setup, case: Case) -> Iterator[Row]:
 
 def _as_graph(row: Row, call: Call, setup: Setup, calls: dict[str, Call]) -> Row:
     """Return the row of a call as a CUDA graph, and add the graph's replay to the calls."""
-    row = {**row, "variant": row["variant"] + GRAPH}
+    about = {name: each for name, each in row.items() if name not in ("kernels", "choices")}
+    row = {**about, "variant": row["variant"] + GRAPH}
     try:
         calls[row["variant"]] = captured(call, setup)
     except Exception as failure:

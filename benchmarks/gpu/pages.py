@@ -75,7 +75,9 @@ def _checked(row: Row) -> list[str]:
     if "results" not in row:
         return [row["case"], row["dtype"], str(row["blocks"]), "failed", "", ""]
     shares = [each["error"] / each["allowed"] for each in row["results"] if each["allowed"] and each["error"]]
-    error = f"**{max(shares, default=0.0):.2f}**" if "reason" in row else f"{max(shares, default=0.0):.2f}"
+    finite = all(each["error"] is not None for each in row["results"])
+    error = f"{max(shares, default=0.0):.2f}" if finite else "not finite"
+    error = f"**{error}**" if "reason" in row else error
     seconds = [f"{row[name]:.2f}" for name in ("first_seconds", "second_seconds")]
     return [row["case"], row["dtype"], str(row["blocks"]), error, *seconds]
 

@@ -313,6 +313,8 @@ def test_command(folder, tmp_path, capsys):
         (["--ranks", "2,2,4", "--model", "nowhere"], "there is no such folder or GGUF file"),
         (["--ranks", "2,2,4", "--model", "no tokenizer"], "has no tokenizer"),
         (["--ranks", "2,2,4", "--model", "bert"], "'bert', is not a causal language model"),
+        (["--ranks", "2,2,4", "--pairs", "all"], "--pairs goes with levels by block"),
+        (["--ranks", "2,2,4", "--rivals", "off", "--bits", "4"], "--bits says which rivals to measure"),
         ([], "--windows needs --ranks"),
     ],
 )

@@ -197,6 +197,11 @@ def _retrofit_by_window(command: commands.Retrofit, windows: str, line: Sequence
     from structattn.retrofit.cache_report import cache_table, cache_verdict, draw_cache
     from structattn.retrofit.cache_study import CacheStudy, measure_cache
 
+    if command.pairs is not None:
+        raise ValueError("--pairs goes with levels by block: leave out --windows")
+    for name in ("bits", "sinks"):
+        if command.rivals == "off" and getattr(command, name) is not None:
+            raise ValueError(f"--{name} says which rivals to measure: leave out --rivals off")
     fields = _fields(CacheStudy, command, {}) | {"levels": _levels(command, windows)}
     study = CacheStudy(**fields | {"rivals": command.rivals != "off"})
     console = Console(highlight=False)

@@ -106,8 +106,8 @@ class Retrofit:
         tuple[str, ...] | None, tyro.conf.arg(help=_LEVELS_ONLY + "further texts to evaluate on, as for --data.")
     ] = None
 
-    pairs: Literal["far", "all"] = "far"
-    """Without --windows: pairs of tokens that the order of dimensions is measured on: far ones, or all."""
+    pairs: Literal["far", "all"] | None = None
+    """Without --windows: pairs of tokens that the order of dimensions is measured on; by default far ones."""
 
     tune_steps: int | None = None
     """Steps of tuning, 0 for none; by default 150, with --windows 40."""

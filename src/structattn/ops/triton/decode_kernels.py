@@ -24,6 +24,8 @@ STEP_BYTES, STAGES = 16384, 4
 FEWEST_KEYS, MOST_KEYS = 32, 256
 # Programs per multiprocessor that hide the latency of memory, and the fewest tiles of keys worth a program.
 PROGRAMS, LEAST_TILES = 4, 4
+# The second kernel holds the shares of all splits of a row in registers.
+MOST_SPLITS = 128
 # A run of one depth gets a loop of its own where it may hold so many tiles.
 LEAST_RUN = 8
 
@@ -226,5 +228,5 @@ def _step(ranks: tuple[int, ...], values: tuple[int, ...], itemsize: int) -> tup
 def tiles_per_program(key_tiles: int, tasks: int, query: Tensor) -> int:
     """Return the tiles of keys of each program, so that every multiprocessor is busy."""
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 1
-    splits = max(1, min(PROGRAMS * processors // tasks, key_tiles // LEAST_TILES))
+    splits = max(1, min(PROGRAMS * processors // tasks, key_tiles // LEAST_TILES, MOST_SPLITS))
     return int(triton.cdiv(key_tiles, splits))
