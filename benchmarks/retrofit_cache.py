@@ -53,6 +53,9 @@ ROWS, ROUNDS = (1, 8), 30
 STANDARD, LEVELS, WINDOW = "standard", "levels", "window"
 
 
+_UNFINISHED = "The study was stopped before its last rows, the uniform cuts."
+
+
 class Judged:
     """The models of a study's folder, and the text they read."""
 
@@ -213,7 +216,7 @@ def page(document: dict[str, Any]) -> str:
         cache_verdict(results),
         "",
         "```sh",
-        shlex.join(without_folder(document["command"])),
+        shlex.join(document["command"]),
         "```",
         "",
         f"![Perplexity against bytes of the cache]({results.model}.png)",
@@ -226,6 +229,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         cache_markdown(results),
         "",
+        *([] if any(row.kind == "uniform" for row in results.rows) else [_UNFINISHED, ""]),
         "## Retrieval",
         "",
         "A number of five digits stands in the first half of a text, whose end asks for it. *Found*: all digits are",
@@ -249,15 +253,19 @@ def write_page(folder: Path, out: Path) -> None:
     """Write page, figure and JSON of a study into `out`."""
     results = CacheResults.load(folder)
     name = results.model
+    made_by = files.read_json(folder / "environment.json")
+    words = without_folder(made_by.pop("command"))
+    words[words.index("--out") + 1] = f"runs/{folder.name}"
     document = dataclasses.asdict(results) | {
-        "command": files.read_json(folder / "environment.json")["command"],
-        "environment": {
-            key: each for key, each in files.read_json(folder / "environment.json").items() if key != "command"
-        },
+        "command": words,
+        "environment": made_by,
         "judged": files.read_json(folder / "judged.json"),
     }
     if (folder / "speed.json").exists():
         document["speed"] = files.read_json(folder / "speed.json")
+    for row in document["rows"]:
+        for text in (*row["untuned"], *row["tuned"]):
+            text["text"] = Path(text["text"]).name
     files.write_json(out / f"{name}.json", document)
     draw_cache(results, out, name)
     (out / f"{name}.md").write_text(page(document), encoding="utf-8")
