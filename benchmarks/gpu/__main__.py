@@ -39,11 +39,11 @@ def main() -> None:
         data=options.data,
         scratch=options.scratch,
     )
-    if "language" in options.parts and (options.data is None or not Path(options.data).exists()):
-        raise SystemExit(f"the part language needs --data, a folder or file of texts, got {options.data}")
     setup.prepare()
     if not setup.rehearse and not torch.cuda.is_available():
         raise SystemExit(NO_CARD)
+    if "language" in options.parts and (options.data is None or not Path(options.data).exists()):
+        raise SystemExit(f"the part language needs --data, a folder or file of texts, got {options.data}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes are ended, too
     failed = [part for part in options.parts if not run_part(part, setup, options.out, options.seconds)]
     if failed:
