@@ -19,11 +19,11 @@ class Deviation:
     at: tuple[int, ...]
     """Indices of the entry."""
     problem: str | None = None
-    """What else is wrong: shape, dtype, or numbers that are not finite."""
+    """Fault other than the error: shape, dtype, or numbers that are not finite."""
 
     @property
     def message(self) -> str | None:
-        """What is wrong, in a line; None if nothing is."""
+        """Say in a line what is wrong; None if nothing is."""
         if self.problem is not None:
             return f"{self.what}: {self.problem}"
         if self.error <= self.allowed:

@@ -1,4 +1,4 @@
-"""What a GPU can gain from levels, by its roofs: `python -m benchmarks.gpu.bounds` prints the tables of `docs/gpu.md`.
+"""Bound what a GPU gains from levels: `python -m benchmarks.gpu.bounds` prints the tables of `docs/gpu.md`.
 
 Rates of an H100 SXM. Products: 989.4 TFLOP/s in bfloat16 without sparsity (NVIDIA H100 data sheet). Exponentials: 16 of
 `exp2` per multiprocessor and clock (CUDA C++ Programming Guide, throughput of native arithmetic instructions, compute

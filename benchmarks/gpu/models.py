@@ -28,7 +28,7 @@ TRAINED = {"layers": 6, "dim": 768, "heads": 12, "positions": "rotary"}
 DECODING = {"layers": 6, "dim": 1024, "heads": 8, "positions": "rotary"}
 TINY = {"layers": 1, "dim": 64, "heads": 1, "positions": "rotary"}
 SYNCS = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-"""What the profiler calls a wait for the card."""
+"""Names of the calls that wait for the card, as the profiler gives them."""
 TOKENS_PROFILED = 8
 
 

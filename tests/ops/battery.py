@@ -137,12 +137,12 @@ def largest_terms(case: Case) -> dict[str, float]:
 
 
 def deviations(case: Case, backend: str) -> list[Deviation]:
-    """The backend's output and gradients against the definition, tolerances from plain PyTorch in the same dtype."""
+    """Compare a backend's output and gradients with the definition; plain PyTorch in the same dtype sets tolerances."""
     return compare(case, results(case, backend))
 
 
 def compare(case: Case, actual: dict[str, Tensor]) -> list[Deviation]:
-    """What `results` gave against the definition."""
+    """Compare what `results` gave with the definition."""
     exact, plain, terms = results(case, None, torch.float64), results(case, None), largest_terms(case)
     return [deviation(each, exact[name], plain[name], name, terms[name]) for name, each in actual.items()]
 

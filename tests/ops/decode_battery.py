@@ -65,7 +65,7 @@ def result(case: DecodeCase, backend: str) -> Tensor:
 
 
 def compare(case: DecodeCase, actual: Tensor) -> list[Deviation]:
-    """What `result` gave against the definition."""
+    """Compare what `result` gave with the definition."""
     query, key, value = case.tensors()
     start = None if case.key_start is None else torch.tensor(case.key_start)
     last, offset = query[:, :, -case.queries :], case.key_length - case.queries

@@ -61,7 +61,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class CacheMethod:
-    """One way to a smaller cache; this one keeps everything.
+    """A way to a smaller cache. This class keeps everything: standard attention.
 
     Attributes:
         kind: name of the method in tables.

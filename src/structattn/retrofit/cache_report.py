@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def _columns(results: CacheResults) -> dict[str, Callable[[CacheRow], str]]:
     }
     for place, text in enumerate(standard):
         name = "perplexity" if not place else f"on {text.text}"
-        columns[name] = lambda row, place=place: loss(row, place)  # type: ignore[misc]
+        columns[name] = functools.partial(loss, text=place)
     return columns | {
         "per word": lambda row: f"{row.best[0].word_perplexity:.1f}",
         "last quarter": lambda row: f"{row.best[0].parts[-1] - standard[0].parts[-1]:+.3f}",

@@ -23,7 +23,7 @@ _ROWS = 256
 
 
 class _Outputs(NamedTuple):
-    """What `train` reads of a model's output."""
+    """Output of a model, as `train` reads it."""
 
     logits: Tensor
 

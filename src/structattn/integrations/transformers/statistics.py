@@ -23,7 +23,7 @@ Batches = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]
 
 
 class LayerInputs(NamedTuple):
-    """What one layer's attention is called with for a batch.
+    """Arguments of one layer's attention for a batch.
 
     Attributes:
         query: `(B, Hq, T, r)`.

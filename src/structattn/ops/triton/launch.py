@@ -61,7 +61,7 @@ STEPS = {"forward": 16, "query_grad": 32, "key_grad": 32}
 
 @dataclass(frozen=True)
 class Choice:
-    """What tuning chose for one kind of call."""
+    """Block sizes that tuning chose for one kind of call."""
 
     kernel: str
     key: tuple[Any, ...]
