@@ -162,6 +162,10 @@ NEAR = Hierarchy((16, 16, 24, 8), None, "mean", windows=(None, 200, 70, 9), valu
 SLIDING = Hierarchy((64,), windows=(33,))
 WITHIN = Hierarchy((5, 9, 2), None, (1.0, -0.5, 0.7), windows=(150, 64, 1), value_ranks=(3, 5, 56))
 BLOCK_VALUES = Hierarchy((16, 24, 16, 8), (None, 96, 48, 12), "mean", value_ranks=(20, 12, 32, 0))
+SINKS = Hierarchy((64,), windows=(33,), sinks=4)
+SINKS_AND_LEVELS = Hierarchy(
+    (16, 16, 24, 8), None, "mean", windows=(150, 70, 30, 9), value_ranks=(24, 0, 24, 16), sinks=5
+)
 HIERARCHIES = {
     "flat": FLAT,
     "deep": DEEP,
@@ -231,6 +235,7 @@ def cases() -> dict[str, Case]:
     table["bias-no-axis"] = replace(base, bias=(False, False, False, False))
     for name in ("near", "within", "block-values"):
         _add_levels_in_values(table, name, HIERARCHIES[name])
+    _add_sinks(table)
     table["strided"] = replace(base, strided=True, query_length=257, bias=(True, False, True, True))
     table["scale"] = replace(base, scale=-0.3)
     return table
@@ -260,6 +265,25 @@ def _add_levels_in_values(table: dict[str, Case], name: str, hierarchy: Hierarch
     )
     table[f"{prefix}-queries-past-keys"] = replace(base, query_length=170, key_length=33, is_causal=False)
     table[f"{prefix}-strided"] = replace(base, strided=True, query_length=257)
+
+
+def _add_sinks(table: dict[str, Case]) -> None:
+    """Add the cases of sinks: windows and levels, padding on both sides, offsets, groups and biases."""
+    for is_causal in (True, False):
+        mask = "causal" if is_causal else "full"
+        base = Case(SINKS_AND_LEVELS, is_causal=is_causal)
+        table[f"sinks-257-{mask}"] = Case(SINKS, 257, is_causal=is_causal)
+        table[f"sinks-levels-257-{mask}"] = replace(base, query_length=257)
+        # Rows that end among the sinks, or before the first.
+        table[f"sinks-padding-{mask}"] = replace(
+            base, batch=5, query_length=200, key_start=(0, 50, 0, 196, 200), key_end=(200, 190, 3, 200, 200)
+        )
+        table[f"sinks-offset-{mask}"] = replace(
+            base, batch=3, query_length=40, key_length=100, query_offset=60, key_start=(0, 57, 98)
+        )
+        table[f"sinks-gqa-bias-{mask}"] = replace(
+            base, heads=4, bias=(False, True, True, True), key_start=(0, 7), key_end=(100, 97)
+        )
 
 
 def names() -> list[str]:

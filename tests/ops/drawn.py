@@ -8,7 +8,7 @@ from structattn.ops import Hierarchy
 
 
 @st.composite
-def drawn_hierarchies(draw: st.DrawFn) -> tuple[Hierarchy, int]:
+def drawn_hierarchies(draw: st.DrawFn, *, with_sinks: bool = False) -> tuple[Hierarchy, int]:
     """Levels by block or by window, in keys alone or in values too, and a width of values that fits."""
     levels = draw(st.integers(1, 4))
     reach: dict[str, tuple[int | None, ...]] = {}
@@ -24,4 +24,6 @@ def drawn_hierarchies(draw: st.DrawFn) -> tuple[Hierarchy, int]:
     gains = draw(st.sampled_from([None, "mean", (1.0, -0.5, 0.0, 2.0)[:levels]]))
     value_ranks = draw(st.none() | st.lists(st.integers(0, 7), min_size=levels, max_size=levels).filter(any))
     width = draw(st.integers(1, 20)) if value_ranks is None else sum(value_ranks)
-    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, **reach), width
+    smallest = reach.get("windows", (None,))[-1]
+    sinks = draw(st.integers(0, min(smallest - 1, 9))) if with_sinks and smallest is not None else 0
+    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, sinks=sinks, **reach), width

@@ -21,6 +21,7 @@ from tests.ops.battery import (
     HIERARCHIES,
     NEAR,
     ODD,
+    SINKS_AND_LEVELS,
     SLIDING,
     Case,
     cases,
@@ -57,6 +58,8 @@ def test_backend_against_definition(backend, case):
         "sliding-257-causal",
         "windows-gqa-bias",
         "windows-large-scores-causal",
+        "sinks-levels-257-causal",
+        "sinks-gqa-bias-full",
     ],
 )
 def test_backend_in_other_dtypes(backend, dtype, case):
@@ -70,7 +73,7 @@ def test_backend_in_other_dtypes(backend, dtype, case):
 
 @st.composite
 def drawn_cases(draw):
-    hierarchy, value_width = draw(drawn_hierarchies())
+    hierarchy, value_width = draw(drawn_hierarchies(with_sinks=True))
     keys = draw(st.integers(1, 150))
     queries = draw(st.integers(1, keys))
     start = draw(st.integers(0, keys))
@@ -236,7 +239,13 @@ def test_one_dropout_mask_serves_all_value_levels(backend):
 
 
 @pytest.mark.parametrize("backend", names())
-@pytest.mark.parametrize("hierarchy", [NEAR, SLIDING], ids=["near", "sliding"])
+def test_one_dropout_mask_serves_sinks_and_levels(backend):
+    check(replace(CASES["sinks-padding-causal"], dropout_p=0.3), backend)
+    check(replace(CASES["sinks-257-full"], dropout_p=0.3), backend)
+
+
+@pytest.mark.parametrize("backend", names())
+@pytest.mark.parametrize("hierarchy", [NEAR, SLIDING, SINKS_AND_LEVELS], ids=["near", "sliding", "sinks"])
 def test_windows_depend_on_distance_alone(backend, hierarchy):
     """Left padding changes nothing, and a chunk of queries gives what the whole call gives."""
     query, key, value = Case(hierarchy, 150).tensors().values()
@@ -290,7 +299,7 @@ def test_gradcheck(backend, text):
 
 
 @pytest.mark.parametrize("backend", names())
-@pytest.mark.parametrize("hierarchy", [DEEP, NEAR], ids=["blocks", "windows"])
+@pytest.mark.parametrize("hierarchy", [DEEP, NEAR, SINKS_AND_LEVELS], ids=["blocks", "windows", "sinks"])
 def test_opcheck(backend, hierarchy):
     query, key, value, bias = (
         x.requires_grad_() for x in replace(CASES["bias-full-causal"], query_length=20).tensors().values()
@@ -306,7 +315,7 @@ def test_opcheck(backend, hierarchy):
 
 
 @pytest.mark.parametrize("backend", names())
-@pytest.mark.parametrize("text", ["4|2|2@32/mean", "4|2|2v4|0|4@w*|12|5"])
+@pytest.mark.parametrize("text", ["4|2|2@32/mean", "4|2|2v4|0|4@w*|12|5", "4|2|2v4|0|4@w*|12|5+3"])
 def test_compiles_whole(backend, text):
     hierarchy = Hierarchy.parse(text)
     torch._dynamo.reset()  # every parameter set compiles the same code anew
@@ -326,7 +335,7 @@ def test_compiles_whole(backend, text):
 
 
 @pytest.mark.parametrize("backend", names())
-@pytest.mark.parametrize("case", ["padding-causal", "bias-full-full", "gqa-8:2"])
+@pytest.mark.parametrize("case", ["padding-causal", "bias-full-full", "gqa-8:2", "sinks-gqa-bias-full"])
 def test_operator_and_direct_call_are_one(backend, case):
     """A call goes straight to the backend unless something watches operators: both ways give the same numbers."""
     direct = results(CASES[case], backend)
@@ -369,10 +378,10 @@ def test_autocast(backend):
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize("name", HIERARCHIES)
-def test_flops(name, is_causal):
+@pytest.mark.parametrize("hierarchy", [*HIERARCHIES.values(), SINKS_AND_LEVELS], ids=str)
+def test_flops(hierarchy, is_causal):
     """The counter sees the formula, forward and backward: 1 and 3 score products, 1 and 2 of the value's width."""
-    hierarchy, length = HIERARCHIES[name], 130
+    length = 130
     width = sum(hierarchy.value_ranks or (16,))
     query, key = (torch.randn(2, 4, length, hierarchy.rank, requires_grad=True) for _ in range(2))
     value = torch.randn(2, 4, length, width, requires_grad=True)

@@ -195,10 +195,19 @@ def test_text_forms(hierarchy):
 # --- what the kernel does not serve -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "backend"), [(torch.float64, "auto"), (torch.float32, "tiled")], ids=str)
-def test_python_serves_the_rest(dtype, backend):
+@pytest.mark.parametrize(
+    ("dtype", "backend", "text"),
+    [
+        (torch.float64, "auto", "4|2|2@*|8|4"),
+        (torch.float32, "tiled", "4|2|2@*|8|4"),
+        (torch.float64, "auto", "4|2|2@w9|7|4+3"),
+        (torch.float32, "tiled", "4|2|2@w9|7|4+3/mean"),
+    ],
+    ids=str,
+)
+def test_python_serves_the_rest(dtype, backend, text):
     tensors = [tensor.to(dtype).requires_grad_() for tensor in (Q, K, V)]
-    options = ["4|2|2@*|8|4", True, 0.3, 2, 0.0]
+    options = [text, True, 0.3, 2, 0.0]
     out, lse = torch.ops.structattn.mlr_attention(*tensors, None, None, None, None, *options, backend)
     expected = mlr_attention(
         *tensors,
@@ -215,6 +224,20 @@ def test_python_serves_the_rest(dtype, backend):
     grads = (torch.autograd.grad(each, tensors, upstream) for each in (out, expected))
     for actual, wanted in zip(*grads, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("text", ["4|2|2@w9|7|4+3", "4|2|2@w9|7|4+3/1.0|1e-05|1e+20"])
+def test_the_kernel_has_no_sinks(text):
+    with pytest.raises(ValueError, match=r"expected an integer, got '4\+3'"):
+        torch.ops.structattn_cpu.attention(Q, K, V, None, None, None, None, text, True, 0.3, 2, 0.0)
+
+
+def test_a_large_gain_is_no_sink():
+    """Its text has a plus sign, too."""
+    options = ["4|2|2@*|8|4/1.0|1e-05|1e+20", True, 1e-19, 2, 0.0]
+    out, _ = torch.ops.structattn.mlr_attention(Q, K, V, None, None, None, None, *options, "auto")
+    kernel, _ = torch.ops.structattn_cpu.attention(Q, K, V, None, None, None, None, *options)
+    assert torch.equal(out, kernel)
 
 
 def test_an_error_in_python_keeps_its_message():

@@ -128,3 +128,11 @@ def test_operator_compiles_as_one_graph():
     torch._dynamo.reset()
     compiled = torch.compile(lambda query: mlr_decode(**(call | {"query": query})), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(call["query"]), mlr_decode(**call))
+
+
+def test_sinks_are_refused():
+    """Buffers of levels do not hold them."""
+    case = DecodeCase(Hierarchy((64,), windows=(20,), sinks=4))
+    for backend in ("auto", "dense"):
+        with pytest.raises(ValueError, match=r"hierarchy must have no sinks, got 64@w20\+4: mlr_decode reads levels"):
+            decode_battery.result(case, backend)

@@ -1,6 +1,8 @@
 """The hierarchy: its arithmetic against counting pairs one by one, its text form, its checks."""
 
+import copy
 import itertools
+import pickle
 
 import numpy
 import pytest
@@ -26,16 +28,18 @@ def hierarchies(draw, *, with_values=None):
     ranks = draw(st.lists(st.integers(1, 40), min_size=levels, max_size=levels))
     numbers = st.lists(st.floats(-2, 2), min_size=levels, max_size=levels)
     gains = draw(st.none() | st.just("mean") | numbers)
+    smallest = reach.get("windows", (None,))[-1]
+    sinks = draw(st.integers(0, min(smallest - 1, 9))) if smallest is not None else 0
     value_ranks = None
     if draw(st.booleans()) if with_values is None else with_values:
         value_ranks = draw(st.lists(st.integers(0, 40), min_size=levels, max_size=levels).filter(any))
-    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, **reach)
+    return Hierarchy(ranks, gains=gains, value_ranks=value_ranks, sinks=sinks, **reach)
 
 
 def _common(hierarchy, i, j):
     """Depth by its definition."""
     if hierarchy.windows is not None:
-        return sum(window is None or abs(i - j) < window for window in hierarchy.windows)
+        return sum(window is None or abs(i - j) < window or j < hierarchy.sinks for window in hierarchy.windows)
     return max(m + 1 for m, size in enumerate(hierarchy.block_sizes) if size is None or i // size == j // size)
 
 
@@ -122,6 +126,14 @@ def test_text_form_reads_back(hierarchy):
         ("8x2v@w64|16/mean", Hierarchy((8, 8), None, "mean", windows=(64, 16), value_ranks=(8, 8))),
         ("64v32@w128", Hierarchy((64,), windows=(128,), value_ranks=(32,))),
         ("8|8v12|0@64", Hierarchy((8, 8), (None, 32), value_ranks=(12, 0))),
+        ("64v@w192+4", Hierarchy((64,), windows=(192,), value_ranks=(64,), sinks=4)),
+        (
+            "8,24,32v@w*,640,192+4/mean",
+            Hierarchy((8, 24, 32), None, "mean", windows=(None, 640, 192), value_ranks=(8, 24, 32), sinks=4),
+        ),
+        ("8|8@w64+4", Hierarchy((8, 8), windows=(None, 64), sinks=4)),
+        ("8@w9+0", Hierarchy((8,), windows=(9,))),
+        ("8|8@w64/1|1e+20", Hierarchy((8, 8), None, (1.0, 1e20), windows=(None, 64))),
     ],
 )
 def test_text_forms(text, expected):
@@ -148,10 +160,16 @@ def test_within_a_window(hierarchy, window):
         with pytest.raises(ValueError, match="levels by block cannot lie within a window"):
             hierarchy.within(window)
         return
+    if hierarchy.sinks >= window:
+        with pytest.raises(ValueError, match="sinks must be below the smallest window"):
+            hierarchy.within(window)
+        return
     near = hierarchy.within(window)
     assert near.sizes[0] <= window
+    sinks = hierarchy.sinks
+    assert near.depth(500, sinks - 1) == (near.levels if sinks else 0)
     for distance in range(80):
-        before, after = hierarchy.depth(distance, 0), near.depth(distance, 0)
+        before, after = (each.depth(sinks + distance, sinks) for each in (hierarchy, near))
         if distance >= window or before == 0:
             assert after == 0
             continue
@@ -178,12 +196,26 @@ def test_is_a_value():
     assert first == second
     assert hash(first) == hash(second)
     assert repr(first) == "Hierarchy(ranks=(2, 1), block_sizes=(None, 4), gains=(1.0, 0.5))"
+    sinks = Hierarchy((2, 1), windows=(None, 4), sinks=3)
+    assert repr(sinks) == "Hierarchy(ranks=(2, 1), windows=(None, 4), gains=(1.0, 1.0), sinks=3)"
+    assert eval(repr(sinks), {"Hierarchy": Hierarchy}) == sinks != sinks.without_sinks()
+    assert sinks.without_sinks() == Hierarchy((2, 1), windows=(None, 4))
     near = Hierarchy((2, 1), windows=(None, 4), value_ranks=(3, 0))
     assert repr(near) == "Hierarchy(ranks=(2, 1), windows=(None, 4), value_ranks=(3, 0), gains=(1.0, 1.0))"
     assert eval(repr(near), {"Hierarchy": Hierarchy}) == near
     assert near != Hierarchy((2, 1), windows=(None, 4))
     with pytest.raises(AttributeError):
         first.ranks = (3,)
+
+
+def test_a_pickle_from_before_sinks_reads_back():
+    hierarchy = Hierarchy((2, 1), windows=(None, 4))
+    old = Hierarchy.__new__(Hierarchy)
+    old.__setstate__({name: value for name, value in vars(hierarchy).items() if name not in ("sinks", "text")})
+    assert old == hierarchy
+    assert (old.sinks, old.text) == (0, "2|1@w*|4")
+    sinks = Hierarchy.parse("2|1@w*|4+3")
+    assert pickle.loads(pickle.dumps(sinks)) == copy.deepcopy(sinks) == sinks
 
 
 def test_a_plot_of_values_needs_value_ranks():
@@ -204,6 +236,9 @@ def test_plot():
     scores, values = (near.plot(12, of=of).images[0].get_array() for of in ("scores", "values"))
     assert (scores[11, 11], scores[11, 7], values[11, 8], values[11, 7]) == (5, 3, 6, 5)
     assert scores[11, 2] is numpy.ma.masked
+    sinks = Hierarchy((3, 2), windows=(9, 4), sinks=2).plot(12).images[0].get_array()
+    assert (sinks[11, 1], sinks[0, 1], sinks[11, 7]) == (5, 5, 3)
+    assert sinks[11, 2] is numpy.ma.masked
     pyplot.close("all")
 
 
@@ -262,6 +297,10 @@ def test_bad_input(arguments, error, message):
         ),
         ({"windows": (9, 3), "value_ranks": (4, 0.5)}, TypeError, r"value_ranks\[1\] must be a positive integer"),
         ({"windows": (9, 3), "value_ranks": (0, 0)}, ValueError, "value_ranks must sum to the width of the values"),
+        ({"windows": (9, 3), "sinks": 3}, ValueError, "sinks must be below the smallest window 3, got 3"),
+        ({"windows": (9, 3), "sinks": -1}, ValueError, "sinks must be a positive integer, got -1"),
+        ({"windows": (9, 3), "sinks": 1.5}, TypeError, "sinks must be a positive integer, got 1.5"),
+        ({"block_sizes": (None, 4), "sinks": 1}, ValueError, "sinks need levels by window, .* got sinks = 1 without"),
     ],
 )
 def test_bad_reach_and_values(arguments, error, message):
@@ -280,6 +319,10 @@ def test_bad_reach_and_values(arguments, error, message):
         ("8|a@16", r"got 'a' in '8\|a'"),
         ("8x@16", "got '' in '8x'"),
         ("8|8@16/median", "expected a number, got 'median'"),
+        ("64@w*+4", "sinks need levels by window, of which one is finite"),
+        ("8|8@16+4", r"sinks follow windows, as in '64v@w192\+4', got '8\|8@16\+4'"),
+        ("8@w16+", r"expected a positive integer, got '' in '8@w16\+'"),
+        ("8@w16+16", "sinks must be below the smallest window 16, got 16"),
         ("8|8@*|0", r"block_sizes\[1\] must be a positive integer"),
     ],
 )

@@ -17,6 +17,7 @@ from tests.ops.battery import names
 LEVELS = Hierarchy.dyadic((4, 2, 2), 16)
 NEAR = Hierarchy((4, 2, 2), windows=(None, 6, 3), value_ranks=(2, 0, 3))
 SLIDING = Hierarchy((8,), windows=(6,))
+SINKS = Hierarchy((4, 2, 2), windows=(6, 5, 3), value_ranks=(2, 0, 3), sinks=2)
 
 
 def tensors(*batch, rows=2, requires_grad=False):
@@ -41,13 +42,13 @@ def assert_same(given, expected):
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 class TestTransforms:
     @pytest.mark.parametrize("backend", names())
-    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING], ids=str)
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING, SINKS], ids=str)
     def test_vmap(self, backend, levels):
         given, options = tensors(3), {"backend": backend, "levels": levels}
         rows = [attend(*(tensor[i] for tensor in given), **options) for i in range(3)]
         assert_same([torch.vmap(lambda *each: attend(*each, **options))(*given)], [torch.stack(rows)])
 
-    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING], ids=str)
+    @pytest.mark.parametrize("levels", [LEVELS, NEAR, SLIDING, SINKS], ids=str)
     def test_vmap_of_gradients(self, levels):
         given = tensors(3)
         grad = torch.func.grad(lambda *each: attend(*each, levels=levels).square().sum(), argnums=(0, 1, 2, 3))

@@ -120,24 +120,6 @@ def attend_with_lse(
     return operator.call_operator(call, backend)
 
 
-def merge_segments(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the attention over two sets of keys, merged by log-sum-exp.
-
-    Args:
-        first: from `attend_with_lse`. Its output may be narrower than the second's: it then has the first of the value
-            dimensions, and the second alone mixes the others.
-        second: likewise.
-
-    Returns:
-        `(B, Hq, Tq, dv)` in the outputs' dtype; zeros for queries that see no key of either.
-    """
-    lse = torch.stack([each.masked_fill(each == torch.inf, -torch.inf) for _, each in (first, second)])
-    weights = torch.softmax(lse.masked_fill((lse == -torch.inf).all(0), 0.0), 0)[..., None]
-    merged = second[0] * weights[1]
-    merged[..., : first[0].shape[3]] += first[0] * weights[0]
-    return merged.to(second[0].dtype)
-
-
 def _checked_call(
     query: Tensor,
     key: Tensor,

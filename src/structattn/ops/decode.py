@@ -81,6 +81,7 @@ def mlr_decode(
     checks.one_of("backend", backend, _BACKENDS)
     check_operand("query", query)
     check_hierarchy(hierarchy, query)
+    _check_sinks(hierarchy)
     starts = [0] * hierarchy.levels if level_starts is None else list(level_starts)
     key_start = check_key_bound("key_start", key_start, query)
     scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
@@ -256,8 +257,18 @@ def _decode(*args: Any) -> Tensor:
     return _run(call, backend)
 
 
+def _check_sinks(hierarchy: Hierarchy) -> None:
+    """Raise ValueError where there are sinks: levels are all that the buffers hold."""
+    if hierarchy.sinks:
+        raise ValueError(
+            f"hierarchy must have no sinks, got {hierarchy}: mlr_decode reads levels alone; a layer's cache "
+            "(structattn.layers.kv_cache) serves sinks"
+        )
+
+
 def _run(call: DecodeCall, backend: str) -> Tensor:
     """Return the output; both the direct and the registered path end here."""
+    _check_sinks(call.hierarchy)
     _check_starts(call)
     return _choose(backend, call)(call)
 

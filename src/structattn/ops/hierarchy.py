@@ -1,11 +1,12 @@
 """Define the hierarchy: levels, their dimensions, and the pairs they reach.
 
-Symbols: level l = 1..L, rank r_l, prefix rank R_m = r_1 + … + r_m, value rank u_l, block size b_l or window w_l, depth
-m(i, j), gain c_m.
+Symbols: level l = 1..L, rank r_l, prefix rank R_m = r_1 + … + r_m, value rank u_l, block size b_l or window w_l, sinks
+s, depth m(i, j), gain c_m.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from structattn.ops.hierarchy_checks import (
     checked_gains,
     checked_ranks,
     checked_reach,
+    checked_sinks,
     checked_value_ranks,
     mean_gains,
 )
@@ -41,7 +43,10 @@ class Hierarchy:
     pairs that are near; two levels by window are Distance-Adaptive Representation (arXiv 2606.18587)::
 
         block     i // b_l == j // b_l                  None is one block: all pairs
-        window    |i - j| < w_l                         None is all pairs
+        window    |i - j| < w_l  or  j < s              None is all pairs
+
+    By window, the first `s` tokens may be attention sinks (arXiv 2309.17453): every level reaches them as keys, at any
+    distance, so that a query sees them at full width, also beyond a finite `w_1`.
 
     The depth `m(i, j)` of a pair is the number of levels that reach it. With `R_m = r_1 + … + r_m`::
 
@@ -56,6 +61,7 @@ class Hierarchy:
             finite `w_1` are invisible, so that one level with a window is sliding-window attention.
         value_ranks: `u_1 … u_L`, the number of dimensions of `v` that each level owns, in order, which sum to its
             width; a level may own none. By default level 1 owns all.
+        sinks: `s`, the number of first tokens that all levels reach; below the smallest window.
 
     Raises:
         TypeError, ValueError: naming the field, what was expected and what came.
@@ -66,6 +72,7 @@ class Hierarchy:
     gains: tuple[float, ...]
     windows: tuple[int | None, ...] | None
     value_ranks: tuple[int, ...] | None
+    sinks: int
     if TYPE_CHECKING:
         text: str  # what `str` returns; no field
 
@@ -77,6 +84,7 @@ class Hierarchy:
         *,
         windows: Iterable[int | None] | None = None,
         value_ranks: Iterable[int] | None = None,
+        sinks: int = 0,
     ) -> None:
         ranks = checked_ranks(ranks)
         block_sizes, windows = checked_reach(block_sizes, windows, len(ranks))
@@ -85,11 +93,12 @@ class Hierarchy:
         object.__setattr__(self, "gains", checked_gains(gains, len(ranks)))
         object.__setattr__(self, "windows", windows)
         object.__setattr__(self, "value_ranks", checked_value_ranks(value_ranks, len(ranks)))
+        object.__setattr__(self, "sinks", checked_sinks(sinks, windows))
         object.__setattr__(self, "text", self._as_text())  # made once: every call reads it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickle; older ones lack the text."""
-        self.__dict__.update(state)
+        """Restore a pickle; older ones lack sinks and the text."""
+        self.__dict__.update({"sinks": 0} | state)
         if "text" not in state:
             object.__setattr__(self, "text", self._as_text())
 
@@ -123,8 +132,9 @@ class Hierarchy:
 
         `RANKS[vVALUE_RANKS][@REACH][/GAINS]`. Ranks are `32|8|4` or `8x4` (four levels of 8); a bare `v` gives values
         the same ranks. The reach is a context length (`@1024`, blocks that halve as in `dyadic`), block sizes
-        (`@*|96|48`) or windows (`@w*|512|128`; level 1 may be left out, `@w512|128`, and then sees everything). Gains
-        are `/mean` or numbers (`/1|0.5|0.25`), by default 1. A comma serves wherever a bar does.
+        (`@*|96|48`) or windows (`@w*|512|128`; level 1 may be left out, `@w512|128`, and then sees everything). Sinks
+        follow the windows (`@w512|128+4`). Gains are `/mean` or numbers (`/1|0.5|0.25`), by default 1. A comma serves
+        wherever a bar does.
         """
         if not isinstance(text, str):
             raise TypeError(f"a hierarchy's text form must be a string, got {text!r} ({type(text).__name__})")
@@ -139,8 +149,12 @@ class Hierarchy:
         if not reach and len(ranks) > 1:
             raise ValueError(f"hierarchy {text!r} has {len(ranks)} levels and needs blocks or windows: "
                              f"'{all_ranks}@1024', '{all_ranks}@w128'")  # fmt: skip
+        reach, has_sinks, sinks_text = reach.partition("+")
         if reach.startswith("w"):
-            return cls(ranks, None, gains, windows=parse_windows(reach[1:], len(ranks)), value_ranks=value_ranks)
+            windows, sinks = parse_windows(reach[1:], len(ranks)), integer(sinks_text, text) if has_sinks else 0
+            return cls(ranks, None, gains, windows=windows, value_ranks=value_ranks, sinks=sinks)
+        if has_sinks:
+            raise ValueError(f"sinks follow windows, as in '64v@w192+4', got {text!r}")
         if reach and "|" not in reach and reach != "*":
             return cls.dyadic(ranks, integer(reach, text), gains, value_ranks=value_ranks)
         return cls(ranks, parse_sizes(reach or "*"), gains, value_ranks=value_ranks)
@@ -154,7 +168,7 @@ class Hierarchy:
         if self.value_ranks is not None:
             text += "v" if self.value_ranks == self.ranks else "v" + join(self.value_ranks)
         if self.windows is not None:
-            text += "@w" + join(self.windows)
+            text += "@w" + join(self.windows) + (f"+{self.sinks}" if self.sinks else "")
         elif self.levels > 1:
             context = 2 * (self.sizes[1] or 0)
             halving = _halving_blocks(self.levels, context) == self.sizes
@@ -166,9 +180,9 @@ class Hierarchy:
         return text
 
     def __repr__(self) -> str:
-        """Return the constructor's call; fields that are None are left out."""
-        fields = ("ranks", "block_sizes", "windows", "value_ranks", "gains")
-        given = [f"{name}={getattr(self, name)}" for name in fields if getattr(self, name) is not None]
+        """Return the constructor's call; fields that are None, and no sinks, are left out."""
+        fields = ("ranks", "block_sizes", "windows", "value_ranks", "gains", "sinks")
+        given = [f"{name}={getattr(self, name)}" for name in fields if getattr(self, name) not in (None, 0)]
         return f"Hierarchy({', '.join(given)})"
 
     @property
@@ -228,6 +242,8 @@ class Hierarchy:
         `level` counts from 0. Positions `i` and `j` are integers, or integer tensors that broadcast.
         """
         size = self.sizes[level]
+        if self.sinks:
+            return (abs(i - j) < (size or _EVERYWHERE)) | (j < self.sinks)
         if self.by_window or size is None:
             return abs(i - j) < (size or _EVERYWHERE)
         return i // size == j // size
@@ -239,7 +255,7 @@ class Hierarchy:
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def depth(self, i: Any, j: Any) -> int | torch.Tensor:
-        """Return the depth `m(i, j)`, 1 to L; 0 outside a finite first window.
+        """Return the depth `m(i, j)`, 1 to L; 0 outside a finite first window, but for sinks.
 
         Positions `i` and `j` are integers, or integer tensors that broadcast.
         """
@@ -249,12 +265,12 @@ class Hierarchy:
         return depth
 
     def within(self, window: int) -> Hierarchy:
-        """Return the same hierarchy with pairs outside a window invisible.
+        """Return the same hierarchy with pairs outside a window invisible, but for sinks.
 
         Levels that reach all pairs with `|i - j| < window` become one, with the gain of their last.
 
         Raises:
-            ValueError: several levels by block, or `window` is not positive.
+            ValueError: several levels by block, `window` is not positive, or not above the sinks.
         """
         checks.positive_int("window", window)
         if self.levels > 1 and not self.by_window:
@@ -264,13 +280,18 @@ class Hierarchy:
             return self
         ranks, windows = _join_first(self.ranks, whole), (window, *self.sizes[whole:])
         value_ranks = None if self.value_ranks is None else _join_first(self.value_ranks, whole)
-        return Hierarchy(ranks, gains=self.gains[whole - 1 :], windows=windows, value_ranks=value_ranks)
+        gains = self.gains[whole - 1 :]
+        return Hierarchy(ranks, gains=gains, windows=windows, value_ranks=value_ranks, sinks=self.sinks)
+
+    def without_sinks(self) -> Hierarchy:
+        """Return the same levels, without sinks."""
+        return _without_sinks(self) if self.sinks else self
 
     def span(self, level: int, i: Any) -> tuple[Any, Any]:
         """Return start and stop of the positions that a level reaches from `i`.
 
         `i` is an integer or an array. The first may be negative, and the last lies after any sequence where the level
-        reaches everything.
+        reaches everything. Sinks are not counted.
         """
         size = self.sizes[level]
         if size is None:
@@ -280,14 +301,14 @@ class Hierarchy:
     def live(self, level: int, length: int) -> int:
         """Return how many of `length` tokens a level still keeps.
 
-        No later query shares the level with an older one. By window these are `min(T, w_l)` tokens, by block
+        No later query shares the level with an older one. By window these are `min(T, w_l + s)` tokens, by block
         `T mod b_l`, or `b_l` where that is 0: a full block stays until the next token, so that one token can be taken
         back.
         """
         size = self.sizes[level]
         if size is None or length == 0:
             return length
-        return min(length, size) if self.by_window else length % size or size
+        return min(length, size + self.sinks) if self.by_window else length % size or size
 
     def key_numbers(self, length: int) -> int:
         """Return the cached key numbers of one head, `Σ_l r_l · live(l, T)`."""
@@ -318,7 +339,9 @@ class Hierarchy:
         counts = []
         for level in range(self.levels):
             start, stop = self.span(level, i)
-            counts.append(int(np.maximum(np.minimum(stop, visible_end) - np.maximum(start, 0), 0).sum()))
+            start, stop = np.maximum(start, 0), np.minimum(stop, visible_end)
+            sinks = np.minimum(np.minimum(self.sinks, visible_end), start)  # those before the level's own span
+            counts.append(int((np.maximum(stop - start, 0) + sinks).sum()))
         return counts
 
     def score_flops(
@@ -380,6 +403,12 @@ class Hierarchy:
         ax.figure.colorbar(image, ax=ax, label=label)
         ax.set(xlabel="key position", ylabel="query position", title=f"levels {self}")
         return ax
+
+
+@functools.lru_cache(maxsize=256)  # every call asks for it
+def _without_sinks(hierarchy: Hierarchy) -> Hierarchy:
+    ranks, windows, gains = hierarchy.ranks, hierarchy.windows, hierarchy.gains
+    return Hierarchy(ranks, gains=gains, windows=windows, value_ranks=hierarchy.value_ranks)
 
 
 def _join_first(widths: tuple[int, ...], count: int) -> tuple[int, ...]:

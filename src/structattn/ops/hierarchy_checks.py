@@ -48,6 +48,17 @@ def checked_reach(
     return _checked_block_sizes((None,) if block_sizes is None else block_sizes, levels), None
 
 
+def checked_sinks(sinks: int, windows: Sizes | None) -> int:
+    """Return sinks of at least 0, below the smallest window."""
+    count = _rank_or_zero("sinks", sinks)
+    if count and windows is None:
+        raise ValueError(f"sinks need levels by window, of which one is finite, got sinks = {count} without")
+    smallest = windows[-1] if windows is not None else None
+    if smallest is not None and count >= smallest:
+        raise ValueError(f"sinks must be below the smallest window {smallest}, got {count}")
+    return count
+
+
 def checked_gains(gains: Iterable[float] | str | None, levels: int) -> tuple[float, ...]:
     """Return the gain of each depth."""
     if gains is None:

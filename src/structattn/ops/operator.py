@@ -9,6 +9,7 @@ gives it a kernel in C++ for tensors on the CPU, and derivatives in C++ where it
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from structattn.ops.arguments import check_key_bounds
 from structattn.ops.call import Call, lse_dtype
 from structattn.ops.cpu import library
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.segments import backward_with_sinks, forward_with_sinks
 from structattn.ops.transforms import (
     MLRAttentionTransformed,
     attention_backward,
@@ -39,6 +41,7 @@ def may_run_in_cpp(hierarchy: Hierarchy, position: int, backend: str) -> bool:
         and torch_internals.is_untransformed()
         and (backend == "auto" or backend == "cpu")
         and type(hierarchy) is Hierarchy
+        and not hierarchy.sinks
         and type(position) is int
     )
 
@@ -126,7 +129,14 @@ def call_operator(call: Call, backend: str) -> tuple[Tensor, Tensor]:
 def _run(call: Call, backend: str) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp, for direct and registered calls alike."""
     check_key_bounds(call.key_start, call.key_end, call.key.shape[2])
+    if _has_sinks_apart(call, backend):
+        return forward_with_sinks(call, functools.partial(registry.choose, backend))
     return registry.choose(backend, call).forward(call)
+
+
+def _has_sinks_apart(call: Call, backend: str) -> bool:
+    """Return True if sinks are a segment of their own. The definition has them by `Hierarchy.reaches`."""
+    return call.hierarchy.sinks > 0 and backend != "reference"
 
 
 class _DirectMLRAttention(torch.autograd.Function):
@@ -171,8 +181,11 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(grad_out: Tensor, out: Tensor, lse: Tensor, needs_bias_grad: bool, *args: Any) -> list[Tensor]:
     call, backend = schema.unpack(args)
-    chosen = registry.choose(backend, call)
-    grads = chosen.backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
+    if _has_sinks_apart(call, backend):
+        choose = functools.partial(registry.choose, backend)
+        grads = backward_with_sinks(call, choose, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
+    else:
+        grads = registry.choose(backend, call).backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)
     return [grad for grad in grads if grad is not None]
 
 

@@ -121,6 +121,10 @@ class CacheStudy:
         for text in self.levels:
             if not Hierarchy.parse(text).by_window:
                 raise ValueError(f"levels must reach by window, such as 8|24|32v@w512|128, got {text}")
+            if Hierarchy.parse(text).sinks:
+                raise ValueError(
+                    f"levels must have no sinks, which the sliding windows of rivals alone have, got {text}"
+                )
         if len({Hierarchy.parse(text) for text in self.levels}) < len(self.levels):
             raise ValueError(f"levels must differ, got {', '.join(self.levels)}")
         for name in ("context_length", "evaluation_tokens", "calibration_tokens", "batch_size"):

@@ -81,7 +81,12 @@ def attend_rounded(
         hierarchy: levels by window, or one level.
         bits: bits of a rounded number.
         scale: factor on every score.
+
+    Raises:
+        ValueError: the hierarchy has sinks.
     """
+    if hierarchy.sinks:
+        raise ValueError(f"hierarchy must have no sinks: a rounded cache has levels alone, got {hierarchy}")
     width = value.shape[3]
     ranks, values = list(hierarchy.ranks), list(hierarchy.value_widths(width))
     windows, gains = hierarchy.sizes, hierarchy.gains

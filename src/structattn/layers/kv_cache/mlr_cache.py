@@ -10,9 +10,10 @@ from torch import Tensor
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.layers.kv_cache.key_value_cache import KeyValueCache, to_autocast_dtype
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
-from structattn.ops.attention import attend_with_lse, merge_segments
+from structattn.ops.attention import attend_with_lse
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.segments import merge_segments
 
 _MOST_DECODED_QUERIES = 16
 """Most queries to decode, each in one pass over the slices. With more, joining the slices first is cheaper."""
@@ -25,6 +26,8 @@ def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> Cac
 
     Keys have a slice for each level, values one for each level that owns value dimensions.
     """
+    if hierarchy.sinks:
+        raise ValueError(f"hierarchy must have no sinks for a cache, got {hierarchy}")
     kept = [Retention(window=size) if hierarchy.by_window else Retention(block=size) for size in hierarchy.sizes]
     keys, values = (
         tuple(CacheSlice(kv_heads, width, each) for width, each in zip(widths, kept, strict=True) if width)
@@ -128,7 +131,7 @@ def _attend_segments(
         key_end=far_end - first_key,
         query_offset=first_query - first_key,
     )
-    return merge_segments(far, near)
+    return merge_segments(far, near)[0]
 
 
 def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, is_padded: bool) -> int:

@@ -105,8 +105,12 @@ Tensors backward_kernel(const Tensor& grad_out, const Tensor& out, const Tensor&
 
 Tensor decode_kernel(STRUCTATTN_DECODE_PARAMETERS) { return attend_to_cache(STRUCTATTN_DECODE_ARGUMENTS); }
 
-bool serves(const Tensor& query, const std::string& backend) {
-  return (backend == "auto" || backend == "cpu") && dtype_of(query) >= 0;
+// Sinks stand behind the windows of a hierarchy's text, `64v@w192+4/0.5`; a gain may be `1e+20`. Python serves them, by
+// two calls of the kernel.
+bool has_sinks(const std::string& hierarchy) { return hierarchy.find('+') < hierarchy.find('/'); }
+
+bool serves(const Tensor& query, const std::string& hierarchy, const std::string& backend) {
+  return (backend == "auto" || backend == "cpu") && dtype_of(query) >= 0 && !has_sinks(hierarchy);
 }
 
 // What the Python operator of that name returns. No exception crosses the stable ABI: its text comes as bytes, behind
@@ -127,21 +131,21 @@ Tensors in_python(const char* name, const Arguments&... arguments) {
 }
 
 OutputAndLse mlr_attention(STRUCTATTN_ATTENTION_PARAMETERS, const std::string& backend) {
-  if (serves(query, backend)) return attend({STRUCTATTN_ATTENTION_ARGUMENTS});
+  if (serves(query, hierarchy, backend)) return attend({STRUCTATTN_ATTENTION_ARGUMENTS});
   const Tensors results = in_python("structattn::mlr_attention_in_python", STRUCTATTN_ATTENTION_ARGUMENTS, backend);
   return {results.at(0), results.at(1)};
 }
 
 Tensors mlr_attention_backward(const Tensor& grad_out, const Tensor& out, const Tensor& lse, bool needs_bias_grad,
                                STRUCTATTN_ATTENTION_PARAMETERS, const std::string& backend) {
-  if (serves(query, backend))
+  if (serves(query, hierarchy, backend))
     return differentiate(grad_out, out, lse, needs_bias_grad, {STRUCTATTN_ATTENTION_ARGUMENTS});
   return in_python("structattn::mlr_attention_backward_in_python", grad_out, out, lse, needs_bias_grad,
                    STRUCTATTN_ATTENTION_ARGUMENTS, backend);
 }
 
 Tensor mlr_decode(STRUCTATTN_DECODE_PARAMETERS, const std::string& backend) {
-  if (serves(query, backend)) return attend_to_cache(STRUCTATTN_DECODE_ARGUMENTS);
+  if (serves(query, hierarchy, backend)) return attend_to_cache(STRUCTATTN_DECODE_ARGUMENTS);
   return in_python("structattn::mlr_decode_in_python", STRUCTATTN_DECODE_ARGUMENTS, backend).at(0);
 }
 
