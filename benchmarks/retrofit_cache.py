@@ -6,6 +6,9 @@ measures, for the model as it was and for the tuned ones with caches of equal si
 *Retrieval.* A number of five digits stands in the first half of a text of novels, and the text ends by asking for it.
 Found means that every digit is the likeliest token after the ones before.
 
+*Choice.* After a text of novels stand four continuations: its own, and three from other places of the same book. Chosen
+is the one of the highest mean log-probability. Each model reads the text once, into the cache that it generates with.
+
 *Position.* The loss over the eighths of a window longer than the tuned one: its end shows what far tokens are worth.
 
 `python -m benchmarks.retrofit_cache speed runs/smollm2` times a decoded token of the model with levels and of the one
@@ -26,7 +29,7 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks import machine
 from benchmarks.generation import cache_bytes, model_decoding
@@ -35,11 +38,12 @@ from benchmarks.retrofit import without_folder
 from benchmarks.timing import sample_warm
 from structattn.comparison import files
 from structattn.comparison.environment import environment
+from structattn.integrations.transformers import get_hierarchy, make_cache, set_hierarchy
 from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION, attention_layers
-from structattn.ops.hierarchy import Hierarchy
-from structattn.retrofit.cache_methods import CacheMethod, Levels, Rounded, Window, cache_share, rivals_of, token_losses
-from structattn.retrofit.cache_report import cache_markdown, cache_verdict, draw_cache
-from structattn.retrofit.cache_study import CacheResults
+from structattn.models.transformers_internals import CACHE, attention_implementation
+from structattn.retrofit.cache_methods import CacheMethod, Levels, Rounded, cache_share, rivals_of, token_losses
+from structattn.retrofit.cache_report import cache_markdown, cache_verdict, draw_cache, layer_cells
+from structattn.retrofit.cache_results import CacheResults
 from structattn.retrofit.pretrained import find_model, open_pretrained
 from structattn.training.precision import uses_bfloat16
 
@@ -50,8 +54,9 @@ EIGHTHS = 8
 BITS = 4
 SEED = 0
 ROWS, ROUNDS = (1, 8), 30
-STANDARD, LEVELS, WINDOW = "standard", "levels", "window"
-
+STANDARD, LEVELS, BY_LAYER, WINDOW = "standard", "levels", "by layer", "window"
+ROUNDED = f"levels, int{BITS}"
+ITEMS, CHOICES, CONTEXT, CONTINUATION = 200, 4, 1024, 24
 
 _UNFINISHED = "The study was stopped before its last rows, the uniform cuts."
 
@@ -64,29 +69,34 @@ class Judged:
         self.config = files.read_json(folder / "config.json")
         self.model, self.tokenizer = open_pretrained(find_model(self.config["model"]))
         self.layers = attention_layers(self.model)[DECODER]
-        self.hierarchy = Hierarchy.parse(self.config["levels"][0])
-        self.length = self.config.get("evaluation_length") or self.config["context_length"]
+        rows = CacheResults.load(folder).rows
+        self.names = {kind: [row.name for row in rows if row.kind == kind] for kind in (LEVELS, BY_LAYER, WINDOW)}
+        self.smaller = (self.names[BY_LAYER] or self.names[LEVELS])[0]
+        self.levels = Levels(tuple(get_hierarchy(self._saved(self.smaller))[DECODER]), self.smaller)
         self.novels = [Path(name) for name in sorted(map(str, Path().glob(self.config["data"])))]
 
     def methods(self, length: int) -> dict[str, CacheMethod]:
         """Return the methods to compare by name: at `length`, the window has as many bytes as the levels."""
-        levels, rounded = Levels(self.hierarchy), Rounded(self.hierarchy, BITS)
-        window = rivals_of(levels, self.layers, length, self.config["sinks"])[0]
-        return {STANDARD: CacheMethod(), LEVELS: levels, f"{LEVELS}, int{BITS}": rounded, WINDOW: window}
+        window = rivals_of(self.levels, self.layers, length, self.config["sinks"])[0]
+        return {STANDARD: CacheMethod(), LEVELS: self.levels, ROUNDED: Rounded(self.levels, BITS), WINDOW: window}
 
     def load(self, method: CacheMethod) -> Any:
         """Return the tuned model of a method."""
-        if isinstance(method, Window):
-            tuned = rivals_of(Levels(self.hierarchy), self.layers, self.length, self.config["sinks"])[0]
-            saved = self.folder / "rivals" / files.safe_name(tuned.name)
-            model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="sdpa")
-        elif isinstance(method, Levels | Rounded):
-            saved = self.folder / "models" / files.safe_name(str(self.hierarchy))
-            model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation=IMPLEMENTATION)
+        if isinstance(method, Rounded):
+            model = self._saved(self.smaller)
+            method.attach(model)
+        elif method is self.levels:
+            model = self._saved(self.smaller)
+        elif isinstance(method, Levels):
+            model = self._saved(self.names[WINDOW][0])
+            set_hierarchy(model, list(method.hierarchies) * len(self.layers))
         else:
-            return self.model
-        method.attach(model)
+            model = self.model
         return model.eval()
+
+    def _saved(self, name: str) -> Any:
+        path = self.folder / "models" / files.safe_name(name)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=IMPLEMENTATION)
 
     def tokens(self, count: int, book: int, at: float) -> list[int]:
         """Return tokens of a book's held-out end, from a place in it."""
@@ -123,26 +133,65 @@ def found(model: Any, ids: torch.Tensor, digits: int) -> bool:
     return bool((logits.argmax(-1) == ids[-digits:]).all())
 
 
+def choice_items(judged: Judged) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Yield a context `(T,)`, continuations of it `(CHOICES, n)`, and which of them is its own."""
+    draws = random.Random(SEED)
+    for item in range(ITEMS):
+        text = judged.tokens(CONTEXT + CONTINUATION, item, draws.random())
+        others = [judged.tokens(CONTINUATION, item, draws.random()) for _ in range(CHOICES - 1)]
+        own = draws.randrange(CHOICES)
+        others.insert(own, text[CONTEXT:])
+        yield torch.tensor(text[:CONTEXT]), torch.tensor(others), own
+
+
+@torch.no_grad()
+def chosen(model: Any, context: torch.Tensor, continuations: torch.Tensor) -> int:
+    """Return the continuation of the highest log-probability; the context is read once, into a cache."""
+    levels = attention_implementation(model.config) == IMPLEMENTATION
+    cache = make_cache(model) if levels else DynamicCache(config=model.config)
+    with torch.autocast("cpu", torch.bfloat16, enabled=uses_bfloat16("auto", context.device)):
+        first = model(context[None], **{CACHE: cache}, logits_to_keep=1).logits
+        cache.batch_repeat_interleave(len(continuations))
+        later = model(continuations[:, :-1], **{CACHE: cache}).logits
+    logits = torch.cat([first.expand(len(continuations), -1, -1), later], 1).float()
+    scores = logits.log_softmax(-1).gather(2, continuations[..., None]).sum((1, 2))
+    return int(scores.argmax())
+
+
 def judge(folder: Path, out: Path) -> None:
-    """Measure retrieval and losses by position; write after each, and go on where an earlier call stopped."""
+    """Measure retrieval, choices and losses by position; write after each, and go on where an earlier call stopped."""
     judged = Judged(folder)
-    result: dict[str, Any] = {"retrieval": [], "position": [], "environment": environment()}
-    result |= {"prompts": PROMPTS, "long": LONG, "windows": LONG_WINDOWS}
+    result: dict[str, Any] = {"retrieval": [], "choice": [], "position": [], "environment": environment()}
+    result |= {"prompts": PROMPTS, "items": ITEMS, "long": LONG, "windows": LONG_WINDOWS}
     if out.exists():
         result = files.read_json(out)
     windows = torch.tensor([judged.tokens(LONG, 5 * book, 0.3) for book in range(LONG_WINDOWS)])
+    parts = [("retrieval", length) for length in LENGTHS] + [("choice", CONTEXT), ("position", LONG)]
     for name in judged.methods(LONG):
-        for length in (*LENGTHS, LONG):
+        for part, length in parts:
             method = judged.methods(length)[name]
             row = {"length": length, "method": name, "setting": method.name}
-            part = "position" if length == LONG else "retrieval"
             if any(row.items() <= there.items() for there in result[part]):
                 continue
+            if part == "choice" and isinstance(method, Rounded):
+                continue  # it has no cache to generate with
             share = cache_share(method, judged.layers, length)
             model = judged.load(method)
-            more = _by_position(model, windows) if length == LONG else _retrieved(judged, model, length)
+            match part:
+                case "retrieval":
+                    more = _retrieved(judged, model, length)
+                case "choice":
+                    more = _right(judged, model)
+                case _:
+                    more = _by_position(model, windows)
             result[part].append({**row, "share": share, **more})
             write_json(result, out)
+
+
+def _right(judged: Judged, model: Any) -> dict[str, Any]:
+    """Return how many of the chosen continuations are the context's own."""
+    items = track(choice_items(judged), f"{ITEMS} choices", total=ITEMS)
+    return {"right": sum(chosen(model, context, continuations) == own for context, continuations, own in items)}
 
 
 def _retrieved(judged: Judged, model: Any, length: int) -> dict[str, Any]:
@@ -162,7 +211,7 @@ def speed(folder: Path, out: Path) -> None:
     """Time decoding with both caches, and measure them."""
     machine.pin_threads("benchmarks.retrofit_cache")
     judged = Judged(folder)
-    models = {STANDARD: judged.model, LEVELS: judged.load(Levels(judged.hierarchy))}
+    models = {STANDARD: judged.model, LEVELS: judged.load(judged.levels)}
     result: dict[str, Any] = {"machine": machine.facts(), "context": LONG, "rows": {}}
     for rows in ROWS:
         with torch.inference_mode():
@@ -171,6 +220,32 @@ def speed(folder: Path, out: Path) -> None:
         sizes = {name: cache_bytes(cache) for name, (_, cache) in made.items()}
         result["rows"][rows] = {"seconds": seconds, "bytes": sizes}
         write_json(result, out)
+
+
+def layer_lines(layers: dict[str, Any]) -> list[str]:
+    """Return the table of each layer's hierarchy."""
+    return [
+        "What each layer has, whole attention first; `+4` are sinks:",
+        "",
+        *table(["hierarchy", "layers"], [[name.replace("|", ","), places] for name, places in layer_cells(layers)]),
+        "",
+    ]
+
+
+def choice_lines(judged: dict[str, Any]) -> list[str]:
+    """Return the section on choices."""
+    cells = [
+        [row["setting"], f"{row['share']:.0%}", f"{row['right']} of {judged['items']}"] for row in judged["choice"]
+    ]
+    return [
+        "## Which continuation",
+        "",
+        f"After {CONTEXT:,} tokens of a held-out text stand {CHOICES} continuations of {CONTINUATION} tokens: its own,",
+        "and others from the same book. *Right*: its own has the highest probability. Chance is one of four.",
+        "",
+        *table(["method", "cache", "right"], cells),
+        "",
+    ]
 
 
 def speed_lines(measured: dict[str, Any]) -> list[str]:
@@ -229,6 +304,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         cache_markdown(results),
         "",
+        *(layer_lines(document["layers"]) if "layers" in document else []),
         *([] if any(row.kind == "uniform" for row in results.rows) else [_UNFINISHED, ""]),
         "## Retrieval",
         "",
@@ -237,6 +313,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         *table(["tokens", "method", "cache", "found"], retrieval),
         "",
+        *(choice_lines(judged) if judged.get("choice") else []),
         f"## Loss by position in {judged['long']} tokens",
         "",
         f"{judged['windows']} windows of held-out novels, in nats per token; in brackets the change against standard.",
@@ -263,6 +340,8 @@ def write_page(folder: Path, out: Path) -> None:
     }
     if (folder / "speed.json").exists():
         document["speed"] = files.read_json(folder / "speed.json")
+    if (folder / "layers.json").exists():
+        document["layers"] = files.read_json(folder / "layers.json")
     for row in document["rows"]:
         for text in (*row["untuned"], *row["tuned"]):
             text["text"] = Path(text["text"]).name

@@ -2,19 +2,26 @@
 
 import dataclasses
 import importlib.util
+import json
 import shutil
+import types
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from structattn import Hierarchy
 from structattn.cli import main
-from structattn.integrations.transformers import make_cache
+from structattn.comparison import files
+from structattn.integrations.transformers import get_hierarchy, make_cache
 from structattn.models.transformers_internals import CACHE
-from structattn.retrofit.cache_report import cache_markdown, cache_verdict, draw_cache
-from structattn.retrofit.cache_study import CacheResults, CacheRow, CacheStudy, TextLoss, measure_cache
-from structattn.retrofit.distillation import Distillation
+from structattn.retrofit.cache_report import cache_markdown, cache_verdict, draw_cache, layer_cells
+from structattn.retrofit.cache_results import CacheResults, CacheRow, TextLoss
+from structattn.retrofit.cache_study import CacheStudy, measure_cache
+from structattn.retrofit.distillation import Distillation, DistillationTask
 from structattn.retrofit.pretrained import find_model, open_pretrained
+from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.training import RunFolderError
 from tests.retrofit.test_models import bytes_tokenizer
 from tests.tolerance import assert_calibrated
@@ -60,7 +67,9 @@ def test_rows(measured):
         "2|2|4v@w*|16|4",
         "2|2|4v@w*|16|4, int8",
         "2|2|4v@w*|16|4, int4",
-        "window 14 + 4",
+        "8@w14+4",
+        "8@w14+4, int8",
+        "8@w14+4, int4",
         "int8",
         "int4",
         "uniform 4 + 4",
@@ -68,7 +77,7 @@ def test_rows(measured):
     standard, levels = results.standard, rows["2|2|4v@w*|16|4"]
     assert standard.share == 1.0
     assert not standard.tuned
-    for row in (levels, rows["window 14 + 4"]):
+    for row in (levels, rows["8@w14+4"]):
         assert row.share == pytest.approx(share, abs=1e-9)
         assert row.untuned[0].loss != standard.untuned[0].loss
         assert row.tuned[0].loss != row.untuned[0].loss
@@ -102,7 +111,12 @@ def test_the_loss_is_that_of_transformers(folder, measured):
 def test_saved_models_open_and_generate(measured):
     """`from_pretrained` restores levels, order and basis; the compressed cache gives the text of none."""
     out = measured[1]
-    (saved,) = (out / "models").iterdir()
+    assert [path.name for path in (out / "rivals").iterdir()] == ["uniform-4-+-4"]
+    for saved in (out / "models").iterdir():
+        check_saved(saved, out)
+
+
+def check_saved(saved, out):
     model = AutoModelForCausalLM.from_pretrained(saved, attn_implementation="structattn_mlr")
     tokenizer = AutoTokenizer.from_pretrained(saved)
     ids = tokenizer("The cat sat on the mat. The dog", return_tensors="pt").input_ids
@@ -111,7 +125,6 @@ def test_saved_models_open_and_generate(measured):
     model.save_pretrained(out / "again")
     again = AutoModelForCausalLM.from_pretrained(out / "again", attn_implementation="structattn_mlr")
     assert torch.equal(again(ids).logits, model(ids).logits)
-    assert [path.name.split("-")[0] for path in sorted((out / "rivals").iterdir())] == ["uniform", "window"]
 
 
 def test_resumption(folder, measured, tmp_path):
@@ -123,6 +136,54 @@ def test_resumption(folder, measured, tmp_path):
     assert measure_cache(study_of(folder), tmp_path / "out") == results
     with pytest.raises(RunFolderError, match="tune_steps was 2, is 3"):
         measure_cache(study_of(folder, tune_steps=3), tmp_path / "out")
+
+
+def test_layers_of_their_own(folder, tmp_path):
+    """Layers are measured once; the hierarchies fit the budget, and are those of the saved model."""
+    study = study_of(folder, cache=0.7, also=(), repeats=0.5, bits=(8,), sinks=3)
+    results = measure_cache(study, tmp_path)
+    layers = files.read_json(tmp_path / "layers.json")
+    assert layers["candidates"] == ["8", "8@w4+3", "8@w6+3", "8@w12+3", "2|2|4v@w*|16|4+3"]
+    row = results.rows[1]
+    assert (row.kind, row.name) == ("by layer", "70% by layer")
+    assert 0.3 < row.share <= 0.7
+    assert [each.name for each in results.rows[2:4]] == ["70% by layer, int8", f"8@w{round(48 * row.share) - 3}+3"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "70-by-layer")
+    chosen = list(map(str, get_hierarchy(model)["decoder"]))
+    assert layers["chosen"] == chosen
+    shares = [Hierarchy.parse(each).cache_numbers(48, 8) / (48 * 16) for each in chosen]
+    assert sum(shares) / 2 == pytest.approx(row.share)
+    layers["divergences"] = [[0, 9, 9, 9, 9], [9, 0, 9, 9, 9]]
+    (tmp_path / "layers.json").write_text(json.dumps(layers))
+    dataclasses.replace(results, rows=results.rows[:1]).save(tmp_path)
+    again = measure_cache(study, tmp_path)  # it reads what was measured
+    assert again.rows[1].share == pytest.approx((1 + 7 / 48) / 2)
+
+
+@pytest.mark.parametrize(("share", "repeated"), [(0.0, []), (0.5, [1, 3, 5]), (1.0, [0, 1, 2, 3, 4, 5])])
+def test_repeats(folder, share, repeated):
+    config = LanguageConfig(str(folder / "text.txt"), 9, 18)
+    whole = LanguageTask(config)
+    task = DistillationTask(whole, 18, share)
+    rows = torch.cat([task.batch(step, 2)["inputs"] for step in range(3)])
+    plain = torch.cat([whole.batch(step, 2)["inputs"] for step in range(3)])
+    for row in range(6):
+        second = plain[row, :4] if row in repeated else plain[row, 5:]
+        assert torch.equal(rows[row], torch.cat([plain[row, :5], second]))
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_models_that_do_not_fit(folder, tmp_path, monkeypatch, kind):
+    path = folder / "llama"
+    if kind == "gguf":
+        path = tmp_path / "tiny.gguf"
+        write_gguf(path)
+    parameters = AutoModelForCausalLM.from_pretrained(folder / "llama").num_parameters()
+    free = types.SimpleNamespace(available=3 * 4 * parameters)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    open_pretrained(path, copies=2)
+    with pytest.raises(ValueError, match=r"parameters: 6 copies in float32 need .* GiB of memory are free"):
+        open_pretrained(path, copies=6)
 
 
 def test_without_tuning_and_rivals(folder, tmp_path):
@@ -192,6 +253,11 @@ def test_report(tmp_path):
     assert "| 8,56v@w*,9 | 30.0% | 33.12 | 20.29 (+1.0%) |" in table
     draw_cache(results, tmp_path)
     assert (tmp_path / "retrofit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_layers():
+    layers = {"candidates": ["8", "8@w5+4", "2|6v@w*|9"], "chosen": ["2|6v@w*|9", "8", "2|6v@w*|9"]}
+    assert layer_cells(layers) == [["8", "1"], ["2|6v@w*|9", "0, 2"]]
 
 
 def write_gguf(path, left_out=None):
@@ -286,6 +352,10 @@ def test_smollm2_is_found_in_its_package(tmp_path, monkeypatch):
 def test_command(folder, tmp_path, capsys):
     command = ["retrofit", "--model", str(folder / "llama"), "--data", str(folder / "text.txt"), "--ranks", "2,2,4"]
     command += ["--windows", "16,4", "--context-length", "48", "--evaluation-tokens", "96", "--tune-steps", "0"]
+    with pytest.raises(SystemExit) as help_:
+        main(["retrofit", "--help"])
+    assert help_.value.code == 0
+    assert "such as 30%: each layer" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert main([*command, "--value-ranks", "4,0,4", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "2|2|4v4|0|4@w*|16|4" in printed
@@ -316,6 +386,13 @@ def test_command(folder, tmp_path, capsys):
         (["--ranks", "2,2,4", "--pairs", "all"], "--pairs goes with levels by block"),
         (["--ranks", "2,2,4", "--rivals", "off", "--bits", "4"], "--bits says which rivals to measure"),
         ([], "--windows needs --ranks"),
+        (["--ranks", "2,2,4", "--cache", "much"], "--cache must be a share such as 30%, got 'much'"),
+        (["--ranks", "2,2,4", "--cache", "130%"], "cache must be a share between 0 and 1, got 1.3"),
+        (
+            ["--ranks", "2,2,4", "--sinks", "2", "--cache", "2%"],
+            "cache must be at least 10.5%, the smallest that layers can have",
+        ),
+        (["--ranks", "2,2,4", "--repeats", "2"], "repeats must be between 0 and 1, got 2"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, capsys, options, message):
@@ -334,4 +411,4 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, options, message):
 def test_options_of_windows_alone(folder, tmp_path, capsys):
     command = ["retrofit", "--model", str(folder / "llama"), "--ranks", "4,4", "--out", str(tmp_path / "out")]
     assert main([*command, "--bits", "4"]) == 1
-    assert "--bits goes with --windows" in capsys.readouterr().err
+    assert "--bits goes with --windows or --cache" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import torch
 
 from structattn import Hierarchy
 from structattn.integrations.transformers.layer_levels import LayerLevels
-from structattn.retrofit.cache_methods import CacheMethod, Levels, Rounded, Uniform, Window, cache_share
+from structattn.retrofit.cache_methods import CacheMethod, Levels, Rounded, Uniform, cache_share
 from structattn.retrofit.quantisation import (
     RECENT,
     attend_rounded,
@@ -15,7 +15,7 @@ from structattn.retrofit.quantisation import (
     round_values,
     value_bits,
 )
-from structattn.retrofit.rivals import SlidingWindow, UniformCut
+from structattn.retrofit.rivals import UniformCut
 from tests.tolerance import assert_calibrated
 
 HEADS, KEY_HEADS, WIDTH, LENGTH, SCALE = 6, 2, 8, 150, 0.3
@@ -40,7 +40,9 @@ DISTANCE = AT[:, None] - AT
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("text", ["8", "4|4v@w20", "2|2|4v4|0|4@w70|9", "2|6v8|0@w30", "4|4v@w20/mean"])
+@pytest.mark.parametrize(
+    "text", ["8", "4|4v@w20", "2|2|4v4|0|4@w70|9", "2|6v8|0@w30", "4|4v@w20/mean", "4|4v@w20+3", "8@w140+3", "8@w20+3"]
+)
 def test_rounded_caches_against_the_definition(text, bits):
     """Beyond the nearest window keys and values are rounded; near ones are exact."""
     hierarchy = Hierarchy.parse(text)
@@ -55,7 +57,7 @@ def test_rounded_caches_against_the_definition(text, bits):
         far_values = value[..., :far_width].split(list(widths[: max(hierarchy.levels - 1, 1)]), 3)
         rounded = [round_values(level, bits) for level in far_values if level.shape[3]]
         old_value = torch.cat([*rounded, value[..., far_width:]], 3)
-        near = recent > DISTANCE
+        near = (recent > DISTANCE) | (hierarchy.sinks > AT)
         score, mixed = torch.zeros(2, HEADS, LENGTH, LENGTH, dtype=dtype), []
         starts = [sum(hierarchy.ranks[:level]) for level in range(hierarchy.levels)]
         for level, (start, rank) in enumerate(zip(starts, hierarchy.ranks, strict=True)):
@@ -64,7 +66,7 @@ def test_rounded_caches_against_the_definition(text, bits):
             old, new = (query[..., dims] @ wide(each[..., dims]).mT for each in (old_key, key))
             score = score + torch.where(reached, torch.where(near, new, old), 0.0)
         gains = torch.tensor(hierarchy.gains, dtype=dtype)[hierarchy.depth(AT[:, None], AT[None]).clamp(min=1) - 1]
-        p = softmax(score * gains * SCALE, DISTANCE >= 0)
+        p = softmax(score * gains * SCALE, (DISTANCE >= 0) & hierarchy.reaches(0, AT[:, None], AT[None]))
         start = 0
         for level, width in enumerate(widths):
             reached = hierarchy.reaches(level, AT[:, None], AT[None]) & (DISTANCE >= 0)
@@ -77,13 +79,6 @@ def test_rounded_caches_against_the_definition(text, bits):
     query, key, value = inputs()
     actual = attend_rounded(query, key, value, hierarchy, bits, scale=SCALE)
     assert_calibrated(actual, definition(torch.float64), definition(torch.float64))
-
-
-def test_a_window_with_sinks_against_the_definition():
-    query, key, value = inputs()
-    visible = (DISTANCE >= 0) & ((DISTANCE < 20) | (AT < 3))
-    exact = softmax(query @ wide(key).mT * SCALE, visible) @ wide(value)
-    assert_calibrated(SlidingWindow(20, 3)(query, key, value, SCALE), exact, exact)
 
 
 def test_a_uniform_cut_against_the_definition():
@@ -145,11 +140,12 @@ def test_shares_of_the_cache():
     hierarchy = Hierarchy.parse("8|24|32v@w512|128")
     shares = {
         CacheMethod(): 1.0,
-        Levels(hierarchy): (8 * 1024 + 24 * 512 + 32 * 128) / (64 * 1024),
-        Window(200, 4): 204 / 1024,
+        Levels((hierarchy,)): (8 * 1024 + 24 * 512 + 32 * 128) / (64 * 1024),
+        Levels((Hierarchy.parse("64@w200+4"),)): 204 / 1024,
         Uniform(16, 32): 48 / 128,
-        Rounded(Hierarchy.flat(64), 4): (128 * 16 + (1024 - 128) * 5) / (1024 * 16),
-        Rounded(hierarchy, 8): (
+        Rounded(Levels((Hierarchy.flat(64),)), 4): (128 * 16 + (1024 - 128) * 5) / (1024 * 16),
+        Rounded(Levels((Hierarchy.parse("64@w200+4"),)), 4): (132 * 16 + 72 * 5) / (1024 * 16),
+        Rounded(Levels((hierarchy,)), 8): (
             128 * 2 * 64 * 16
             + (1024 - 128) * 8 * (9 + 8 + 32 / 24)  # 24 channels of a token are a group
             + (512 - 128) * 24 * (9 + 8 + 32 * 3 / 72)  # 72 channels are three

@@ -15,6 +15,7 @@ from structattn.cli import commands
 from structattn.cli.progress import Bars, hide_bars_of_transformers
 from structattn.cli.task_options import OPTION_NAMES, TaskOptions, structures
 from structattn.cli.writing import write_on
+from structattn.comparison import files
 from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, load_run
@@ -161,6 +162,7 @@ _WINDOW_OPTIONS = (
     "also",
     "tune_weights",
     "evaluation_length",
+    "repeats",
     "rivals",
     "bits",
     "sinks",
@@ -170,14 +172,14 @@ _WINDOW_OPTIONS = (
 
 
 def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
-    if command.windows is not None:
-        return _retrofit_by_window(command, command.windows, line)
+    if command.windows is not None or command.cache is not None:
+        return _retrofit_by_window(command, line)
     from structattn.retrofit.measure import Retrofit, measure_retrofit
     from structattn.retrofit.report import draw_retrofit, retrofit_table, retrofit_verdict
 
     for name in _WINDOW_OPTIONS:
         if getattr(command, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} goes with --windows, which was not given")
+            raise ValueError(f"--{name.replace('_', '-')} goes with --windows or --cache, and neither was given")
     ranks = tuple(parse_ranks(text) for text in command.ranks or _BLOCK_RANKS)
     study = Retrofit(**(_fields(Retrofit, command, {}) | {"model": _run_folder(Path(command.model)), "ranks": ranks}))
     console = Console(highlight=False)
@@ -192,9 +194,9 @@ def _retrofit(command: commands.Retrofit, line: Sequence[str]) -> int:
     return 0
 
 
-def _retrofit_by_window(command: commands.Retrofit, windows: str, line: Sequence[str]) -> int:
+def _retrofit_by_window(command: commands.Retrofit, line: Sequence[str]) -> int:
     checks.require("transformers", "hf")
-    from structattn.retrofit.cache_report import cache_table, cache_verdict, draw_cache
+    from structattn.retrofit.cache_report import cache_table, cache_verdict, draw_cache, layer_table
     from structattn.retrofit.cache_study import CacheStudy, measure_cache
 
     if command.pairs is not None:
@@ -202,12 +204,14 @@ def _retrofit_by_window(command: commands.Retrofit, windows: str, line: Sequence
     for name in ("bits", "sinks"):
         if command.rivals == "off" and getattr(command, name) is not None:
             raise ValueError(f"--{name} says which rivals to measure: leave out --rivals off")
-    fields = _fields(CacheStudy, command, {}) | {"levels": _levels(command, windows)}
+    fields = _fields(CacheStudy, command, {}) | {"levels": _levels(command), "cache": _share(command.cache)}
     study = CacheStudy(**fields | {"rivals": command.rivals != "off"})
     console = Console(highlight=False)
     with Bars(console, seeds=False) as bars:
         results = measure_cache(study, command.out, overwrite=command.overwrite, make_progress=bars.add, command=line)
     print_table(cache_table(results), console)
+    if study.cache is not None:
+        print_table(layer_table(files.read_json(command.out / "layers.json")), console)
     console.print(cache_verdict(results), markup=False)
     draw_cache(results, command.out)
     console.print(f"models: {command.out / 'models'}", soft_wrap=True)
@@ -215,14 +219,30 @@ def _retrofit_by_window(command: commands.Retrofit, windows: str, line: Sequence
     return 0
 
 
-def _levels(command: commands.Retrofit, windows: str) -> tuple[str, ...]:
+def _share(text: str | None) -> float | None:
+    """Return a share such as 30% as a number."""
+    if text is None:
+        return None
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise ValueError(f"--cache must be a share such as 30%, got {text!r}") from None
+
+
+def _levels(command: commands.Retrofit) -> tuple[str, ...]:
     """Return the text form of each hierarchy; values have the ranks of the keys unless `--value-ranks` says others."""
+    if command.windows is None:
+        if command.ranks or command.value_ranks:
+            raise ValueError(
+                "--ranks needs --windows where there is --cache, such as --ranks 8,24,32 --windows 512,128"
+            )
+        return ()
     if not command.ranks:
         raise ValueError("--windows needs --ranks, such as --ranks 8,24,32 --windows 512,128 for heads of width 64")
     values = command.value_ranks or command.ranks
     if len(values) != len(command.ranks):
         raise ValueError(f"--value-ranks must be one for each of {len(command.ranks)} --ranks, got {len(values)}")
-    sizes = parse_ranks(windows)
+    sizes = parse_ranks(command.windows)
     return tuple(
         str(Hierarchy(parse_ranks(ranks), windows=(None, *sizes), value_ranks=parse_ranks(of_values)))
         for ranks, of_values in zip(command.ranks, values, strict=True)

@@ -99,6 +99,14 @@ class Retrofit:
         tuple[str, ...] | None, tyro.conf.arg(help=_LEVELS_ONLY + "ranks of the values, one for each of --ranks.")
     ] = None
 
+    cache: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Share of the cache's bytes to keep, such as 30%: each layer gets what costs it least, whole "
+            "attention, a sliding window with sinks, or the levels of --ranks and --windows."
+        ),
+    ] = None
+
     data: str = "stdlib"
     """Text to calibrate, tune and evaluate on, as for compare."""
 
@@ -134,6 +142,14 @@ class Retrofit:
 
     calibration_tokens: int | None = None
     """Tokens to measure the order of dimensions on; by default 65,536, with --windows 16,384."""
+
+    repeats: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help=_LEVELS_ONLY + "share of the windows of calibration and tuning whose second half repeats the first, "
+            "so that far tokens must be copied; by default 0."
+        ),
+    ] = None
 
     rivals: Annotated[
         Literal["on", "off"] | None,

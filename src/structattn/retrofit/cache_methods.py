@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from structattn.integrations.transformers.hierarchies import levels_of
 from structattn.integrations.transformers.layers import DECODER, AttentionLayer, attention_layers
 from structattn.ops.hierarchy import Hierarchy
 from structattn.retrofit import quantisation
-from structattn.retrofit.rivals import Attend, RoundedCache, SlidingWindow, UniformCut, use_rival
+from structattn.retrofit.rivals import Attend, RoundedCache, UniformCut, use_rival
 
 
 class Calibrated:
@@ -51,12 +51,26 @@ class Calibrated:
             self._balanced[distance] = changed
         return copy.deepcopy(self._balanced[distance])
 
-    def with_levels(self, hierarchy: Hierarchy, distance: int) -> PreTrainedModel:
-        """Return a copy with MLR attention, its dimensions ordered by the energy of tokens so far apart."""
-        model = self.balanced(distance)
-        order = [layer.argsort(dim=-1, descending=True, stable=True).tolist() for layer in self.energy(distance)]
-        set_hierarchy(model, hierarchy, order=order)
-        return model
+    def arranged(self, hierarchies: Sequence[Hierarchy]) -> tuple[PreTrainedModel, list[Any]]:
+        """Return a copy for hierarchies, one of each layer, with the order of dimensions for `set_hierarchy`.
+
+        Where a layer has several levels, values get their basis, and keys their order by energy, for tokens beyond the
+        nearest window of any layer.
+        """
+        near = [quantisation.near_window(each) for each in hierarchies if each.levels > 1]
+        if not near:
+            return copy.deepcopy(self.model), ["as_trained"] * len(hierarchies)
+        order = [
+            by_energy(energy) if hierarchy.levels > 1 else "as_trained"
+            for energy, hierarchy in zip(self.energy(min(near)), hierarchies, strict=True)
+        ]
+        return self.balanced(min(near)), order
+
+
+def by_energy(energy: Tensor) -> list[list[int]]:
+    """Return each key head's pairs of dimensions, those of most energy first."""
+    order: list[list[int]] = energy.argsort(dim=-1, descending=True, stable=True).tolist()
+    return order
 
 
 @dataclass(frozen=True)
@@ -64,12 +78,15 @@ class CacheMethod:
     """A way to a smaller cache. This class keeps everything: standard attention.
 
     Attributes:
-        kind: name of the method in tables.
         tuned: True if it has weights to tune.
     """
 
-    kind: str = field(default="standard", init=False)
-    tuned: bool = field(default=False, init=False)
+    tuned: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> str:
+        """Name of the method in tables."""
+        return "standard"
 
     @property
     def name(self) -> str:
@@ -90,24 +107,43 @@ class CacheMethod:
 
 @dataclass(frozen=True)
 class Levels(CacheMethod):
-    """Levels by window in keys and values: MLR attention."""
+    """MLR attention: levels by window in keys and values, or a sliding window with sinks.
 
-    hierarchy: Hierarchy
-    kind: str = field(default="levels", init=False)
-    tuned: bool = field(default=True, init=False)
+    Args:
+        hierarchies: one of all layers, or one for each.
+        label: the name where layers differ.
+    """
+
+    hierarchies: tuple[Hierarchy, ...]
+    label: str = ""
+    tuned: ClassVar[bool] = True
+
+    @property
+    def kind(self) -> str:
+        """`levels`, `window` or, where layers differ, `by layer`."""
+        if len(set(self.hierarchies)) > 1:
+            return "by layer"
+        return "levels" if self.hierarchies[0].levels > 1 else "window"
 
     @property
     def name(self) -> str:
-        """The hierarchy's text form."""
-        return str(self.hierarchy)
+        """The text form of the hierarchy, or the label."""
+        return self.label or str(self.hierarchies[0])
+
+    def of(self, layer: AttentionLayer) -> Hierarchy:
+        """Return the hierarchy of a layer."""
+        return self.hierarchies[layer.index if len(self.hierarchies) > 1 else 0]
 
     def apply(self, calibrated: Calibrated) -> PreTrainedModel:
-        """Return a copy with the hierarchy, in the measured order and basis."""
-        return calibrated.with_levels(self.hierarchy, quantisation.near_window(self.hierarchy))
+        """Return a copy with the hierarchies, in the measured order and basis where there are several levels."""
+        hierarchies = [self.of(layer) for layer in calibrated.layers]
+        model, order = calibrated.arranged(hierarchies)
+        set_hierarchy(model, hierarchies, order=order)
+        return model
 
     def cache_bits(self, layer: AttentionLayer, length: int) -> float:
         """Return the bits of the numbers that later queries read."""
-        return quantisation.WHOLE_BITS * layer.key_heads * self.hierarchy.cache_numbers(length, layer.width)
+        return quantisation.WHOLE_BITS * layer.key_heads * self.of(layer).cache_numbers(length, layer.width)
 
 
 @dataclass(frozen=True)
@@ -117,22 +153,27 @@ class Rounded(CacheMethod):
     It is measured on the tuned model of its levels, and not tuned further.
     """
 
-    hierarchy: Hierarchy
+    levels: Levels
     bits: int
-    kind: str = field(default="rounded", init=False)
+
+    @property
+    def kind(self) -> str:
+        """Name of the method in tables."""
+        return "rounded"
 
     @property
     def name(self) -> str:
-        """The hierarchy, unless it is one level, and the bits."""
-        return f"int{self.bits}" if self.hierarchy.levels == 1 else f"{self.hierarchy}, int{self.bits}"
+        """The levels, unless they are standard attention, and the bits."""
+        return f"int{self.bits}" if self.is_standard else f"{self.levels.name}, int{self.bits}"
+
+    @property
+    def is_standard(self) -> bool:
+        """True without levels, windows or sinks."""
+        return all(each.levels == 1 and each.sizes == (None,) for each in self.levels.hierarchies)
 
     def apply(self, calibrated: Calibrated) -> PreTrainedModel:
         """Return a copy with a rounded cache."""
-        if self.hierarchy.levels == 1:
-            model = copy.deepcopy(calibrated.model)
-            set_hierarchy(model, self.hierarchy)
-        else:
-            model = Levels(self.hierarchy).apply(calibrated)
+        model = self.levels.apply(calibrated)
         self.attach(model)
         return model
 
@@ -142,46 +183,8 @@ class Rounded(CacheMethod):
         use_rival(model, [RoundedCache(levels_of(layer.module), self.bits) for layer in layers])
 
     def cache_bits(self, layer: AttentionLayer, length: int) -> float:
-        """Return the bits with scales and offsets; the nearest window is whole."""
-        near = min(length, quantisation.near_window(self.hierarchy))
-        values = self.hierarchy.value_widths(layer.width)
-        far = self.hierarchy.levels - (self.hierarchy.levels > 1)
-        keys = quantisation.key_bits(self.bits)
-        bits = quantisation.WHOLE_BITS * 2.0 * layer.width * near
-        for level in range(far):
-            mixed = quantisation.value_bits(self.bits, values[level] * layer.key_heads)
-            tokens = max(self.hierarchy.live(level, length) - near, 0)
-            bits += (self.hierarchy.ranks[level] * keys + values[level] * mixed) * tokens
-        return bits * layer.key_heads
-
-
-@dataclass(frozen=True)
-class Window(CacheMethod):
-    """A sliding window with attention sinks."""
-
-    window: int
-    sinks: int
-    kind: str = field(default="window", init=False)
-    tuned: bool = field(default=True, init=False)
-
-    @property
-    def name(self) -> str:
-        """The window and the sinks."""
-        return f"window {self.window} + {self.sinks}"
-
-    def apply(self, calibrated: Calibrated) -> PreTrainedModel:
-        """Return a copy that sees the window and the sinks."""
-        model = copy.deepcopy(calibrated.model)
-        self.attach(model)
-        return model
-
-    def attach(self, model: PreTrainedModel) -> None:
-        """Hide what the window does not show."""
-        use_rival(model, [SlidingWindow(self.window, self.sinks)] * len(attention_layers(model)[DECODER]))
-
-    def cache_bits(self, layer: AttentionLayer, length: int) -> float:
-        """Return the bits of the tokens that are seen."""
-        return CacheMethod.cache_bits(self, layer, min(length, self.window + self.sinks))
+        """Return the bits with scales and offsets; the nearest window and sinks are whole."""
+        return layer.key_heads * quantisation.cache_bits(self.levels.of(layer), self.bits, layer, length)
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,12 @@ class Uniform(CacheMethod):
 
     rank: int
     width: int
-    kind: str = field(default="uniform", init=False)
-    tuned: bool = field(default=True, init=False)
+    tuned: ClassVar[bool] = True
+
+    @property
+    def kind(self) -> str:
+        """Name of the method in tables."""
+        return "uniform"
 
     @property
     def name(self) -> str:
@@ -200,7 +207,10 @@ class Uniform(CacheMethod):
 
     def apply(self, calibrated: Calibrated) -> PreTrainedModel:
         """Return a copy whose keys and values are cut, in the order and basis of all pairs of tokens."""
-        model = calibrated.with_levels(Hierarchy.flat(calibrated.layers[0].width), 1)
+        model = calibrated.balanced(1)
+        set_hierarchy(
+            model, Hierarchy.flat(calibrated.layers[0].width), order=list(map(by_energy, calibrated.energy(1)))
+        )
         self.attach(model)
         return model
 
@@ -224,11 +234,12 @@ def cache_share(method: CacheMethod, layers: Sequence[AttentionLayer], length: i
     )
 
 
-def rivals_of(levels: Levels, layers: Sequence[AttentionLayer], length: int, sinks: int) -> list[CacheMethod]:
+def rivals_of(levels: Levels, layers: Sequence[AttentionLayer], length: int, sinks: int) -> tuple[Levels, Uniform]:
     """Return a window and a uniform cut whose caches are as large as that of `levels`."""
     share, width = cache_share(levels, layers, length), layers[0].width
     kept = max(2, 2 * round(share * width / 2))
-    return [Window(max(1, round(share * length) - sinks), sinks), Uniform(kept, kept)]
+    window = Hierarchy((width,), windows=(max(sinks + 1, round(share * length) - sinks),), sinks=sinks)
+    return Levels((window,)), Uniform(kept, kept)
 
 
 @torch.no_grad()

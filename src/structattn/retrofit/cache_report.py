@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,14 +13,19 @@ from structattn.comparison import files
 from structattn.drawing.style import INK, QUIET, new_figure, save_figure, styled
 from structattn.reporting.table import markdown_row
 from structattn.reporting.terminal import terminal_table
-from structattn.retrofit.cache_study import CacheResults, CacheRow
+from structattn.retrofit.cache_results import CacheResults, CacheRow
 
 _KINDS = {
     "levels": ("levels", "#0072B2", "o"),
-    "levels, rounded": ("levels, rounded", "#56B4E9", "s"),
+    "by layer": ("layer by layer", "#56B4E9", "o"),
     "window": ("window and sinks", "#D55E00", "^"),
     "uniform": ("uniform cut", "#009E73", "v"),
     "rounded": ("rounded", "#CC79A7", "D"),
+}
+_ROUNDED = {
+    f"{kind}, rounded": (f"{label}, rounded", colour, "s")
+    for kind, (label, colour, _) in _KINDS.items()
+    if kind in ("levels", "by layer", "window")
 }
 """Label, colour and marker of each kind of method."""
 
@@ -27,8 +33,11 @@ _TOO_FAR = 2.0
 """Perplexities above so many times standard attention's are left out of the figure."""
 
 
-def _kind(row: CacheRow) -> str:
-    return "levels, rounded" if row.kind == "rounded" and "|" in row.name else row.kind
+def _kind(row: CacheRow, results: CacheResults) -> str:
+    """Return the kind of a row; for a rounded cache with that of the model that is rounded."""
+    models = {each.name: each.kind for each in results.rows}
+    name = row.name.rpartition(", int")[0]
+    return f"{models[name]}, rounded" if row.kind == "rounded" and name in models else row.kind
 
 
 def draw_cache(results: CacheResults, folder: Path, name: str = "retrofit") -> None:
@@ -44,8 +53,8 @@ def draw_cache(results: CacheResults, folder: Path, name: str = "retrofit") -> N
         axes = figure.add_subplot()
         axes.axhline(standard, color=INK, linewidth=1.0, label="standard attention, 16 bits")
         axes.axhline(1.02 * standard, color=QUIET, linewidth=0.8, linestyle=":", label="2% above it")
-        for kind, (label, colour, marker) in _KINDS.items():
-            rows = [row for row in results.rows[1:] if _kind(row) == kind]
+        for kind, (label, colour, marker) in (_KINDS | _ROUNDED).items():
+            rows = [row for row in results.rows[1:] if _kind(row, results) == kind]
             shown = [row for row in rows if row.best[0].perplexity <= _TOO_FAR * standard]
             if not shown:
                 continue
@@ -117,3 +126,18 @@ def cache_verdict(results: CacheResults, tolerance: float = 0.02) -> str:
         f"{best.name}: {best.share:.1%} of its bytes at {results.length} tokens, perplexity "
         f"{best.best[0].perplexity:.2f}."
     )
+
+
+def layer_cells(layers: Mapping[str, Any]) -> list[list[str]]:
+    """Return each hierarchy that layers have, and the numbers of these layers, from the contents of `layers.json`."""
+    chosen: list[str] = layers["chosen"]
+    return [
+        [name, ", ".join(str(index) for index, each in enumerate(chosen) if each == name)]
+        for name in layers["candidates"]
+        if name in chosen
+    ]
+
+
+def layer_table(layers: Mapping[str, Any]) -> Table:
+    """Return the same as a table for the terminal."""
+    return terminal_table(["hierarchy", "layers"], layer_cells(layers), left=2)

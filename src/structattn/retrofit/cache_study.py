@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,6 @@ from structattn.integrations.transformers.layers import DECODER, IMPLEMENTATION,
 from structattn.integrations.transformers.pairs import find_pairing
 from structattn.integrations.transformers.value_basis import value_weights
 from structattn.ops.hierarchy import Hierarchy
-from structattn.retrofit import quantisation
 from structattn.retrofit.cache_methods import (
     CacheMethod,
     Calibrated,
@@ -35,7 +35,9 @@ from structattn.retrofit.cache_methods import (
     rivals_of,
     token_losses,
 )
+from structattn.retrofit.cache_results import CacheResults, CacheRow, TextLoss
 from structattn.retrofit.distillation import Distillation, DistillationTask
+from structattn.retrofit.layer_choice import candidates_of, choose, layer_divergences
 from structattn.retrofit.pretrained import find_model, open_pretrained
 from structattn.tasks import LanguageConfig, LanguageTask
 from structattn.tasks.tokens import TokenTask
@@ -52,6 +54,8 @@ _ATTENTION = ".self_attn."
 _TRAINED: dict[TunedWeights, str] = {"all": "", "attention": _ATTENTION}
 """Part of the names of the weights that are tuned."""
 
+_MEASURED_WINDOWS = 2
+"""Windows that layers are measured on, one by one."""
 _PARTS = 4
 """Parts of a window whose losses are told apart."""
 
@@ -70,8 +74,14 @@ class CacheStudy:
     data: str
     """Text spec of `LanguageConfig.data`: its training part calibrates and tunes, its validation part is evaluated."""
 
-    levels: tuple[str, ...]
+    levels: tuple[str, ...] = ()
     """Hierarchies by window to try, in text form."""
+
+    cache: float | None = None
+    """Bytes of the cache, as a share of standard attention's, in which each layer gets a hierarchy of its own.
+
+    Layers choose among `candidates_of`, to which `levels` are added.
+    """
 
     context_length: int = 2048
     """Tokens of a window of calibration and tuning."""
@@ -103,6 +113,9 @@ class CacheStudy:
     rivals: bool = True
     """Measure other ways to caches of the same size, too."""
 
+    repeats: float = 0.0
+    """Share of the windows of calibration and tuning whose second half is their first half again: far tokens matter."""
+
     sinks: int = 4
     """First tokens that a rival's sliding window keeps."""
 
@@ -116,15 +129,13 @@ class CacheStudy:
     """Dtype of matrix products."""
 
     def __post_init__(self) -> None:
-        if not self.levels:
-            raise ValueError("levels must name at least one hierarchy, got none")
+        if not self.levels and self.cache is None:
+            raise ValueError("levels must name at least one hierarchy where no cache is given, got none")
+        if self.cache is not None and not 0 < checks.finite("cache", self.cache) < 1:
+            raise ValueError(f"cache must be a share between 0 and 1, got {self.cache}")
         for text in self.levels:
             if not Hierarchy.parse(text).by_window:
                 raise ValueError(f"levels must reach by window, such as 8|24|32v@w512|128, got {text}")
-            if Hierarchy.parse(text).sinks:
-                raise ValueError(
-                    f"levels must have no sinks, which the sliding windows of rivals alone have, got {text}"
-                )
         if len({Hierarchy.parse(text) for text in self.levels}) < len(self.levels):
             raise ValueError(f"levels must differ, got {', '.join(self.levels)}")
         for name in ("context_length", "evaluation_tokens", "calibration_tokens", "batch_size"):
@@ -142,6 +153,8 @@ class CacheStudy:
                 raise ValueError(f"bits must be between 1 and 8, got {bits}")
         if not checks.finite("tune_rate", self.tune_rate) > 0:
             raise ValueError(f"tune_rate must be above 0, got {self.tune_rate}")
+        if not 0 <= checks.finite("repeats", self.repeats) <= 1:
+            raise ValueError(f"repeats must be between 0 and 1, got {self.repeats}")
         checks.one_of("tune_weights", self.tune_weights, ("all", "attention"))
 
     @property
@@ -153,96 +166,6 @@ class CacheStudy:
         """Return the settings as JSON-compatible values, without unset ones."""
         plain = {name: list(each) if isinstance(each, tuple) else each for name, each in vars(self).items()}
         return {name: each for name, each in plain.items() if each is not None}
-
-
-@dataclass(frozen=True)
-class TextLoss:
-    """Losses on one text."""
-
-    text: str
-    loss: float
-    """Nats per token, over every token but the first of each window."""
-
-    parts: tuple[float, ...]
-    """The same over each quarter of the window, first quarter first."""
-
-    tokens_per_word: float
-    """Tokens of the evaluated windows per word, where words are what white space separates."""
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity per token."""
-        return math.exp(self.loss)
-
-    @property
-    def word_perplexity(self) -> float:
-        """Perplexity per word."""
-        return math.exp(self.loss * self.tokens_per_word)
-
-
-@dataclass(frozen=True)
-class CacheRow:
-    """Measurement of one method."""
-
-    kind: str
-    """`standard`, `levels`, `rounded`, `window` or `uniform`."""
-
-    name: str
-    share: float
-    """Bits of the cache at the evaluated length, as a share of standard attention's in 16 bits."""
-
-    untuned: tuple[TextLoss, ...]
-    """Losses on each text before tuning; empty for a rounded cache of tuned levels."""
-
-    tuned: tuple[TextLoss, ...] = ()
-    """Losses after tuning; empty without."""
-
-    tuning_tokens: int = 0
-    tuning_seconds: float = 0.0
-
-    @property
-    def best(self) -> tuple[TextLoss, ...]:
-        """Losses after tuning, where there was one."""
-        return self.tuned or self.untuned
-
-
-@dataclass(frozen=True)
-class CacheResults:
-    """Results of a study."""
-
-    model: str
-    length: int
-    tune_steps: int
-    rows: tuple[CacheRow, ...] = field(default=())
-    """Standard attention first."""
-
-    def save(self, folder: Path) -> None:
-        """Write `results.json`."""
-        files.write_json(folder / "results.json", dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> CacheResults:
-        """Return the results that `save` wrote."""
-        return cls.from_dict(files.read_json(folder / "results.json"))
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> CacheResults:
-        """Return the results whose fields are given as JSON has them; other fields are ignored."""
-        rows = tuple(_row(row) for row in plain["rows"])
-        return cls(plain["model"], plain["length"], plain["tune_steps"], rows)
-
-    @property
-    def standard(self) -> CacheRow:
-        """The model as it was."""
-        return self.rows[0]
-
-
-def _row(plain: dict[str, Any]) -> CacheRow:
-    losses = {
-        name: tuple(TextLoss(**each | {"parts": tuple(each["parts"])}) for each in plain[name])
-        for name in ("untuned", "tuned")
-    }
-    return CacheRow(**plain | losses)
 
 
 def measure_cache(
@@ -275,6 +198,7 @@ def measure_cache(
             folder,
             "config.json",
             "environment.json",
+            "layers.json",
             "results.json",
             "judged.json",
             "speed.json",
@@ -286,7 +210,7 @@ def measure_cache(
     files.write_json(folder / "environment.json", environment(command))
     done = (folder / "results.json").exists()
     results = CacheResults.load(folder) if done else CacheResults(study.model, study.length, study.tune_steps)
-    methods = measured.methods()
+    methods = measured.methods(measured.levels(folder, make_progress))
     found = {row.name: row for row in results.rows}
     for index, method in enumerate(methods):
         if method.name not in found:
@@ -303,10 +227,12 @@ class _Measured:
 
     def __init__(self, study: CacheStudy) -> None:
         self.study = study
-        model, self.tokenizer = open_pretrained(find_model(study.model))
+        # The model, its copy in another basis, and the one to tune with its gradients and the two moments of AdamW.
+        model, self.tokenizer = open_pretrained(find_model(study.model), copies=6 if study.tune_steps else 3)
         self.layers = attention_layers(model)[DECODER]
         self._check(model)
         self.task = self._task(study.data, model.config.vocab_size, study.context_length)
+        self.tuning = DistillationTask(self.task, study.context_length, study.repeats)
         self.calibrated = Calibrated(model, lambda: list(self._calibration()))
         config = dataclasses.replace(self.task.config, context_length=study.length)
         same = LanguageTask(config, corpus=self.task.corpus, tokenizer=self.task.tokenizer)
@@ -322,8 +248,8 @@ class _Measured:
             if length > positions:
                 raise ValueError(f"{name} must be at most the model's {positions} positions, got {length}")
         for text in self.study.levels:
-            near = quantisation.near_window(Hierarchy.parse(text))
-            if near >= self.study.context_length:
+            near = Hierarchy.parse(text).sizes[-1]
+            if near is not None and near >= self.study.context_length:
                 raise ValueError(
                     f"context_length must be above the nearest window {near} of {text}, got {self.study.context_length}"
                 )
@@ -336,6 +262,9 @@ class _Measured:
                 pairing = find_pairing(model, layer.module, layer.name, layer.width)
                 sizes: dict[str, Any] = {"width": layer.width, "key_heads": layer.key_heads, "name": layer.name}
                 LayerLevels(Hierarchy.parse(text), pairing, None, **sizes)
+        if self.study.cache is not None:
+            _, shares = self._candidates([Hierarchy.parse(text) for text in self.study.levels])
+            choose(torch.zeros(len(self.layers), len(shares)), shares, self.study.cache)
 
     def _task(self, data: str, vocabulary: int, length: int) -> LanguageTask:
         encode = functools.partial(self.tokenizer, add_special_tokens=False, verbose=False)
@@ -345,27 +274,69 @@ class _Measured:
     def _calibration(self) -> Iterator[Tensor]:
         """Yield windows of training text with about `calibration_tokens` tokens, in the order of tuning."""
         for step in range(self.study.calibration_tokens // self.study.context_length):
-            yield self.task.batch(step, 1)["inputs"].to(self.calibrated.model.device)
+            yield self.tuning.batch(step, 1)["inputs"].to(self.calibrated.model.device)
 
-    def methods(self) -> list[CacheMethod]:
-        """Return standard attention, each hierarchy with its rounded caches and window, rounded caches, and cuts."""
-        study, found, cuts = self.study, [CacheMethod()], []
-        rounded = list(study.bits) if study.rivals else []
-        for text in study.levels:
-            levels = Levels(Hierarchy.parse(text))
-            found += [levels, *(Rounded(levels.hierarchy, bits) for bits in rounded)]
-            if study.rivals:
-                window, cut = rivals_of(levels, self.layers, study.length, study.sinks)
-                found.append(window)
-                cuts.append(cut)
-        return [*found, *(Rounded(Hierarchy.flat(self.layers[0].width), bits) for bits in rounded), *cuts]
+    def levels(self, folder: Path, make_progress: MakeProgress | None) -> list[Levels]:
+        """Return the hierarchies to measure; measure layers where a cache is given."""
+        given = [Hierarchy.parse(text) for text in self.study.levels]
+        if self.study.cache is None:
+            return [Levels((hierarchy,)) for hierarchy in given]
+        candidates, shares = self._candidates(given)
+        path = folder / "layers.json"
+        divergences = self._layer_divergences(candidates, path, make_progress)
+        chosen = tuple(candidates[each] for each in choose(divergences, shares, self.study.cache))
+        files.write_json(path, files.read_json(path) | {"chosen": list(map(str, chosen))})
+        return [Levels(chosen, f"{self.study.cache:.0%} by layer")]
+
+    def _candidates(self, given: Sequence[Hierarchy]) -> tuple[list[Hierarchy], Tensor]:
+        """Return the hierarchies that layers choose from, and the cache of each as a share of the whole one."""
+        candidates = candidates_of(self.layers[0].width, self.study.length, self.study.sinks, given)
+        shares = [cache_share(Levels((each,)), self.layers, self.study.length) for each in candidates]
+        return candidates, torch.tensor(shares, dtype=torch.float64)
+
+    def _layer_divergences(
+        self, candidates: Sequence[Hierarchy], path: Path, make_progress: MakeProgress | None
+    ) -> Tensor:
+        """Return what each layer loses with each candidate; read or write them in a file."""
+        if not path.exists():
+            progress = make_progress("each layer alone", 0, 1) if make_progress else None
+            windows = list(itertools.islice(self._calibration(), _MEASURED_WINDOWS))
+            with self._autocast():
+                found = layer_divergences(
+                    self.calibrated,
+                    candidates,
+                    windows,
+                    None if progress is None else lambda done, of: progress.on_start(done, of, ()),
+                )
+            document = {"candidates": list(map(str, candidates)), "divergences": found.tolist()}
+            files.write_json(path, document)
+        return torch.tensor(files.read_json(path)["divergences"], dtype=torch.float64)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.calibrated.model.device
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.study.precision, device))
+
+    def methods(self, all_levels: Sequence[Levels]) -> list[CacheMethod]:
+        """Return standard attention, then levels and rivals, each whole and rounded; the uniform cuts are last."""
+        study = self.study
+        found: list[CacheMethod] = [CacheMethod()]
+        cuts: list[CacheMethod] = []
+        bits = study.bits if study.rivals else ()
+        for levels in all_levels:
+            window, cut = rivals_of(levels, self.layers, study.length, study.sinks)
+            for method in (levels, window) if study.rivals else (levels,):
+                found += [method, *(Rounded(method, each) for each in bits)]
+            cuts += [cut] if study.rivals else []
+        whole = Levels((Hierarchy.flat(self.layers[0].width),))
+        rows = [*found, *(Rounded(whole, each) for each in bits), *cuts]
+        return list(dict.fromkeys(rows))  # two hierarchies of equal bytes have the same rivals
 
     def row(self, method: CacheMethod, folder: Path, progress: Progress | None) -> CacheRow:
         """Return the measurement of one method."""
         saved = self._folder(method, folder)
         share = cache_share(method, self.layers, self.study.length)
         tokens = self.study.tune_steps * self.study.batch_size * self.study.context_length
-        if isinstance(method, Rounded) and method.hierarchy.levels > 1 and self.study.tune_steps:
+        if isinstance(method, Rounded) and not method.is_standard and self.study.tune_steps:
             model = AutoModelForCausalLM.from_pretrained(saved, attn_implementation=IMPLEMENTATION, dtype=torch.float32)
             method.attach(model)
             return CacheRow(method.kind, method.name, share, (), self._losses(model), tokens)
@@ -383,9 +354,8 @@ class _Measured:
 
     def _folder(self, method: CacheMethod, folder: Path) -> Path:
         """Return the folder of a method's tuned model; that of its levels for a rounded cache."""
-        if isinstance(method, Levels | Rounded):
-            return folder / "models" / files.safe_name(str(method.hierarchy))
-        return folder / "rivals" / files.safe_name(method.name)
+        levels = method.levels if isinstance(method, Rounded) else method
+        return folder / ("models" if isinstance(levels, Levels) else "rivals") / files.safe_name(levels.name)
 
     def _save(self, model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
@@ -398,7 +368,7 @@ class _Measured:
         """Return the losses on the validation part of one text."""
         device = model.device
         windows = torch.cat([batch["inputs"] for batch in task.evaluation_batches(1)]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.study.precision, device)):
+        with self._autocast():
             losses = token_losses(model, windows)
         words = sum(len(text.split()) for text in self.tokenizer.batch_decode(windows.cpu()))
         parts = tuple(float(part.mean()) for part in losses.chunk(_PARTS, dim=1))
@@ -417,6 +387,5 @@ class _Measured:
             precision=study.precision,
         )
         student = Distillation(model, self.calibrated.model, _TRAINED[study.tune_weights])
-        task = DistillationTask(self.task, study.context_length)
-        train(student, lambda steps: task, config, folder, structure=name, progress=progress)  # type: ignore[arg-type]
+        train(student, lambda steps: self.tuning, config, folder, structure=name, progress=progress)  # type: ignore[arg-type]
         shutil.rmtree(folder)  # Checkpoints serve only to resume.

@@ -7,6 +7,7 @@ token. A student that equals its teacher has divergence 0 and gradient 0, so tex
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Distillation(nn.Module):
         with torch.no_grad():
             target = self._teacher[0].to(inputs.device)(inputs, use_cache=False).logits.flatten(0, 1)
         logits = self.student(inputs, use_cache=False).logits.flatten(0, 1)
-        return _Outputs(_Divergence.apply(logits, target).view(inputs.shape))
+        return _Outputs(divergence(logits, target).view(inputs.shape))
 
     def describe(self) -> dict[str, Description]:
         """Return descriptions that train every chosen tensor at the base rate."""
@@ -70,6 +71,12 @@ class Distillation(nn.Module):
         """Return the FLOPs of a row by parameter count: 2 for each weight and token forward, 4 backward."""
         weights = sum(parameter.numel() for parameter in self.student.parameters())
         return Flops(2 * weights * length, 4 * weights * length)
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the divergence of each row from a teacher, `(N,)` in nats, for logits of both `(N, V)`."""
+    rows: Tensor = _Divergence.apply(logits, target)
+    return rows
 
 
 class _Divergence(torch.autograd.Function):
@@ -102,14 +109,28 @@ class _Divergence(torch.autograd.Function):
 class DistillationTask(LanguageTask):
     """Windows of text on which a `Distillation` is trained.
 
+    Text alone hardly asks for what stands far back. Where a window's second half is its first half again, every token
+    of it does.
+
     Args:
         task: task with the same text and tokens.
         evaluation_tokens: tokens of the held-out text to evaluate on.
+        repeats: share of the training windows whose second half is replaced by their first.
     """
 
-    def __init__(self, task: LanguageTask, evaluation_tokens: int) -> None:
+    def __init__(self, task: LanguageTask, evaluation_tokens: int, repeats: float = 0.0) -> None:
         config = dataclasses.replace(task.config, evaluation_tokens=evaluation_tokens)
         super().__init__(config, seed=task.seed, corpus=task.corpus, tokenizer=task.tokenizer)
+        self._repeats = repeats
+
+    def _training_rows(self, step: int, batch_size: int, rows: range) -> Batch:
+        batch = super()._training_rows(step, batch_size, rows)
+        half = self.context_length // 2
+        for row, place in enumerate(rows):
+            index = step * batch_size + place
+            if math.floor((index + 1) * self._repeats) > math.floor(index * self._repeats):
+                batch["inputs"][row, -half:] = batch["inputs"][row, :half]
+        return batch
 
     @property
     def units(self) -> Mapping[str, str]:

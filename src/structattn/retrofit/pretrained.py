@@ -43,20 +43,36 @@ def find_model(name: str) -> Path:
     return found[0]
 
 
-def open_pretrained(path: Path) -> tuple[Any, Any]:
+def open_pretrained(path: Path, copies: int = 1) -> tuple[Any, Any]:
     """Return the model, in float32 with standard attention, and its tokenizer.
 
     Nothing is downloaded, and no code of the folder runs. A GGUF file is dequantised.
 
+    Args:
+        path: folder or GGUF file.
+        copies: how many times the parameters will be held in memory.
+
     Raises:
+        ValueError: so many copies do not fit in the free memory; raised before the model is read.
         RunFolderError: the model is no causal language model, has no tokenizer, or the GGUF file is no Llama.
         ImportError: a GGUF file needs the package `gguf`.
         ValueError, OSError: the files cannot be read.
     """
-    return _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
+    return _open_gguf(path, copies) if path.suffix == ".gguf" else _open_folder(path, copies)
 
 
-def _open_folder(path: Path) -> tuple[Any, Any]:
+def _check_memory(parameters: int, copies: int) -> None:
+    import psutil  # comes with accelerate
+
+    needed, free = 4 * parameters * copies / 2**30, psutil.virtual_memory().available / 2**30
+    if needed > free:
+        raise ValueError(
+            f"the model has {parameters:,} parameters: {copies} copies in float32 need {needed:.1f} GiB, and "
+            f"{free:.1f} GiB of memory are free"
+        )
+
+
+def _open_folder(path: Path, copies: int) -> tuple[Any, Any]:
     if not (path / "config.json").exists():
         raise RunFolderError(path, "there is no model here (no config.json)")
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -64,6 +80,8 @@ def _open_folder(path: Path) -> tuple[Any, Any]:
         raise RunFolderError(path, f"the model here, {config.model_type!r}, is not a causal language model")
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise RunFolderError(path, "the model here has no tokenizer: save it with tokenizer.save_pretrained")
+    with torch.device("meta"):
+        _check_memory(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters(), copies)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     options: dict[str, Any] = {"config": config, "dtype": torch.float32, "attn_implementation": "sdpa"}
     model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
@@ -72,14 +90,16 @@ def _open_folder(path: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _open_gguf(path: Path) -> tuple[Any, Any]:
+def _open_gguf(path: Path, copies: int) -> tuple[Any, Any]:
     checks.require("gguf", "gguf")
     from gguf import GGUFReader
 
-    field = GGUFReader(path).get_field("general.architecture")
+    reader = GGUFReader(path)
+    field = reader.get_field("general.architecture")
     family = None if field is None else field.contents()
     if family != "llama":
         raise RunFolderError(path, f"the GGUF file must hold a Llama (architecture 'llama'), got {family!r}")
+    _check_memory(sum(int(tensor.n_elements) for tensor in reader.tensors), copies)
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     with contextlib.redirect_stderr(io.StringIO()):  # transformers shows a bar for every tensor
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from structattn.integrations.transformers.layers import AttentionLayer
 from structattn.ops.attention import mlr_attention
 from structattn.ops.hierarchy import Hierarchy
 
@@ -61,9 +62,22 @@ def value_bits(bits: int, channels: int) -> float:
 
 
 def near_window(hierarchy: Hierarchy) -> int:
-    """Return the distance from which a quantised cache holds rounded numbers: that of the nearest level."""
+    """Return the distance from which a quantised cache holds rounded numbers: that of the nearest of several levels."""
     window = hierarchy.sizes[-1]
     return RECENT if hierarchy.levels == 1 or window is None else window
+
+
+def cache_bits(hierarchy: Hierarchy, bits: int, layer: AttentionLayer, length: int) -> float:
+    """Return the bits of a key head's keys and values at `length` tokens; the nearest window and sinks are whole."""
+    values = hierarchy.value_widths(layer.width)
+    whole = min(length, near_window(hierarchy) + hierarchy.sinks)
+    total = 0.0
+    for level, (rank, width) in enumerate(zip(hierarchy.ranks, values, strict=True)):
+        live = hierarchy.live(level, length)
+        exact = min(live, whole)
+        mixed = value_bits(bits, width * layer.key_heads)
+        total += WHOLE_BITS * (rank + width) * exact + (rank * key_bits(bits) + width * mixed) * (live - exact)
+    return total
 
 
 def attend_rounded(
@@ -78,18 +92,15 @@ def attend_rounded(
         query: `(B, Hq, T, r)`, dimensions in the order of the levels.
         key: `(B, Hkv, T, r)`.
         value: `(B, Hkv, T, dv)`.
-        hierarchy: levels by window, or one level.
+        hierarchy: levels by window, or one level; sinks stay exact.
         bits: bits of a rounded number.
         scale: factor on every score.
-
-    Raises:
-        ValueError: the hierarchy has sinks.
     """
-    if hierarchy.sinks:
-        raise ValueError(f"hierarchy must have no sinks: a rounded cache has levels alone, got {hierarchy}")
     width = value.shape[3]
     ranks, values = list(hierarchy.ranks), list(hierarchy.value_widths(width))
     windows, gains = hierarchy.sizes, hierarchy.gains
+    if hierarchy.levels == 1 and windows[0] is not None and windows[0] <= RECENT:
+        return mlr_attention(query, key, value, hierarchy, is_causal=True, scale=scale, enable_gqa=True)
     if hierarchy.levels == 1:
         ranks, values, windows, gains = [*ranks, 0], [*values, 0], (*windows, RECENT), 2 * gains
     rank, kept = sum(ranks[:-1]), sum(values[:-1])
@@ -103,7 +114,12 @@ def attend_rounded(
         _join(far_key, key[..., rank:], key[..., :rank] - far_key),
         _join(far_value, value[..., kept:], value[..., :kept] - far_value),
         Hierarchy(
-            (*ranks[:-1], ranks[-1] + rank), None, gains, windows=windows, value_ranks=(*values[:-1], values[-1] + kept)
+            (*ranks[:-1], ranks[-1] + rank),
+            None,
+            gains,
+            windows=windows,
+            value_ranks=(*values[:-1], values[-1] + kept),
+            sinks=hierarchy.sinks,
         ),
         is_causal=True,
         scale=scale,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -35,34 +34,6 @@ def use_rival(model: PreTrainedModel, attend: Sequence[Attend]) -> None:
     for layer, function in zip(attention_layers(model)[DECODER], attend, strict=True):
         vars(layer.module)[_ATTEND] = function
     set_attention_implementation(model, IMPLEMENTATION)
-
-
-class SlidingWindow:
-    """The last tokens and the first few: a sliding window with attention sinks.
-
-    Source: Xiao et al., *Efficient Streaming Language Models with Attention Sinks*, 2023, arXiv 2309.17453. Positions
-    stay those of the text, within which the model was trained.
-
-    Args:
-        window: tokens that a query sees, its own the last.
-        sinks: first tokens that every later query sees, besides.
-    """
-
-    def __init__(self, window: int, sinks: int) -> None:
-        self.window, self.sinks = window, sinks
-        self._masks: dict[int, Tensor] = {}
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Return the mixed values."""
-        mask = self._mask(query.shape[2]).to(query.device)
-        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
-
-    def _mask(self, length: int) -> Tensor:
-        if length not in self._masks:
-            at = torch.arange(length)
-            distance = at[:, None] - at
-            self._masks = {length: (distance >= 0) & ((distance < self.window) | (at < self.sinks))}
-        return self._masks[length]
 
 
 @dataclass
@@ -92,7 +63,7 @@ class UniformCut:
 
 @dataclass
 class RoundedCache:
-    """Levels whose cache holds rounded numbers beyond the nearest window; one level is standard attention.
+    """Levels whose cache holds rounded numbers beyond the nearest window.
 
     Args:
         levels: the layer's hierarchy and order.
