@@ -14,13 +14,15 @@ is the one of the highest mean log-probability. Each model reads the text once, 
 `python -m benchmarks.retrofit_cache speed runs/smollm2` times a decoded token of the model with levels and of the one
 as it was, each with its cache almost full, for one row and for eight.
 
-`python -m benchmarks.retrofit_cache page runs/smollm2` writes the page and the figure from all three.
+`python -m benchmarks.retrofit_cache page runs/smollm2` writes the page and the figure from all three. `--seeds` adds
+folders of the same study with another `--seed` and `--tune-steps 0`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import random
 import shlex
 from collections.abc import Iterator
@@ -294,7 +296,7 @@ def page(document: dict[str, Any]) -> str:
         shlex.join(document["command"]),
         "```",
         "",
-        f"![Perplexity against bytes of the cache]({results.model}.png)",
+        f"![Perplexity against bytes of the cache]({document['name']}.png)",
         "",
         f"Perplexity per token over windows of {results.length} tokens, every token but a window's first. Tuned ones",
         f"had {tuned.tuning_tokens:,} tokens of distillation from the model as it was, all alike; *untuned* is the",
@@ -320,20 +322,40 @@ def page(document: dict[str, Any]) -> str:
         "",
         *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], positions),
         "",
+        *(seed_lines(document["seeds"]) if "seeds" in document else []),
         *(speed_lines(document["speed"]) if "speed" in document else []),
         "Method and options: [Retrofit](../../retrofit.md).",
     ]
     return "\n".join([*lines, ""])
 
 
-def write_page(folder: Path, out: Path) -> None:
-    """Write page, figure and JSON of a study into `out`."""
-    results = CacheResults.load(folder)
-    name = results.model
+def seed_lines(seeds: list[dict[str, Any]]) -> list[str]:
+    """Return the section on other calibration texts."""
+    cells = []
+    for row in seeds:
+        results = CacheResults.from_dict(row)
+        before = results.standard.untuned[0].perplexity
+        for each in results.rows[1:]:
+            perplexity = each.untuned[0].perplexity
+            cells.append([str(row["seed"]), each.name, f"{each.share:.1%}", f"{perplexity / before - 1:+.1%}"])
+    return [
+        "## Other calibration texts",
+        "",
+        "The seed chooses the windows that orders, bases and layers are measured on. Change of perplexity untuned:",
+        "",
+        *table(["seed", "method", "cache", "untuned"], cells),
+        "",
+    ]
+
+
+def write_page(folder: Path, out: Path, seeds: list[Path]) -> None:
+    """Write page, figure and JSON of a study into `out`, with untuned studies of other seeds."""
+    results, name = CacheResults.load(folder), folder.name
     made_by = files.read_json(folder / "environment.json")
     words = without_folder(made_by.pop("command"))
     words[words.index("--out") + 1] = f"runs/{folder.name}"
     document = dataclasses.asdict(results) | {
+        "name": name,
         "command": words,
         "environment": made_by,
         "judged": files.read_json(folder / "judged.json"),
@@ -342,7 +364,12 @@ def write_page(folder: Path, out: Path) -> None:
         document["speed"] = files.read_json(folder / "speed.json")
     if (folder / "layers.json").exists():
         document["layers"] = files.read_json(folder / "layers.json")
-    for row in document["rows"]:
+    if seeds:
+        document["seeds"] = [
+            {"seed": files.read_json(each / "config.json")["seed"]} | dataclasses.asdict(CacheResults.load(each))
+            for each in seeds
+        ]
+    for row in itertools.chain(document["rows"], *(each["rows"] for each in document.get("seeds", ()))):
         for text in (*row["untuned"], *row["tuned"]):
             text["text"] = Path(text["text"]).name
     files.write_json(out / f"{name}.json", document)
@@ -354,6 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("judge", "speed", "page"))
     parser.add_argument("folder", type=Path, help="folder written by structattn retrofit --windows")
+    parser.add_argument("--seeds", type=Path, nargs="*", default=[], help="folders of untuned studies of other seeds")
     parser.add_argument("--out", type=Path, default=Path("docs/results/retrofit"), help="folder of the page")
     options = parser.parse_args()
     match options.what:
@@ -362,7 +390,7 @@ def main() -> None:
         case "speed":
             speed(options.folder, options.folder / "speed.json")
         case _:
-            write_page(options.folder, options.out)
+            write_page(options.folder, options.out, options.seeds)
 
 
 if __name__ == "__main__":
