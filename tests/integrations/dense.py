@@ -97,7 +97,7 @@ def _reaches(hierarchy: Hierarchy, level: int, i: Tensor, j: Tensor) -> Tensor:
     size = (hierarchy.windows or hierarchy.block_sizes)[level]
     if size is None:
         return torch.ones_like(i + j, dtype=torch.bool)
-    return (i - j).abs() < size if hierarchy.windows else i // size == j // size
+    return ((i - j).abs() < size) | (j < hierarchy.sinks) if hierarchy.windows else i // size == j // size
 
 
 AttentionInterface.register(NAME, _forward)

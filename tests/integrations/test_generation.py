@@ -225,6 +225,71 @@ def test_a_prompt_is_read_once_for_several_continuations():
     assert prompt.get_seq_length() == 20
 
 
+class TestSinks:
+    """Layers that see everything, a window with sinks, and levels with sinks, in one model."""
+
+    MIXED = ("8", "8v@w16+4", "2|2|4v4|0|4@w9|6+3/1|0.7|0.4")
+
+    def mixed(self, **fields):
+        model = make("llama", num_hidden_layers=3, **fields)
+        st.set_hierarchy(model, self.MIXED)
+        return model
+
+    @pytest.mark.parametrize("mode", ["greedy", "beam", "sampling"])
+    @pytest.mark.parametrize("padding", ["none", "left"])
+    def test_tokens_are_those_of_a_full_recompute(self, mode, padding):
+        model, x, real = self.mixed(), tokens(), mask(padding)
+        expected = write(model, x, real, cache=False, **MODES[mode])
+        for options in ({}, {"prefill_chunk_size": 3}):
+            given = MODES[mode] | options
+            assert torch.equal(write(model, x, real, st.make_cache(model), **given), expected)
+        assert torch.equal(write(model, x, real, **MODES[mode]), expected)  # the cache of transformers
+
+    def test_tokens_are_those_of_the_formula(self):
+        model, x, real = self.mixed(), tokens(), mask("left")
+        written = write(model, x, real, st.make_cache(model))
+        dense.install(model, {"decoder": [Hierarchy.parse(text) for text in self.MIXED]})
+        assert torch.equal(write(model, x, real, cache=False), written)
+        without = [Hierarchy.parse(text).without_sinks() for text in self.MIXED]
+        st.set_hierarchy(model, without)
+        assert not torch.equal(write(model, x, real, st.make_cache(model)), written)
+
+    def test_tokens_are_taken_back(self):
+        model, x = self.mixed(), repetitive()
+        expected = write(model, x, cache=False, no_repeat_ngram_size=0)
+        assert torch.equal(write(model, x, cache=st.make_cache(model), **MODES["lookup"]), expected)
+
+    @pytest.mark.parametrize("chunk", [1, 5, 18])
+    def test_left_padding_changes_nothing(self, chunk):
+        model, x, amount = self.mixed(dtype=torch.float64), tokens(1, 40), 11
+        padded = torch.cat([tokens(1, amount, seed=4), x], dim=1).repeat(2, 1)
+        real = torch.ones_like(padded)
+        real[0, :amount] = 0
+        positions = (real.cumsum(1) - 1).clamp(min=0)
+        cache, pieces = st.make_cache(model), []
+        with torch.no_grad():
+            alone = model(x).logits[0]
+            for piece in torch.arange(40 + amount).split(chunk):
+                given = {"attention_mask": real[:, : piece[-1] + 1], "position_ids": positions[:, piece], CACHE: cache}
+                pieces.append(model(padded[:, piece], **given).logits[0])
+        assert_calibrated(torch.cat(pieces)[amount:], alone, alone)
+
+    def test_the_cache_holds_the_numbers_of_the_levels(self):
+        model = self.mixed()
+        cache = st.make_cache(model)
+        write(model, tokens(), cache=cache)
+        layers, length = [Hierarchy.parse(text) for text in self.MIXED], cache.get_seq_length()
+        assert cache.key_numbers == 2 * sum(hierarchy.key_numbers(length) for hierarchy in layers)
+        assert cache.value_numbers == 2 * sum(hierarchy.value_numbers(length, HEAD) for hierarchy in layers)
+
+    def test_files_bring_them_back(self, tmp_path):
+        model = self.mixed()
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation="structattn_mlr").eval()
+        assert st.get_hierarchy(loaded) == {"decoder": [Hierarchy.parse(text) for text in self.MIXED]}
+        assert torch.equal(write(loaded, tokens(), cache=st.make_cache(loaded)), write(model, tokens(), cache=False))
+
+
 def read(model, cache, rows=2):
     with torch.no_grad():
         return model(tokens(rows, 13), **{CACHE: cache})

@@ -148,6 +148,38 @@ class TestEveryFamily:
         assert torch.equal(real_logits(loaded, given), real_logits(model, given))
 
 
+class TestSinks:
+    """Sinks are seen beyond a native window."""
+
+    LEVELS = Hierarchy.parse("2|2|4v4|1|3@w*|12|4+3")
+
+    def test_they_are_added_to_the_window(self):
+        model, given = sliding("mistral", dtype=torch.float64), inputs("mistral", "left")
+        whole = make("mistral", dtype=torch.float64)
+        st.set_hierarchy(model, self.LEVELS)
+        st.set_hierarchy(whole, self.LEVELS.within(WINDOW))
+        expected = real_logits(whole, given).detach()
+        assert_calibrated(real_logits(model, given).detach(), expected, expected)
+
+    def test_tokens_are_those_of_a_full_recompute(self):
+        model, x, real = sliding("mistral"), tokens(), mask("left")
+        st.set_hierarchy(model, self.LEVELS)
+        expected = write(model, x, real, cache=False)
+        assert torch.equal(write(model, x, real, st.make_cache(model)), expected)
+        assert torch.equal(write(model, x, real, st.make_cache(model), prefill_chunk_size=4), expected)
+
+    def test_caches_of_transformers_may_have_dropped_them(self):
+        model = sliding("mistral")
+        st.set_hierarchy(model, self.LEVELS)
+        with pytest.raises(ValueError, match=r"has sinks and a native window of 9 tokens.*use make_cache\(model\)"):
+            write(model, tokens())
+
+    def test_they_lie_within_the_window(self):
+        model = sliding("mistral", sliding_window=3)
+        with pytest.raises(ValueError, match=r"sinks must be below the native window of 3 tokens at .*, got 3"):
+            st.set_hierarchy(model, self.LEVELS)
+
+
 def test_a_window_of_one_token():
     model = sliding("mistral", sliding_window=1, dtype=torch.float64)
     expected = model(tokens()).logits

@@ -64,6 +64,8 @@ EXAMPLES = {
     "mlr:8|8|16+block_sizes=*|96|48+value_ranks=16|16|0": MLRConfig(
         (8, 8, 16), block_sizes=(None, 96, 48), value_ranks=(16, 16, 0)
     ),
+    "mlr:16|48+windows=512|64+sinks=4": MLRConfig((16, 48), windows=(512, 64), sinks=4),
+    "mlr+sinks=4": MLRConfig(sinks=4),
     "mlr:16x4+value_ranks=16x4": MLRConfig((16,) * 4, value_ranks=(16,) * 4),
     "lowrank": LowRankConfig(),
     "lowrank:64": LowRankConfig(64),
@@ -106,6 +108,8 @@ def test_spelling_and_config_are_each_other(text: str) -> None:
         ("mlr:16,16,32v32,32,0@w1024,512,128", "mlr:16|16|32+windows=1024|512|128+value_ranks=32|32|0"),
         ("mlr:16,16v32,0@64", "mlr:16|16+block_sizes=*|32+value_ranks=32|0"),
         ("mlr:12v16", "mlr:12+block_sizes=*+value_ranks=16"),
+        ("mlr:64v@w192+4", "mlr:64+windows=192+value_ranks=64+sinks=4"),
+        ("mlr:8,8v@w192+4+basis", "mlr:8|8+basis+windows=*|192+value_ranks=8|8+sinks=4"),
     ],
 )
 def test_other_spellings(text: str, same: str) -> None:
@@ -139,6 +143,8 @@ def configs(draw: st.DrawFn) -> AttentionConfig:
         levels = None if ranks else draw(st.none() | st.integers(1, 8))
         reach = draw(st.sampled_from(("block_sizes", "windows", None))) if ranks else None
         fixed = {"ranks": ranks, "levels": levels, "block_sizes": None, "windows": None, "value_ranks": None}
+        can_have_sinks = not ranks or (reach == "windows" and len(ranks) > 1)
+        fixed["sinks"] = draw(st.none() | st.integers(1, 2)) if can_have_sinks else None
         if reach:
             fixed[reach] = (None, *(3 * 2**power for power in reversed(range(len(ranks) - 1))))
         if ranks and draw(st.booleans()):
@@ -199,6 +205,10 @@ def test_every_config_survives_text_json_and_pickle(config: AttentionConfig) -> 
         ("mlr:8|8v@64/mean", r"gains of an attention follow as '\+gains=mean'"),
         ("mlr:8|8v8@w4", "value_ranks must have one entry per level"),
         ("mlr+gains=none+gains=mean", "gains is given twice"),
+        ("mlr:8|8v@w16+4+sinks=4", "sinks is given twice"),
+        ("mlr:8|8v@w4+4", "sinks must be below the smallest window 4, got 4"),
+        ("mlr:8|8+block_sizes=*|8+sinks=4", "sinks need levels by window"),
+        ("swa:8+4", "a field of swa must be one of"),
         ("swa:8+window=8", "window is given twice"),
         ("standard+qk_norm=yes", "qk_norm must be one of true, false, got 'yes'"),
         ("btt+side=left", "side must be one of auto, split, key, query"),

@@ -120,7 +120,9 @@ def test_storage_is_owned_and_little_larger_than_what_is_live(spelling):
     for length in range(1, LENGTH + 1):
         with torch.no_grad():
             layer(x[:, length - 1 : length], cache=cache)
-        assert cache.key_bytes <= 1.25 * cache.key_numbers * 2 * 8 + constant
+        sinks = 0 if cache.sinks is None else cache.sinks.key_bytes
+        assert cache.key_bytes <= 1.25 * cache.key_numbers * 2 * 8 + constant + sinks
+        assert sinks == 2 * 8 * layer.key_numbers(1) * cache.layout.sinks
         for timeline in (*cache.keys, *cache.values):
             assert timeline._storage._base is None
             assert timeline.nbytes == timeline._storage.numel() * 8
@@ -169,8 +171,9 @@ def test_the_keys_of_a_long_sequence_take_a_seventh():
     assert cache.key_bytes <= whole / 7
 
 
-def test_beams_go_on_from_other_rows():
-    layer, x = build("mlr+paper"), tokens(3, LENGTH)
+@pytest.mark.parametrize("spelling", ["mlr+paper", "mlr:3|1v1|3@w20|5+3"])
+def test_beams_go_on_from_other_rows(spelling):
+    layer, x = build(spelling), tokens(3, LENGTH)
     rows, cache = torch.tensor([2, 0, 0, 1]), layer.new_cache()
     key_start = torch.tensor([0, 3, 7])
     with torch.no_grad():
@@ -190,6 +193,9 @@ KEPT = {
     "values at level 3 alone": Hierarchy((2, 4, 2), windows=(None, 16, 5), value_ranks=(0, 0, 7)),
     "blocks, values": Hierarchy((2, 4, 2), (None, 12, 4), "mean", value_ranks=(2, 5, 0)),
     "a sliding window": Hierarchy((8,), windows=(9,)),
+    "a sliding window, sinks": Hierarchy((8,), windows=(9,), sinks=8),
+    "windows, values, sinks": WINDOWS.with_sinks(3),
+    "windows alone, sinks": Hierarchy((2, 4, 2), None, (1.0, 0.5, 0.7), windows=(40, 16, 5), sinks=4),
 }
 """Hierarchies of rank 8 for values of width 7."""
 
@@ -300,6 +306,25 @@ def test_live_numbers_are_those_of_the_hierarchy(hierarchy):
         assert cache.key_numbers + cache.value_numbers == 3 * hierarchy.cache_numbers(length, 7)
 
 
+def test_sinks_stay_and_are_found_once():
+    """Starts of rows are read once, after the first tokens; windows are the same as without sinks."""
+    hierarchy = WINDOWS.with_sinks(3)
+    cache, starts = KeyValueCache(mlr_cache_layout(hierarchy, 1, 7)), torch.tensor([0, 4])
+    tokens_ = torch.arange(60.0).view(1, 1, 60, 1) + torch.tensor([0, 100]).view(2, 1, 1, 1)
+    for at in range(60):
+        part = tokens_[:, :, at : at + 1]
+        cache.append([part.expand(2, 1, 1, width) for width in (2, 4, 2)], [part.expand(2, 1, 1, w) for w in (4, 3)])
+        cache.forget(starts if at < 7 else torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert [buffer.first for buffer in (*cache.keys, *cache.values)] == [0, 44, 55, 0, 55]
+    assert cache.sinks.keys.shape == (2, 1, 3, 8)
+    assert cache.sinks.values[:, 0, :, 6].tolist() == [[0, 1, 2], [104, 105, 106]]
+    cache.take_rows(torch.tensor([1, 1, 0]))
+    assert cache.sinks.keys[:, 0, 0, 5].tolist() == [104, 104, 0]
+    assert cache.nbytes - cache.key_bytes == sum(each.nbytes for each in cache.values) + 4 * 3 * 3 * 7
+    cache.reset()
+    assert (cache.nbytes, cache.sinks.end) == (0, 0)
+
+
 def test_windows_read_no_key_start():
     cache = KeyValueCache(mlr_cache_layout(WINDOWS, 1, 7))
     cache.append(
@@ -335,6 +360,8 @@ class OnMeta:
         self.layer, self.cache = layer.to("meta"), cache
         for buffer in (*cache.keys, *cache.values):
             buffer._storage = buffer._storage.to("meta")
+        if cache.sinks is not None:
+            cache.sinks.keys, cache.sinks.values = cache.sinks.keys.to("meta"), cache.sinks.values.to("meta")
 
     @torch.no_grad()
     def read(self, x, key_start):

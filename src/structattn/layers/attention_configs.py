@@ -157,6 +157,7 @@ class MLRConfig(AttentionConfig):
         block_sizes: `None` (global), then nested sizes. With `paper` the context halves with every level by default.
         windows: windows of the levels in place of blocks, see `Hierarchy`. The first may be left out where level 1 sees
             everything. By default see `default_windows`.
+        sinks: first tokens that all levels reach, at any distance. Levels must then be by window.
         value_ranks: value dimensions that each level owns; their sum is the width of a value head. By default the
             ranks; with `paper` level 1 owns all.
         gains: `"none"` is 1, `"mean"` is `c_m = 1/m`.
@@ -183,6 +184,7 @@ class MLRConfig(AttentionConfig):
     value_ranks: tuple[fields.Count, ...] | None = None
     frequencies: Frequencies | None = None
     paper: bool = False
+    sinks: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,6 +213,11 @@ class MLRConfig(AttentionConfig):
         return all(getattr(self, name) == own[name] for name in names if name in own) and super()._is_default(others)
 
     def _hierarchy(self, ranks: tuple[int, ...], context_length: int) -> Hierarchy:
+        levels = self._levels(ranks, context_length)
+        return levels.with_sinks(self.sinks) if self.sinks else levels
+
+    def _levels(self, ranks: tuple[int, ...], context_length: int) -> Hierarchy:
+        """Return the hierarchy without sinks."""
         gains: Literal["mean"] | None = "mean" if self.gains == "mean" else None
         value_ranks = self.value_ranks if self.value_ranks is not None or self.paper else ranks
         if self.block_sizes is not None or self.windows is not None:

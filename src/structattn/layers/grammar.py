@@ -17,6 +17,7 @@ Configs and command lines use it.
 | `mlr:8,8,16+value_ranks=16,16,32` | queries and keys narrower than the values |
 | `mlr:32,16,16+block_sizes=*,96,48` | by blocks, the first of which is everything |
 | `mlr:16,16,32v@w512,128` | a whole hierarchy, as `Hierarchy.parse` reads it |
+| `mlr:16,16,32v@w512,128+4`, `mlr+sinks=4` | with four sinks, see `Hierarchy` |
 | `mlr+paper`, `mlr:16,8,8+paper` | the paper's form: blocks, whole values, level weights `1/r_l`, gains `1/m` |
 | `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
 | `bmlr:16,8,4,4` | bilinear, Multi-Level Low Rank |
@@ -71,6 +72,8 @@ def _spelled_fields(text: str) -> tuple[type[AttentionConfig], dict[str, Any]]:
     types = config.field_types()
     texts = _arguments(config, argument_text) if colon else {}
     for option in options:
+        if config is MLRConfig and option.isdecimal():
+            option = f"sinks={option}"  # they follow a hierarchy's windows as `+4`
         name, equals, value = option.partition("=")
         checks.one_of(f"a field of {kind}", name, types)
         if not equals and types[name] is not bool:

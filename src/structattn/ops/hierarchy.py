@@ -283,9 +283,13 @@ class Hierarchy:
         gains = self.gains[whole - 1 :]
         return Hierarchy(ranks, gains=gains, windows=windows, value_ranks=value_ranks, sinks=self.sinks)
 
+    def with_sinks(self, count: int) -> Hierarchy:
+        """Return the same levels with so many sinks; ValueError unless they are below the smallest window."""
+        return self if count == self.sinks else _with_sinks(self, count)
+
     def without_sinks(self) -> Hierarchy:
         """Return the same levels, without sinks."""
-        return _without_sinks(self) if self.sinks else self
+        return self.with_sinks(0)
 
     def span(self, level: int, i: Any) -> tuple[Any, Any]:
         """Return start and stop of the positions that a level reaches from `i`.
@@ -406,9 +410,9 @@ class Hierarchy:
 
 
 @functools.lru_cache(maxsize=256)  # every call asks for it
-def _without_sinks(hierarchy: Hierarchy) -> Hierarchy:
-    ranks, windows, gains = hierarchy.ranks, hierarchy.windows, hierarchy.gains
-    return Hierarchy(ranks, gains=gains, windows=windows, value_ranks=hierarchy.value_ranks)
+def _with_sinks(hierarchy: Hierarchy, count: int) -> Hierarchy:
+    reach: Any = {"block_sizes": hierarchy.block_sizes, "windows": hierarchy.windows}
+    return Hierarchy(hierarchy.ranks, gains=hierarchy.gains, value_ranks=hierarchy.value_ranks, sinks=count, **reach)
 
 
 def _join_first(widths: tuple[int, ...], count: int) -> tuple[int, ...]:

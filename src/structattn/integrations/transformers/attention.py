@@ -121,7 +121,16 @@ def _attend(
         )
     levels = levels_of(module)
     hierarchy = levels.within(window)
-    if hierarchy.levels > 1 and key.shape[2] > query.shape[2] and not torch.compiler.is_compiling():
+    if hierarchy.sinks and window is not None and key.shape[2] > query.shape[2]:
+        raise ValueError(
+            f"{type(module).__name__} has sinks and a native window of {window} tokens, and caches of transformers may "
+            "have dropped the sinks before it: use make_cache(model)"
+        )
+    if (
+        (hierarchy.levels > 1 or hierarchy.sinks)
+        and key.shape[2] > query.shape[2]
+        and not torch.compiler.is_compiling()
+    ):
         _log_standard_cache()
     return mlr_attention(
         levels.arrange(query),

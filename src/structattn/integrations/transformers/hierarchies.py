@@ -76,6 +76,7 @@ def set_hierarchy(model: PreTrainedModel, hierarchy: Hierarchies, *, order: Dime
         for layer, spec, layer_order in zip(layers, hierarchies[stack], orders[stack], strict=True):
             _check_scores(layer)
             parsed = _parse_hierarchy(spec)
+            _check_sinks(layer, parsed)
             if parsed.levels > 1 or layer_order != "as_trained":
                 settings["pairing"] = find_pairing(model, layer.module, layer.name, layer.width)
             settings[stack].append({"hierarchy": str(parsed), "order": _permutations(layer_order, model, layer)})
@@ -186,6 +187,13 @@ def _check_scores(layer: AttentionLayer) -> None:
         raise ValueError(
             f"{layer.name} caps its scores at {cap} (config.attn_logit_softcapping, as in Gemma 2), which MLR "
             "attention does not do: it serves models that were trained without"
+        )
+
+
+def _check_sinks(layer: AttentionLayer, hierarchy: Hierarchy) -> None:
+    if layer.window is not None and hierarchy.sinks >= layer.window:
+        raise ValueError(
+            f"sinks must be below the native window of {layer.window} tokens at {layer.name}, got {hierarchy.sinks}"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice
+from structattn.layers.kv_cache.sink_tokens import SinkTokens
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:
@@ -37,6 +38,7 @@ class KeyValueCache:
         recording: while it is set, only `crop` drops entries; `forget` does not. It stays set until you clear it.
         keys: a buffer for each slice of the keys.
         values: a buffer for each slice of the values.
+        sinks: the first tokens of each row, which are never dropped; None where the layout keeps none.
     """
 
     def __init__(self, layout: CacheLayout) -> None:
@@ -44,6 +46,7 @@ class KeyValueCache:
         self.recording = False
         self.keys = tuple(GrowingBuffer(-1 if layout.dimension_major else -2) for _ in layout.keys)
         self.values = tuple(GrowingBuffer(-2) for _ in layout.values)
+        self.sinks = SinkTokens(layout.sinks) if layout.sinks else None
         self._has_blocks = any(part.retention.block is not None for part in layout.slices)
         self._row_starts: tuple[int, ...] = (0,)  # of all rows, without repetition
         self._rows_have_begun = False
@@ -71,12 +74,12 @@ class KeyValueCache:
     @property
     def key_bytes(self) -> int:
         """Bytes of all rows' keys, room for growth included."""
-        return sum(keys.nbytes for keys in self.keys)
+        return sum(keys.nbytes for keys in self.keys) + (0 if self.sinks is None else self.sinks.key_bytes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values, room for growth included."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return sum(buffer.nbytes for buffer in self._buffers) + (0 if self.sinks is None else self.sinks.nbytes)
 
     def append(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Append the keys and values of new tokens.
@@ -96,6 +99,15 @@ class KeyValueCache:
         for buffer, entries in zip(self.values, map(to_autocast_dtype, values), strict=True):
             buffer.append(entries)
 
+    def capture_sinks(self, key_start: Tensor | None = None) -> None:
+        """Copy the sinks among the newest tokens, before attention reads them. `forget` does it as well.
+
+        Args:
+            key_start: `(B,)` integers, the first real token of each row.
+        """
+        if self.sinks is not None:
+            self.sinks.capture(self.keys, self.values, key_start)
+
     def forget(self, key_start: Tensor | None = None) -> None:
         """Drop what no query after the last token reads.
 
@@ -108,8 +120,11 @@ class KeyValueCache:
             key_start: `(B,)` integers, the first real token of each row, from which positions count. It must not
                 change for a row once that token is in the cache.
         """
-        if self._has_blocks:
+        self.capture_sinks(key_start)
+        if self._has_blocks or self.sinks is not None:
             self._read_row_starts(key_start)
+        if self.sinks is not None:
+            self.sinks.complete(self._row_starts)
         if not self.recording:
             self._drop()
 
@@ -141,6 +156,8 @@ class KeyValueCache:
                     )
         for buffer in self._buffers:
             buffer.crop(length)
+        if self.sinks is not None:
+            self.sinks.crop(length)
         if max(self._row_starts) >= length:
             self._rows_have_begun = False
         self._drop()
@@ -153,11 +170,15 @@ class KeyValueCache:
         """
         for buffer in self._buffers:
             buffer.take_rows(rows)
+        if self.sinks is not None:
+            self.sinks.take_rows(rows)
 
     def reset(self) -> None:
         """Drop all tokens."""
         for buffer in self._buffers:
             buffer.reset()
+        if self.sinks is not None:
+            self.sinks.reset()
         self._row_starts, self._rows_have_begun = (0,), False
 
     @property
@@ -195,5 +216,9 @@ class KeyValueCache:
 
 
 def _live_numbers(slices: Sequence[CacheSlice], buffers: Sequence[GrowingBuffer]) -> int:
-    parts = zip(slices, buffers, strict=True)
-    return sum(part.heads * part.width * (buffer.end - buffer.first) for part, buffer in parts)
+    """Return the numbers of one row, all heads. Sinks that a buffer still holds count once."""
+    tokens = [
+        buffer.end - buffer.first + min(part.retention.sinks, buffer.first)
+        for part, buffer in zip(slices, buffers, strict=True)
+    ]
+    return sum(part.heads * part.width * count for part, count in zip(slices, tokens, strict=True))

@@ -12,13 +12,15 @@ class Retention:
     Args:
         block: keep the entries in the block of so many positions that holds the query.
         window: keep the last so many entries, the query's own included.
+        sinks: keep the first so many entries of each row besides the window; fewer than it holds.
     """
 
     block: int | None = None
     window: int | None = None
+    sinks: int = 0
 
     def first_needed(self, index: int, row_start: int = 0) -> int:
-        """Return the oldest index that queries from `index` on read.
+        """Return the oldest index that queries from `index` on read, but for sinks.
 
         Args:
             index: of the query.
@@ -30,7 +32,8 @@ class Retention:
 
     def live(self, length: int) -> int:
         """Return how many of `length` tokens of an unpadded row are kept. A full block stays until the next token."""
-        return length - self.first_needed(length - 1)
+        first = self.first_needed(length - 1)
+        return length - first + min(self.sinks, first)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class CacheSlice:
         text = f"{self.heads} x {self.width}"
         if self.retention.block is not None:
             return f"{text} in blocks of {self.retention.block}"
-        return text if self.retention.window is None else f"{text} in a window of {self.retention.window}"
+        if self.retention.window is None:
+            return text
+        sinks = f" with {self.retention.sinks} sinks" if self.retention.sinks else ""
+        return f"{text} in a window of {self.retention.window}{sinks}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,11 @@ class CacheLayout:
     def slices(self) -> tuple[CacheSlice, ...]:
         """All slices, keys first."""
         return (*self.keys, *self.values)
+
+    @property
+    def sinks(self) -> int:
+        """Number of first tokens of each row that are kept for good."""
+        return max(part.retention.sinks for part in self.slices)
 
     def __str__(self) -> str:
         """Return text such as `keys 2 x 8 in blocks of 64; values 2 x 16`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from structattn.layers.kv_cache.growing_buffer import GrowingBuffer
 from structattn.layers.kv_cache.key_value_cache import KeyValueCache, to_autocast_dtype
 from structattn.layers.kv_cache.layout import CacheLayout, CacheSlice, Retention
+from structattn.layers.kv_cache.sink_tokens import SinkTokens
 from structattn.ops.attention import attend_with_lse
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
@@ -22,13 +23,14 @@ _MOST_DECODED_QUERIES = 16
 def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
     """Return the cache layout of MLR attention.
 
-    Keys and values of a level are kept for as long as the level reaches.
+    Keys and values of a level are kept for as long as the level reaches; sinks for good.
 
     Keys have a slice for each level, values one for each level that owns value dimensions.
     """
-    if hierarchy.sinks:
-        raise ValueError(f"hierarchy must have no sinks for a cache, got {hierarchy}")
-    kept = [Retention(window=size) if hierarchy.by_window else Retention(block=size) for size in hierarchy.sizes]
+    if hierarchy.by_window:
+        kept = [Retention(window=size, sinks=hierarchy.sinks if size else 0) for size in hierarchy.sizes]
+    else:
+        kept = [Retention(block=size) for size in hierarchy.sizes]
     keys, values = (
         tuple(CacheSlice(kv_heads, width, each) for width, each in zip(widths, kept, strict=True) if width)
         for widths in (hierarchy.ranks, hierarchy.value_widths(value_dim))
@@ -58,8 +60,13 @@ def attend_mlr_cache(
     Returns:
         Mixed values `(B, Hq, Tq, dv)`.
     """
+    if cache.sinks is not None:
+        cache.capture_sinks(key_start)
+        return _attend_with_sinks(
+            query, cache, cache.sinks, hierarchy, scale=scale, key_start=key_start, attn_bias=attn_bias
+        )
     if query.shape[2] > _MOST_DECODED_QUERIES or attn_bias is not None:
-        return _attend_segments(query, cache, hierarchy, scale=scale, key_start=key_start, attn_bias=attn_bias)
+        return _attend_segments(query, cache, hierarchy, scale=scale, key_start=key_start, attn_bias=attn_bias)[0]
     return mlr_decode(
         to_autocast_dtype(query),
         [buffer.storage for buffer in cache.keys],
@@ -92,8 +99,8 @@ def _attend_segments(
     scale: float,
     key_start: Tensor | None,
     attn_bias: Tensor | None,
-) -> Tensor:
-    """Merge attention to far keys by level 1 and near keys by all levels.
+) -> tuple[Tensor, Tensor]:
+    """Merge attention to far keys by level 1 and near keys by all levels; return output and log-sum-exp.
 
     Near keys begin at the first key that level 2 reaches from the queries. Joining their levels copies the live keys
     of level 2 and the queries' own keys, and the values alike.
@@ -116,7 +123,7 @@ def _attend_segments(
     if near_size is None or (
         near_start == first_key and (near_starts is None or hierarchy.by_window or first_query < near_size)
     ):
-        return near[0]  # no row has far keys
+        return near  # no row has far keys
     far_end = query.new_full(query.shape[:1], near_start, dtype=torch.int64) if near_starts is None else near_starts
     values, value_width = cache.values[0].live, hierarchy.value_widths(sum(cache.layout.value_widths))[0]
     far = attend_with_lse(
@@ -131,7 +138,50 @@ def _attend_segments(
         key_end=far_end - first_key,
         query_offset=first_query - first_key,
     )
-    return merge_segments(far, near)[0]
+    return merge_segments(far, near)
+
+
+def _attend_with_sinks(
+    query: Tensor,
+    cache: KeyValueCache,
+    sinks: SinkTokens,
+    hierarchy: Hierarchy,
+    *,
+    scale: float,
+    key_start: Tensor | None,
+    attn_bias: Tensor | None,
+) -> Tensor:
+    """Merge attention to each row's sinks, at full rank, and to the keys after them, by level."""
+    if sinks.keys is None or sinks.values is None:
+        raise ValueError("the cache is empty: append to it first")
+    first_query = cache.length - query.shape[2]
+    start = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device) if key_start is None else key_start
+    after = (start + sinks.count).clamp(max=cache.length)
+    levels = hierarchy.without_sinks()
+    at_levels = _attend_segments(query, cache, levels, scale=scale, key_start=after, attn_bias=attn_bias)
+    at_sinks = attend_with_lse(
+        query,
+        sinks.keys,
+        sinks.values,
+        Hierarchy.flat(hierarchy.rank),
+        is_causal=False,
+        scale=scale * hierarchy.gains[-1],
+        attn_bias=_bias_of_sinks(attn_bias, start, first_query, cache.length, sinks.count),
+    )
+    return merge_segments(at_sinks, at_levels)[0]
+
+
+def _bias_of_sinks(bias: Tensor | None, start: Tensor, first_query: int, length: int, count: int) -> Tensor:
+    """Return the bias at the sinks, `(B, 1 or Hq, Tq, s)`, minus infinity at those after a query."""
+    j = torch.arange(count, device=start.device)
+    i = torch.arange(first_query, length, device=start.device) - start[:, None]
+    hidden = (j > i[..., None])[:, None]
+    if bias is None:
+        return torch.zeros(hidden.shape, dtype=torch.float32, device=start.device).masked_fill(hidden, -torch.inf)
+    if bias.shape[-1] > 1:
+        at = (start[:, None] + j).clamp(max=length - 1)[:, None, None]
+        bias = torch.take_along_dim(bias[(None,) * (4 - bias.dim())], at, 3)
+    return torch.where(hidden, -torch.inf, bias)
 
 
 def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, is_padded: bool) -> int:
