@@ -70,6 +70,14 @@ class GrowingBuffer:
         self._storage.narrow(self.axis, self._dropped + live, count).copy_(entries)
         self.end += count
 
+    def put_behind(self, entries: Tensor) -> Tensor:
+        """Copy entries to the unused room behind the newest; return `storage`. The next `append` overwrites them."""
+        count, live = entries.shape[self.axis], self.end - self.first
+        if self._dropped + live + count > self._whole.shape[self.axis]:
+            self._move(self.live, live + count)
+        self._whole.narrow(self.axis, self._dropped + live, count).copy_(entries)
+        return self.storage
+
     def drop_before(self, index: int) -> None:
         """Drop the entries before an index. Do nothing where they are dropped already."""
         if index > self.first:

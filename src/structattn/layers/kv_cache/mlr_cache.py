@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -70,7 +71,7 @@ def attend_mlr_cache(
     return mlr_decode(
         to_autocast_dtype(query),
         [buffer.storage for buffer in cache.keys],
-        _value_levels(cache, hierarchy, sum(cache.layout.value_widths)),
+        _value_levels(cache, hierarchy, sum(cache.layout.value_widths), cache.length),
         hierarchy,
         key_length=cache.length,
         level_starts=[buffer.first for buffer in cache.keys],
@@ -80,13 +81,13 @@ def attend_mlr_cache(
     )
 
 
-def _value_levels(cache: KeyValueCache, hierarchy: Hierarchy, value_dim: int) -> list[Tensor]:
-    """Return each level's values, of width 0 where it owns none."""
+def _value_levels(cache: KeyValueCache, hierarchy: Hierarchy, value_dim: int, key_length: int) -> list[Tensor]:
+    """Return each level's values up to `key_length`, of width 0 where it owns none."""
     owned = [buffer.storage for buffer in cache.values]
     rows, heads = owned[0].shape[:2]
     slices = iter(owned)
     return [
-        next(slices) if width else owned[0].new_empty(rows, heads, cache.length - keys.first, 0)
+        next(slices) if width else owned[0].new_empty(rows, heads, key_length - keys.first, 0)
         for width, keys in zip(hierarchy.value_widths(value_dim), cache.keys, strict=True)
     ]
 
@@ -156,6 +157,8 @@ def _attend_with_sinks(
         raise ValueError("the cache is empty: append to it first")
     first_query = cache.length - query.shape[2]
     start = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device) if key_start is None else key_start
+    if query.shape[2] == 1 and attn_bias is None and sinks.is_complete:
+        return _decode_with_sinks(query, cache, sinks.keys, sinks.values, hierarchy, scale=scale, start=start)
     after = (start + sinks.count).clamp(max=cache.length)
     levels = hierarchy.without_sinks()
     at_levels = _attend_segments(query, cache, levels, scale=scale, key_start=after, attn_bias=attn_bias)
@@ -169,6 +172,47 @@ def _attend_with_sinks(
         attn_bias=_bias_of_sinks(attn_bias, start, first_query, cache.length, sinks.count),
     )
     return merge_segments(at_sinks, at_levels)[0]
+
+
+def _decode_with_sinks(
+    query: Tensor,
+    cache: KeyValueCache,
+    keys: Tensor,
+    values: Tensor,
+    hierarchy: Hierarchy,
+    *,
+    scale: float,
+    start: Tensor,
+) -> Tensor:
+    """Decode one token, whose row has all its sinks, in one pass: windows `s` wider, and the sinks behind its own key.
+
+    A token sees no key after its own, so that the order of keys counts only by the windows that they are in.
+    """
+    levels, count = _widened(hierarchy), keys.shape[2]
+    key_levels = [
+        buffer.put_behind(part.mT)
+        for buffer, part in zip(cache.keys, keys.split(cache.layout.key_widths, -1), strict=True)
+    ]
+    for buffer, part in zip(cache.values, values.split(cache.layout.value_widths, -1), strict=True):
+        buffer.put_behind(part)
+    return mlr_decode(
+        to_autocast_dtype(query),
+        key_levels,
+        _value_levels(cache, levels, values.shape[3], cache.length + count),
+        levels,
+        key_length=cache.length + count,
+        level_starts=[buffer.first for buffer in cache.keys],
+        key_start=start + count,
+        scale=scale,
+        enable_gqa=True,
+    )
+
+
+@functools.lru_cache(maxsize=256)  # every token asks for it
+def _widened(hierarchy: Hierarchy) -> Hierarchy:
+    """Return the levels without sinks, their windows wider by as many tokens."""
+    windows = [size and size + hierarchy.sinks for size in hierarchy.sizes]
+    return Hierarchy(hierarchy.ranks, gains=hierarchy.gains, windows=windows, value_ranks=hierarchy.value_ranks)
 
 
 def _bias_of_sinks(bias: Tensor | None, start: Tensor, first_query: int, length: int, count: int) -> Tensor:

@@ -20,6 +20,7 @@ class SinkTokens:
         keys: `(B, Hkv, s, r)`; zeros where a row has not begun. None before the first token.
         values: `(B, Hkv, s, dv)`, likewise.
         end: index after the newest token that was looked at.
+        is_complete: True once all rows are known to have all of them.
     """
 
     def __init__(self, count: int) -> None:
@@ -27,7 +28,7 @@ class SinkTokens:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.end = 0
-        self._is_complete = False
+        self.is_complete = False
 
     @property
     def key_bytes(self) -> int:
@@ -48,7 +49,7 @@ class SinkTokens:
             key_start: `(B,)` integers, the first real token of each row.
         """
         end = values[0].end
-        if self._is_complete or end == self.end:
+        if self.is_complete or end == self.end:
             return
         newest = values[0].live
         index = torch.arange(self.count, device=newest.device).expand(newest.shape[0], -1)
@@ -62,12 +63,12 @@ class SinkTokens:
 
     def complete(self, row_starts: Sequence[int]) -> None:
         """Stop looking for sinks once rows that start at these indices have all of them."""
-        self._is_complete = max(row_starts) + self.count <= self.end
+        self.is_complete = max(row_starts) + self.count <= self.end
 
     def crop(self, end: int) -> None:
         """Look again for sinks from index `end` on, which becomes the next index."""
         if end < self.end:
-            self.end, self._is_complete = end, False
+            self.end, self.is_complete = end, False
 
     def take_rows(self, rows: Tensor) -> None:
         """Replace the batch by the rows at these indices."""
@@ -78,7 +79,7 @@ class SinkTokens:
     def reset(self) -> None:
         """Drop all tokens."""
         self.keys = self.values = None
-        self.end, self._is_complete = 0, False
+        self.end, self.is_complete = 0, False
 
 
 def _gather(buffers: Sequence[GrowingBuffer], index: Tensor) -> Tensor:
