@@ -29,7 +29,7 @@ SPELLINGS = [
     "mlr:1|2+windows=5+value_ranks=2|4",
     "lowrank",
     "lowrank:3+norm=none",
-    "bmlr:2|1|1",
+    "bmlr:3|2|1",
     "btt",
     "btt:2+norm=none",
     "btt+side=query",
