@@ -311,8 +311,8 @@ class BTTConfig(BilinearConfig):
 
     Attributes:
         rank: rank `s` of every tile.
-        factors: `((a, b), (c, d))` with `a·b = c·d = D`, spelt `16x32|16x32`. By default `b = d` is the smallest divisor
-            of `D` not below `√D`.
+        factors: `((a, b), (c, d))` with `a·b = c·d = D`, spelt `16x32|16x32`. By default `b = d` is the smallest
+            divisor of `D` not below `√D`.
         paper: take the paper's factors where none are given: `b = d` is the smallest divisor above `√D`. It differs for
             square `D`: 256 is `8x32`, by default `16x16`.
     """

@@ -28,8 +28,8 @@ def warn_of_degenerate_norm(widths: Sequence[int], remedy: str) -> None:
         return
     text = "|".join(map(str, widths))
     warnings.warn(
-        f"LayerNorm needs at least 3 numbers to learn, got {text}: over two it is a sign function, over one it is 0, and "
-        f"its gradient is zero almost everywhere; {remedy}",
+        f"LayerNorm needs at least 3 numbers to learn, got {text}: over two it is a sign function, over one it is 0, "
+        f"and its gradient is zero almost everywhere; {remedy}",
         DegenerateNormWarning,
         stacklevel=3,
     )
