@@ -25,14 +25,14 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 # For each study and scale: the digest of the first run's config, and a digest of the names of all runs' folders.
 # They were computed before the studies left the package, with `structattn study`; those of scaling, ranks and forecast
-# when the paper's form of MLR attention got its spelling, those of levels with the study, those of regression when heads
-# of rank 2 lost their norm and scale paper got muP.
+# when the paper's form of MLR attention got its spelling, those of levels with the study.
+# Those of bottleneck, width and compute: when heads of rank 2 lost their norm and scale paper got muP.
 FOLDERS = {
     ("bottleneck", "small"): ("ef9845d7", "cbf755ccd0025003"),
     ("bottleneck", "paper"): ("52527362", "5e95d36bd5a6896b"),
     ("width", "small"): ("ef9845d7", "d17b3d78f6f887dc"),
     ("width", "paper"): ("987e4603", "9d3b48868b86f07e"),
-    ("compute", "small"): ("710e469d", "5d650b3da452483e"),
+    ("compute", "small"): ("99dc4909", "ef3a1381a1b24b3c"),
     ("compute", "paper"): ("9076b3e5", "faff2dfc8c66d2d4"),
     ("scaling", "small"): ("6f0fa57f", "0801a16a2025aae5"),
     ("scaling", "paper"): ("837bb883", "a7afff61dbd7623b"),
