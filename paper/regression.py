@@ -225,7 +225,9 @@ class Compute(Study):
     name = "compute"
     scales: ClassVar[dict[Scale, str]] = {
         "small": "Inputs of 8 dimensions, models of width 32 with 2 layers and 8 heads of rank 4, equal FLOPs in steps "
-        "of 64 prompts at a constant rate, with muP from width 32. BTT has factors of 4x8, as in the paper's code.",
+        "of 64 prompts at a constant rate, with muP from width 32, prompts that grow over the first 20% of the steps. "
+        "Standard attention has two learning rates, of which the better counts. BTT has factors of 4x8, as in the "
+        "paper's code.",
         "paper": "Inputs of 64 dimensions, models of width 256 with 6 layers and 8 heads of rank 32, 500,000 steps of "
         "64 prompts at a constant rate, with muP from width 768. BTT has the paper's factors, 8x32.",
     }
@@ -256,7 +258,9 @@ class Compute(Study):
         for name, last in errors[-1].items():
             cells = [format_estimate(each[name]) if name in each else "" for each in errors]
             below = "" if standard is None or name == standard else _difference(errors[-1], standard, name)
-            lines.append(f"| `{name}`, {last.count} seeds | {' | '.join(cells)} | {below} |")
+            lines.append(
+                f"| `{name}`, {last.count} {'seed' if last.count == 1 else 'seeds'} | {' | '.join(cells)} | {below} |"
+            )
         return "\n".join(lines)
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
