@@ -6,9 +6,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from structattn.comparison.compare import Comparison
+from structattn.comparison.compare import Comparison, compare
 from structattn.comparison.results import Results
 from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, load_run
+from structattn.layers import DegenerateNormWarning
 from structattn.tasks import ForecastConfig, LanguageConfig, RegressionConfig
 from structattn.training import RunFolderError, TrainConfig
 
@@ -186,3 +187,49 @@ class TestKernel:
         settings = (("standard", "mlr"), RegressionConfig(4), ModelSizes(1, 16, 2), TrainConfig(steps=1))
         assert {run.standard_kernel for run in Comparison(*settings).runs} == {"torch"}
         assert {run.standard_kernel for run in Comparison(*settings, standard_kernel="auto").runs} == {"auto"}
+
+
+class TestNormsThatCannotLearn:
+    """A LayerNorm over two numbers: new runs refuse it, saved ones load and go on."""
+
+    CONFIG = RunConfig(
+        "bmlr:2|1|1",
+        RegressionConfig(2, evaluation_prompts=4),
+        ModelSizes(1, 16, 4),
+        TrainConfig(steps=2, batch_size=2, precision="float32"),
+    )
+
+    def test_a_new_run_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"LayerNorm needs at least 3 numbers.*norm=none"):
+            execute(self.CONFIG, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_new_comparison_is_refused_before_any_training(self, tmp_path):
+        config = self.CONFIG
+        comparison = Comparison(("btt", config.attention), config.task, config.sizes, config.train)
+        with pytest.raises(ValueError, match=r"LayerNorm needs at least 3 numbers.*norm=none"):
+            compare(comparison, tmp_path / "comparison")
+        assert not (tmp_path / "comparison").exists()
+
+    def test_a_run_that_has_started_goes_on_and_its_model_loads(self, tmp_path):
+        claim(tmp_path, "run.json", self.CONFIG.to_dict() | {"standard_kernel": "torch"})
+        with pytest.warns(DegenerateNormWarning):
+            result = execute(self.CONFIG, tmp_path)
+        assert result.metrics[-1]["step"] == 2
+        with pytest.warns(DegenerateNormWarning):
+            again = execute(self.CONFIG, tmp_path)
+        assert again.metrics == result.metrics
+        with pytest.warns(DegenerateNormWarning):
+            _, model = load_run(tmp_path)
+        assert model.config.attention == "bmlr:2|1|1"
+        inputs = self.CONFIG.build_task(1).batch(0, 2)["inputs"]
+        assert model(inputs).logits.isfinite().all()
+
+    def test_a_comparison_that_has_started_goes_on(self, tmp_path):
+        config = self.CONFIG
+        comparison = Comparison((config.attention,), config.task, config.sizes, config.train)
+        claim(tmp_path, "config.json", comparison.to_dict() | {"standard_kernel": "torch"})
+        claim(tmp_path / "runs" / "bmlr-2-1-1-seed0", "run.json", config.to_dict() | {"standard_kernel": "torch"})
+        with pytest.warns(DegenerateNormWarning):
+            results = compare(comparison, tmp_path)
+        assert results.runs[0].error is None

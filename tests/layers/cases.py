@@ -31,7 +31,7 @@ SPELLINGS = [
     "mlr:4v@w6+2",
     "lowrank",
     "lowrank:3+norm=none",
-    "bmlr:2|1|1",
+    "bmlr:3|2|1",
     "btt",
     "btt:2+norm=none",
     "btt+side=query",

@@ -176,7 +176,7 @@ def test_bilinear_on_every_side(spelling: str, norm: str, side: str, scale: str,
 
 @pytest.mark.parametrize("norm", ["features", "none"])
 @pytest.mark.parametrize(("scale", "power"), [("1/sqrt(f_l)", -0.5), ("1/f_l", -1.0)])
-@pytest.mark.parametrize("spelling", ["lowrank:3", "bmlr:2|1|1", "btt"])
+@pytest.mark.parametrize("spelling", ["lowrank:3", "bmlr:3|2|1", "btt"])
 def test_bilinear_scales_and_norms_by_level(spelling: str, scale: str, power: float, norm: str) -> None:
     layer, x = build(f"{spelling}+scale={scale}+norm={norm}"), tokens(2, 11)
     widths = layer.structure.level_features

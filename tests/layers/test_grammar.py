@@ -71,6 +71,7 @@ EXAMPLES = {
     "lowrank:64": LowRankConfig(64),
     "bmlr:16|8|4|4": BilinearMLRConfig((16, 8, 4, 4)),
     "btt": BTTConfig(),
+    "btt+paper": BTTConfig(paper=True),
     "btt:2+side=query": BTTConfig(2, side="query"),
     "btt+factors=16x32|8x64": BTTConfig(factors=((16, 32), (8, 64))),
     "monarch:16+normalize=false": MonarchConfig(16, normalize=False),
@@ -376,6 +377,25 @@ def test_every_form_builds(spelling: str, layer: type, structure: type | None) -
     assert repr(built)
 
 
+@pytest.mark.parametrize(
+    ("dim", "ours", "papers"),
+    [(16, (4, 4), (2, 8)), (32, (4, 8), (4, 8)), (48, (6, 8), (6, 8)), (64, (8, 8), (4, 16)), (256, (16, 16), (8, 32))],
+)
+def test_the_factors_of_btt_by_default_and_in_the_paper(dim: int, ours: Any, papers: Any) -> None:
+    """The paper's code takes the smallest divisor strictly above the root; they differ at square widths."""
+    for spelling, factors in {"btt": ours, "btt+paper": papers}.items():
+        layer = build_attention(spelling, dim, 4, 16)
+        assert layer.structure.factors == (factors, factors)
+    given = build_attention(f"btt+paper+factors=2x{dim // 2}|4x{dim // 4}", dim, 4, 16)
+    assert given.structure.factors == ((2, dim // 2), (4, dim // 4))
+
+
+def test_btt_saved_before_the_papers_factors_keeps_its_own() -> None:
+    saved = {name: value for name, value in BTTConfig().to_dict().items() if name != "paper"}
+    assert config_from_dict(saved) == BTTConfig()
+    assert parse_saved_attention("btt") == BTTConfig()
+
+
 def test_every_kind_is_built_in_these_tests() -> None:
     assert {parse_attention(spelling).kind for spelling in SPELLINGS} == set(KINDS)
 
@@ -384,7 +404,7 @@ def test_bilinear_defaults_are_those_of_the_structure() -> None:
     """A layer made by hand and one made from a config agree on norm and scale."""
     for spelling, matrix in {
         "lowrank": LowRank(16, 16, 4, heads=4),
-        "bmlr:2|1|1": MLR(16, 16, (2, 1, 1), heads=4),
+        "bmlr:3|2|1": MLR(16, 16, (3, 2, 1), heads=4),
         "btt": BTT(16, 16, heads=4),
     }.items():
         by_hand, built = BilinearAttention(matrix), build_attention(spelling, 16, 4, 16)

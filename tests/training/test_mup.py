@@ -40,6 +40,21 @@ def test_rates_of_structured_factors_are_those_of_a_block():
     assert blocks == pytest.approx(sorted(1e-3 * 64 * pieces / 256 for pieces in (1, 2, 4) for _ in "LR"))
 
 
+def test_rates_of_the_papers_code_for_regression():
+    """Width 256, base width 768, rate 1e-4: factors of 8 x 32 blocks at 2.4e-3 and 9.6e-3, dense matrices at 3e-4."""
+    model = RegressionModel(RegressionModelConfig(layers=1, dim=256, heads=8, input_dim=64, attention="btt+paper"))
+    found = rates(model, learning_rate=1e-4, base_dim=768)
+    block = "backbone.blocks.0.attention"
+    assert found[f"{block}.structure.right_1"][0] == pytest.approx(2.4e-3)
+    assert found[f"{block}.structure.left_1"][0] == pytest.approx(9.6e-3)
+    assert found[f"{block}.v_proj.weight"][0] == pytest.approx(3e-4)
+    assert found[f"{block}.k_norm.weight"][0] == found["read_in.weight"][0] == 1e-4
+    bmlr = RegressionModel(RegressionModelConfig(layers=1, dim=256, heads=8, input_dim=64, attention="bmlr:16,8,4,4"))
+    found = rates(bmlr, learning_rate=1e-4, base_dim=768)
+    for level, pieces in enumerate((1, 2, 4, 8), start=1):
+        assert found[f"{block}.structure.left_{level}"][0] == pytest.approx(1e-4 * 768 * pieces / 256)
+
+
 def test_an_input_of_fixed_size_keeps_the_base_rate():
     model = RegressionModel(RegressionModelConfig(layers=1, dim=128, heads=4, input_dim=8))
     found = rates(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from structattn.comparison import files
 from structattn.comparison.environment import environment
 from structattn.comparison.numbers import grouped, magnitude
 from structattn.comparison.results import Cost, Results, Run
-from structattn.comparison.run import ModelSizes, RunConfig, claim, execute, of_seed, run_name
+from structattn.comparison.run import (
+    ModelSizes,
+    RunConfig,
+    claim,
+    degenerate_norms_refused,
+    execute,
+    of_seed,
+    run_name,
+)
 from structattn.layers import MLRConfig, StandardKernel, as_config
 from structattn.models import StructuredModel
 from structattn.tasks import Task, TaskConfig, build_task, profile_of
@@ -95,10 +104,13 @@ def compare(
 
     Raises:
         RunFolderError: `folder` holds another comparison, or a file cannot be written.
-        TypeError, ValueError: settings do not fit each other; raised before any training.
+        TypeError, ValueError: settings do not fit each other, or a new comparison has a LayerNorm over two numbers or
+            fewer; raised before any training.
     """
     configs = comparison.runs
-    costs = {config.attention: _cost(config) for config in configs[: len(comparison.attentions)]}
+    is_new = overwrite or not (folder / "config.json").exists()
+    with degenerate_norms_refused() if is_new else contextlib.nullcontext():
+        costs = {config.attention: _cost(config) for config in configs[: len(comparison.attentions)]}
     task = build_task(comparison.task, seed=0, total_steps=1)
     if overwrite:
         files.remove(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from structattn.comparison import files
-from structattn.layers import StandardKernel
+from structattn.layers import DegenerateNormWarning, StandardKernel
 from structattn.models import StructuredModel
 from structattn.tasks import Task, TaskConfig, build_task, profile_of
 from structattn.tasks.profiles import profile_named
@@ -168,8 +169,12 @@ def execute(config: Trainable, folder: Path, progress: Progress | None = None) -
 
     Raises:
         RunFolderError: `folder` holds a run of another config, or cannot be written.
-        TypeError, ValueError: the settings do not fit each other, or the data cannot be used.
+        TypeError, ValueError: the settings do not fit each other, or the data cannot be used. A new run also refuses a
+            LayerNorm over two numbers or fewer; one that has started goes on.
     """
+    if not (folder / "run.json").exists():
+        with degenerate_norms_refused():
+            config.build_model()
     recorded = config.to_dict()
     if isinstance(config, RunConfig):
         recorded |= {"standard_kernel": config.standard_kernel}
@@ -238,6 +243,17 @@ def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
         raise RunFolderError(
             folder, f"holds results of another config ({change}); choose another folder or --overwrite"
         )
+
+
+@contextlib.contextmanager
+def degenerate_norms_refused() -> Iterator[None]:
+    """Raise ValueError where a layer inside the block warns of a norm that cannot learn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DegenerateNormWarning)
+        try:
+            yield
+        except DegenerateNormWarning as warning:
+            raise ValueError(str(warning)) from None
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from structattn.layers.grammar import as_config, parse_attention
 from structattn.layers.interface import Attention
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache, Retention
 from structattn.layers.mlr import MLRAttention
+from structattn.layers.norm import DegenerateNormWarning
 from structattn.layers.options import StandardKernel
 from structattn.layers.ranks import default_ranks, default_windows, paper_ranks
 from structattn.layers.rotary import RotaryEmbedding
@@ -40,6 +41,7 @@ __all__ = [
     "ButterflyConfig",
     "CacheLayout",
     "CacheSlice",
+    "DegenerateNormWarning",
     "GlobalSlidingWindowAttention",
     "GlobalSlidingWindowConfig",
     "KeyValueCache",

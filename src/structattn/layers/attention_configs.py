@@ -24,7 +24,7 @@ from structattn.layers.ranks import (
 )
 from structattn.ops.hierarchy import Hierarchy
 from structattn.structures import BTT, MLR, Butterfly, Kronecker, LowRank, Monarch, Structure
-from structattn.structures.families import root_divisor
+from structattn.structures.families import divisor_above_root, root_divisor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -314,11 +314,14 @@ class BilinearMLRConfig(BilinearConfig):
 
 @dataclass(frozen=True)
 class BTTConfig(BilinearConfig):
-    """`btt`, `btt:2`: a Block Tensor Train in each head's bilinear form.
+    """`btt`, `btt:2`, `btt+paper`: a Block Tensor Train in each head's bilinear form.
 
     Attributes:
         rank: rank `s` of every tile.
-        factors: `((a, b), (c, d))` with `a·b = c·d = D`, spelt `16x32|16x32`; near `√D` by default.
+        factors: `((a, b), (c, d))` with `a·b = c·d = D`, spelt `16x32|16x32`. By default `b = d` is the smallest
+            divisor of `D` not below `√D`.
+        paper: take the paper's factors where none are given: `b = d` is the smallest divisor above `√D`. It differs for
+            square `D`: 256 is `8x32`, by default `16x16`.
     """
 
     kind: ClassVar[str] = "btt"
@@ -327,10 +330,15 @@ class BTTConfig(BilinearConfig):
 
     rank: int = 1
     factors: tuple[tuple[int, int], tuple[int, int]] | None = None
+    paper: bool = False
 
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> BTT:
         """Return a stack of `BTT`."""
-        return BTT(dim, dim, self.rank, self.factors, heads=heads, normalize=self.normalize, **factory)
+        factors = self.factors
+        if factors is None and self.paper:
+            larger = divisor_above_root(dim)
+            factors = ((dim // larger, larger), (dim // larger, larger))
+        return BTT(dim, dim, self.rank, factors, heads=heads, normalize=self.normalize, **factory)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from structattn.flops import Flops
 from structattn.layers.choices import BilinearScale, Norm, Side, bilinear_scales, spread
 from structattn.layers.interface import QKV, Attention, draw_linears, split_heads, width_per_head
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
-from structattn.layers.norm import LevelNorm
+from structattn.layers.norm import LevelNorm, warn_of_degenerate_norm
 from structattn.layers.options import LayerOptions, SharedKeywords
 from structattn.ops.key_span import UNPADDED, KeySpan
 from structattn.structures import MLR, LowRank, Structure
@@ -55,6 +55,8 @@ class BilinearAttention(Attention):
     - `"key"`: LayerNorm on the contracted key of each head, `xᵀ LN(M y)`. With `g = x∘γ`, `μ_j` and `σ_j` the mean and
       deviation of `M y_j`, this is `(gᵀ M y_j - μ_j Σ g) / σ_j`: the other sides compute it with one more feature.
     - `"none"`: no norm.
+
+    A norm over two features or fewer cannot learn, and warns (`structattn.layers.norm.DegenerateNormWarning`).
 
     Args:
         structure: square matrices `D x D`, a stack of one for each head.
@@ -101,6 +103,8 @@ class BilinearAttention(Attention):
         if self.rotary is not None:
             self.rotary.check(self._levels(sides[0]))
         normed = {"features": widths, "key": (dim,), "none": None}[norm]
+        if normed is not None:
+            warn_of_degenerate_norm(normed, "take norm=none, or ranks whose levels have at least 3 features")
         self.q_norm = LevelNorm(widths, device=factor.device, dtype=factor.dtype) if norm == "features" else None
         self.k_norm = None if normed is None else LevelNorm(normed, device=factor.device, dtype=factor.dtype)
         draw_linears(self, shared.generator)

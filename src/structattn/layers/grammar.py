@@ -22,6 +22,7 @@ Configs and command lines use it.
 | `lowrank`, `lowrank:64` | bilinear, low rank: standard attention |
 | `bmlr:16,8,4,4` | bilinear, Multi-Level Low Rank |
 | `btt`, `btt:2` | bilinear, Block Tensor Train of rank 1, of rank 2 |
+| `btt+paper` | the same with the paper's factors at square widths, `8x32` at 256 |
 | `monarch:16`, `kronecker:16x16,32x32`, `butterfly` | bilinear, of these families |
 
 Any field of a kind's config can follow: `mlr:8x8+level_weight=1/r_l`, `btt+side=query`; `+paper` is short for

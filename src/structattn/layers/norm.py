@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class DegenerateNormWarning(UserWarning):
+    """A LayerNorm over two numbers or fewer, whose gradient is zero almost everywhere."""
+
+
+def warn_of_degenerate_norm(widths: Sequence[int], remedy: str) -> None:
+    """Warn if a LayerNorm of these widths cannot learn.
+
+    Over one number it gives 0. Over two it gives `±d / sqrt(d² + ε)`, `d` half of their difference: signs, but for `d`
+    below some `sqrt(ε) = 0.003`. It is a warning, since a saved model must load; a new run refuses it.
+
+    Args:
+        widths: numbers that each norm runs over.
+        remedy: setting of the layer that avoids it, for the message.
+    """
+    if min(widths) > 2:
+        return
+    text = "|".join(map(str, widths))
+    warnings.warn(
+        f"LayerNorm needs at least 3 numbers to learn, got {text}: over two it is a sign function, over one it is 0, "
+        f"and its gradient is zero almost everywhere; {remedy}",
+        DegenerateNormWarning,
+        stacklevel=3,
+    )
 
 
 class LevelNorm(nn.Module):

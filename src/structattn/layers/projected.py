@@ -13,7 +13,7 @@ from torch import Tensor
 from structattn.layers.choices import HeadScale, head_scale
 from structattn.layers.interface import QKV, Attention, draw_linears, new_linear, split_heads, width_per_head
 from structattn.layers.kv_cache import CacheLayout, CacheSlice, KeyValueCache
-from structattn.layers.norm import LevelNorm
+from structattn.layers.norm import LevelNorm, warn_of_degenerate_norm
 from structattn.layers.options import LayerKeywords, LayerOptions
 from structattn.ops.key_span import KeySpan
 
@@ -30,7 +30,7 @@ class ProjectedAttention(Attention):
         level_ranks: widths of the levels of a head, which sum to `r`; pairs of a rotary embedding stay inside them.
         value_dim: `dv`.
         qk_norm: apply LayerNorm (gain, no shift) over the `r` dimensions of each query and key head. Heads share the
-            gain. A rotary embedding comes after it.
+            gain. A rotary embedding comes after it. With `r` of 2 or less it cannot learn, and warns.
         options: shared by all layers.
 
     Raises:
@@ -54,6 +54,8 @@ class ProjectedAttention(Attention):
             self.rotary.check(self.level_ranks)
         self.q_proj = new_linear(dim, heads * self.head_dim, options)
         self.k_proj = new_linear(dim, self.kv_heads * self.head_dim, options)
+        if qk_norm:
+            warn_of_degenerate_norm((self.head_dim,), "take qk_norm=false, or fewer heads")
         self.q_norm = LevelNorm((self.head_dim,), device=options.device, dtype=options.dtype) if qk_norm else None
         self.k_norm = LevelNorm((self.head_dim,), device=options.device, dtype=options.dtype) if qk_norm else None
         draw_linears(self, options.generator)

@@ -121,7 +121,7 @@ class BTT(MLBTC):
         dim_in: Columns.
         rank: Rank `s` of every tile.
         factors: `((a, b), (c, d))`. None takes for `b` the smallest divisor of `dim_out` not below its root, and
-            for `d` that of `dim_in`.
+            for `d` that of `dim_in`. The paper's code takes the smallest divisor above the root.
         options: See :class:`Structure`.
 
     Raises:
@@ -207,3 +207,8 @@ class Monarch(MLBTC):
 def root_divisor(n: int) -> int:
     """Return the smallest divisor of `n` that is not below `√n`."""
     return n // next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
+
+
+def divisor_above_root(n: int) -> int:
+    """Return the smallest divisor of `n` above `√n`; 1 for 1."""
+    return next((k for k in range(math.isqrt(n) + 1, n + 1) if n % k == 0), n)

@@ -150,7 +150,7 @@ REGRESSION = TaskProfile(
         summary="In-context linear regression: which structures can compare high-dimensional inputs.",
         compared=("standard", "standard:1", "btt"),
         trained="btt",
-        examples="standard, standard:1 (one head of full rank), btt, bmlr:2,1,1, …",
+        examples="standard, standard:1 (one head of full rank), btt, bmlr:3,3,3, …",
         presets={"small": _SMALL},
         hidden=("evaluation_prompts",),
     ),
