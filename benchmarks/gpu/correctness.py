@@ -82,6 +82,7 @@ BRANCHES: dict[str, Case | DecodeCase] = {
     "bands, not causal": Case(BANDS, 448, value_width=8, is_causal=False, **ONE),
     "close bands": Case(CLOSE, 900, value_width=32, dtype=BF16, **ONE),
     "sliding": Case(SLIDING, 300, dtype=BF16, key_end=(300, 50)),
+    "sinks": Case(NEAR.with_sinks(3), 257, batch=3, dtype=BF16, key_start=(0, 50, 200), key_end=(257, 257, 202)),
     "blocks in values": Case(BLOCK_VALUES, 257, dtype=BF16, is_causal=False),
     "blocks in values, padding": Case(BLOCK_VALUES, 66, heads=2, key_heads=1, key_start=(0, 31), key_end=(61, 66)),
     "small levels": Case(WITHIN, 200, dtype=BF16),
