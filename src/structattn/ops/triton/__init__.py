@@ -1,7 +1,9 @@
-"""MLR attention for CUDA GPUs in Triton: one pass over tiles, each product cut to the prefix it needs.
+"""Compute MLR attention on CUDA GPUs in Triton.
 
-The kernels are in `forward_kernel`, `backward_kernels` and `decode_kernels`; they share `tiles`. Triton is imported on
-first use. With `TRITON_INTERPRET=1` set before Python starts, kernels run on the CPU: slowly, for tests only.
+It makes one pass over tiles and cuts each product to the prefix it needs. The kernels are in `forward_kernel`,
+`backward_kernels` and `decode_kernels`; they share `tiles`. Triton is imported on first use.
+
+With `TRITON_INTERPRET=1` set before Python starts, kernels run on the CPU: slowly, for tests only.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def ineligible(call: Call | DecodeCall | None = None) -> str | None:
-    """Return why the kernels cannot serve `call` (or any call, if None): Triton, device, card, dtype or width."""
+    """Return why the kernels cannot serve `call`, or None.
+
+    Without a call, return why they serve none on this machine.
+    """
     query = None if call is None else call.query
     reason = _ineligible_query(query)
     if reason is not None or call is None:
@@ -72,7 +77,10 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 def backward(
     call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the gradients, see `Backend`: the same in every run, since there are no atomics."""
+    """Return the gradients, see `Backend`.
+
+    They are the same in every run, because no kernel uses atomics.
+    """
     from structattn.ops.triton.backward_kernels import backward
 
     return backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)

@@ -1,7 +1,7 @@
-"""Backward: scores are recomputed, and probabilities follow from the log-sum-exp.
+"""Compute gradients from recomputed scores and the log-sum-exp.
 
-One kernel holds queries and streams keys, for the gradients of queries and bias; one holds keys and streams queries,
-for those of keys and values. Each result has one writer, so there are no atomics.
+One kernel holds queries and streams keys, for the gradients of queries and bias. The other holds keys and streams
+queries, for those of keys and values. Each result has one writer, so there are no atomics.
 
 With `p = exp(score - lse)` and `delta = Σ out · grad_out`: a score's gradient is `p (grad_out · value - delta)`.
 """
@@ -27,7 +27,7 @@ def query_grad_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of queries and bias, and `delta` for the kernel that follows; all contiguous."""
+    """Write contiguous gradients of queries and bias, and the rows' `delta`."""
     PARTS: tl.constexpr = parts.parts_of(RANKS, VALUES, SIZES, BY_WINDOW, CAUSAL, BLOCK_Q, BLOCK_K, STEP, EVEN)
     VALUE_STEP: tl.constexpr = static.value_step(VALUES, STEP)
     pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(
@@ -103,7 +103,10 @@ def key_grad_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of valid keys and (with the first chunk) values, contiguous; scores are (key, query)."""
+    """Write the gradients of valid keys and values, contiguous.
+
+    Those of values are written with the first chunk only. Scores are (key, query).
+    """
     PARTS: tl.constexpr = parts.parts_of(RANKS, VALUES, SIZES, BY_WINDOW, CAUSAL, BLOCK_K, BLOCK_Q, STEP, EVEN)
     VALUE_STEP: tl.constexpr = static.value_step(VALUES, STEP)
     key_tiles = tl.num_programs(0) // (batch_heads // group)

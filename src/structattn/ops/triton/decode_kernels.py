@@ -1,6 +1,7 @@
-"""Decode: a few queries against a long cache, keys and values level by level, keys dimension-major.
+"""Decode: attend with a few queries to a long cache.
 
-Keys are split over programs, each of which writes its share of the softmax; a second kernel joins the shares.
+Keys and values come level by level, keys dimension-major. Keys are split over programs, each of which writes its share
+of the softmax; a second kernel joins the shares.
 
 A *row* is a query of one of the query heads that share a key head: `rows = group · Tq`, row `g · Tq + i`.
 """
@@ -39,10 +40,10 @@ def share_kernel(
     BY_WINDOW: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
-    """Write the share of `share` tiles of keys: mixed values, maximum and sum, in units of log 2.
+    """Write the share of `share` tiles of keys.
 
-    Runs of tiles at one depth come first, without masks, then all other tiles. `RUNS` are the keys and the stages of a
-    step of each piece's run, see `steps_of`.
+    A share is mixed values, maximum and sum, in units of log 2. Runs of tiles at one depth come first, without masks,
+    then all other tiles. `RUNS` are the keys and the stages of a step of each piece's run, see `steps_of`.
     """
     split, tile = tl.program_id(0) % splits, tl.program_id(0) // splits
     row_tiles = (rows + ROWS - 1) // ROWS
@@ -105,7 +106,7 @@ def share_kernel(
 
 @triton.jit
 def join_kernel(shares, tops, totals, out, rows, splits, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
-    """Write one row's output from the shares of all splits; zeros if no key is visible."""
+    """Join the shares of a row; write zeros if it sees nothing."""
     pair, row = tl.program_id(0) // rows, tl.program_id(0) % rows
     split = tl.arange(0, SPLITS)
     columns = tl.arange(0, static.padded(WIDTH))
@@ -174,15 +175,18 @@ def row_strides(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def aligned_views(tensors: list[Tensor], starts: list[int], axis: int) -> tuple[list[Tensor], list[int]] | None:
-    """Return each buffer from the last index before its start that is a multiple of 16, and that index.
+    """Start buffers at indices divisible by 16; return them and the indices.
 
-    None unless such entries and all strides are multiples of 16 bytes. The buffers of a cache are, at any start: Triton
-    compiles for the alignment of pointers and numbers in tuples, and would compile anew as keys are dropped.
+    A buffer then starts at the last such index before its own start. Triton compiles for the alignment of pointers and
+    numbers in tuples, and would compile anew as keys are dropped.
 
     Args:
         tensors: keys or values `(B, Hkv, …)`, of levels or pieces.
         starts: index of the first entry of each.
         axis: axis of time.
+
+    Returns:
+        None unless such entries and all strides are multiples of 16 bytes. The buffers of a cache are, at any start.
     """
     views, firsts = [], []
     for tensor, start in zip(tensors, starts, strict=True):
@@ -197,7 +201,7 @@ def aligned_views(tensors: list[Tensor], starts: list[int], axis: int) -> tuple[
 
 
 def pieces_of(ranks: tuple[int, ...], widest: int) -> list[tuple[int, int, int]]:
-    """Return `(level, first, stop)` of the dimensions of each product; a wide level takes several."""
+    """Return `(level, first, stop)` of each product; wide levels take several."""
     return [(level, low, min(low + widest, rank)) for level, rank in enumerate(ranks) for low in range(0, rank, widest)]
 
 
@@ -208,7 +212,11 @@ def steps_of(
     value_sizes: tuple[int, ...],
     itemsize: int,
 ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-    """Return keys and stages of a step over all levels, and of each piece's run; no keys where it has none."""
+    """Return keys and stages of a step.
+
+    The first pair is that of steps over all levels; the others are those of each piece's run, `(0, 0)` where it has
+    none.
+    """
     smallest = _step(ranks, values, itemsize)
     runs = []
     for piece, (size, following) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
@@ -219,14 +227,14 @@ def steps_of(
 
 
 def _step(ranks: tuple[int, ...], values: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """Return the keys of a step, a power of two, and its stages, fewer where few keys are many bytes."""
+    """Return keys (a power of two) and pipeline stages of a step."""
     width = itemsize * sum(static.padded(each) for each in (*ranks, *values))
     keys = min(max(1 << max(STEP_BYTES // width, 1).bit_length() - 1, FEWEST_KEYS), MOST_KEYS)
     return keys, min(max((STAGES - 1) * STEP_BYTES // (keys * width) + 1, 1), STAGES)
 
 
 def tiles_per_program(key_tiles: int, tasks: int, query: Tensor) -> int:
-    """Return the tiles of keys of each program, so that every multiprocessor is busy."""
+    """Return each program's tiles of keys, to keep every multiprocessor busy."""
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 1
     splits = max(1, min(PROGRAMS * processors // tasks, key_tiles // LEAST_TILES, MOST_SPLITS))
     return int(triton.cdiv(key_tiles, splits))

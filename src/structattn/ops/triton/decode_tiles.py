@@ -1,4 +1,4 @@
-"""Parts of the decode kernel: runs of tiles at one depth, loads from the cache, and a tile's step of online softmax.
+"""Functions of the decode kernel: runs at one depth, loads, online softmax.
 
 A *piece* is a level of keys, or a part of a wide one. `RANKS` and `SIZES` belong to pieces, `VALUES` and `VALUE_SIZES`
 to the levels that own value dimensions. A *row* of a buffer is a pair (pointer to index 0 of a head, stride).
@@ -34,9 +34,10 @@ def run_of(
     earliest, latest, start, low, high, PIECE: tl.constexpr, COUNT: tl.constexpr, SIZES: tl.constexpr,
     BY_WINDOW: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Return first and stop of a run within the tiles `low … high`, a multiple of `COUNT` keys; it may be empty.
+    """Return the first tile of a piece's run and its stop.
 
-    Every query, at positions `earliest … latest`, shares all levels up to `PIECE` with its keys, and no other.
+    The run lies within the tiles `low … high` and holds a multiple of `COUNT` keys; it may be empty. Every query, at
+    positions `earliest … latest`, shares all levels up to `PIECE` with its keys, and no other.
     """
     first = start + first_reached(latest, SIZES[PIECE], BY_WINDOW)
     stop = start + earliest + 1
@@ -50,7 +51,7 @@ def run_of(
 
 @triton.jit
 def skip_runs(tile, runs):
-    """Return the tile with as many tiles outside all runs before it as `tile` has tiles before it."""
+    """Return tile number `tile` of those that lie outside all runs."""
     for at in tl.static_range(len(runs)):
         first, stop = runs[at]
         tile += tl.where(tile >= first, stop - first, 0)
@@ -62,14 +63,14 @@ def skip_runs(tile, runs):
 
 @triton.jit
 def keys_of(levels, strides, starts, batch, head, PIECE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a pointer to the key of index 0 of a head, and the stride of dimensions."""
+    """Return a pointer to a head's key 0, and the dimensions' stride."""
     rows = levels[PIECE] + batch.to(tl.int64) * strides[3 * PIECE] + head.to(tl.int64) * strides[3 * PIECE + 1]
     return aligned(rows - starts[PIECE], tl.cast(strides[3 * PIECE + 2], tl.int64), ALIGNED)
 
 
 @triton.jit
 def values_of(levels, strides, starts, batch, head, PIECE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a pointer to the value of index 0 of a head, and the stride of rows."""
+    """Return a pointer to a head's value 0, and the rows' stride."""
     step = tl.cast(strides[3 * PIECE + 2], tl.int64)
     rows = levels[PIECE] + batch.to(tl.int64) * strides[3 * PIECE] + head.to(tl.int64) * strides[3 * PIECE + 1]
     return aligned(rows - starts[PIECE] * step, step, ALIGNED)
@@ -77,7 +78,7 @@ def values_of(levels, strides, starts, batch, head, PIECE: tl.constexpr, ALIGNED
 
 @triton.jit
 def aligned(rows, stride, ALIGNED: tl.constexpr):
-    """Return pointer and stride, which the compiler takes for multiples of 16 bytes where they are."""
+    """Return pointer and stride, declared as multiples of 16 bytes where ALIGNED."""
     if ALIGNED:
         rows = tl.multiple_of(rows, 16)
         stride = tl.multiple_of(stride, 16 * 8 // rows.dtype.element_ty.primitive_bitwidth)
@@ -88,9 +89,10 @@ def aligned(rows, stride, ALIGNED: tl.constexpr):
 def load_keys(
     rows, first, low, high, RANK: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr, ALIGNED: tl.constexpr
 ):
-    """Return a piece's keys at `COUNT` indices from `first` on, `(r_l padded, COUNT)`.
+    """Return a piece's keys at `COUNT` indices, `(r_l padded, COUNT)`.
 
-    Where MASKED, keys outside `low … high` are zeros, or anything within the 16 bytes that hold an edge.
+    The indices count from `first`. Where MASKED, keys outside `low … high` are zeros, or anything within the 16 bytes
+    that hold an edge.
     """
     at, stride = rows
     if ALIGNED:  # one condition for each vector
@@ -118,7 +120,7 @@ def load_queries(rows, valid, PIECE: tl.constexpr, RANKS: tl.constexpr):
 
 @triton.jit
 def queries_of(own, rows, valid, PIECE: tl.constexpr, RANKS: tl.constexpr):
-    """Return a piece's dimensions of the queries: held, or loaded where rows are too wide to be held."""
+    """Return a piece's dimensions of the queries, held or loaded."""
     if static.is_resident(RANKS):
         return own[PIECE]
     else:
@@ -133,7 +135,7 @@ def run_score(
     own, query_rows, valid, key_rows, first, PIECE: tl.constexpr, COUNT: tl.constexpr, RANKS: tl.constexpr,
     ROWS: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return products of queries and keys `(ROWS, COUNT)` over all pieces up to one, without a mask."""
+    """Return products `(ROWS, COUNT)` summed over pieces up to `PIECE`, without mask."""
     score = tl.zeros((ROWS, COUNT), tl.float32)
     for piece in tl.static_range(PIECE + 1):
         keys = load_keys(key_rows[piece], first, 0, 0, static.item(RANKS, piece), COUNT, False, ALIGNED)
@@ -147,7 +149,7 @@ def masked_score(
     SIZES: tl.constexpr, GAINS: tl.constexpr, BY_WINDOW: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr,
     PRECISION: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return scores `(ROWS, COUNT)` times `scale`, `-inf` where a key is hidden; depth may vary from pair to pair."""
+    """Return scaled scores `(ROWS, COUNT)`, `-inf` where hidden, for pairs of any depth."""
     j = first - start + tl.arange(0, COUNT)
     score = tl.zeros((ROWS, COUNT), tl.float32)
     gain = tl.full((ROWS, COUNT), GAINS[0], tl.float32)
@@ -168,7 +170,7 @@ def masked_score(
 
 @triton.jit
 def softmax_step(score, top, total):
-    """Return probabilities, the decay of earlier ones, and the new maximum and sum of each row."""
+    """Return probabilities, the decay of earlier ones, new maximum and sum."""
     new_top = tl.maximum(top, tl.max(score, 1))
     base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row without visible keys so far
     probability, decay = tl.exp2(score - base[:, None]), tl.exp2(top - base)
@@ -180,7 +182,7 @@ def mixed(
     total, probability, decay, rows, first, low, high, WIDTH: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `total` times `decay`, plus probabilities times `COUNT` values; where MASKED, those at `low … high`."""
+    """Return `total · decay` plus probabilities times values, at `low … high` where MASKED."""
     at, stride = rows
     width: tl.constexpr = static.padded(WIDTH)
     values = tiles.load(at, stride, first, low, high, 0, WIDTH, COUNT, width, MASKED, width > WIDTH)
@@ -194,9 +196,10 @@ def attend_run(
     GAINS: tl.constexpr, VALUES: tl.constexpr, VALUE_SIZES: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return mixed values, maximum and sum with a run's tiles `first … stop`, `COUNT` keys at a time.
+    """Attend to the tiles `first … stop` of a run; return the new state.
 
-    Value levels that do not reach the run are still zero, since their runs come later.
+    The state is mixed values, maximum and sum. A step takes `COUNT` keys. Value levels that do not reach the run are
+    still zero, since their runs come later.
     """
     for tile in tl.range(first, stop, COUNT // BLOCK_K, num_stages=STAGES):
         at = tile * BLOCK_K
@@ -223,7 +226,7 @@ def attend_others(
     GAINS: tl.constexpr, VALUES: tl.constexpr, VALUE_SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, ROWS: tl.constexpr,
     PRECISION: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return mixed values, maximum and sum with the first `others` tiles from `low` on that lie outside all runs."""
+    """Attend to the first `others` tiles from `low` outside all runs."""
     for other in tl.range(0, others, num_stages=STAGES):
         at = skip_runs(low + other, runs) * BLOCK_K
         j = at - start + tl.arange(0, BLOCK_K)

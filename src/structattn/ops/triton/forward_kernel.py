@@ -1,4 +1,7 @@
-"""Forward: a program holds a tile of queries, streams keys and values past it, and takes softmax online."""
+"""Compute attention: hold a tile of queries and stream keys and values past it.
+
+Softmax is taken online.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ def forward_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Write output and log-sum-exp, contiguous, of queries at positions 0 and on; leave the others as they are."""
+    """Write output and log-sum-exp, contiguous.
+
+    Queries in left padding, at negative positions, are not written.
+    """
     PARTS: tl.constexpr = parts.parts_of(RANKS, VALUES, SIZES, BY_WINDOW, CAUSAL, BLOCK_Q, BLOCK_K, STEP, EVEN)
     VALUE_STEP: tl.constexpr = static.value_step(VALUES, STEP)
     pair, batch, head, start, keys, offset, low, high, first = tiles.query_tile(

@@ -1,4 +1,4 @@
-"""Launch kernels: their arguments, the block sizes that tuning tries, and the choice it remembers.
+"""Launch kernels with the block sizes that tuning chose.
 
 Triton keeps choices on disk beside compiled kernels (`TRITON_CACHE_DIR`), so that a second process need not tune. With
 `TRITON_PRINT_AUTOTUNING=1` it prints each; `choices` returns them.
@@ -23,11 +23,13 @@ from structattn.ops.triton import interpreted
 from structattn.ops.triton.parts import WHOLE
 from structattn.ops.triton.static import RESIDENT, chunks_of
 
-# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, since that sets the shared memory
-# of a row. Where nothing is timed, the first is taken: those spill least, see `gpu-compiled.md`.
-# The own side has at least 16 rows for each warp, since Triton gives the warps of chained products rows of their own,
-# and with fewer rows some warps repeat the work of others. Lists are short: eight levels compile for seconds. Exact
-# products of float32 go without tensor cores, and larger tiles do not fit in registers.
+# (BLOCK_Q, BLOCK_K, warps, stages) that tuning tries, by the wider of r and dv, which sets a row's shared memory.
+# Where nothing is timed, the first is taken: it spills least, see `gpu-compiled.md`.
+
+# Triton gives each warp of chained products rows of its own, so the own side has at least 16 rows for each warp.
+# Lists are short, since eight levels compile for seconds.
+
+# Exact products of float32 go without tensor cores, and larger tiles do not fit in registers.
 FLOAT32 = 32
 FORWARD = {
     FLOAT32: [(64, 32, 8, 2), (32, 32, 4, 2)],
@@ -85,7 +87,7 @@ def width_class(rank: int, value_width: int, dtype: torch.dtype) -> int:
 
 @functools.cache
 def tuned(kernel: Any, name: str, row: int) -> Any:
-    """Return the kernel with the block sizes of a row of its table; several are timed once per kind of call."""
+    """Return the kernel, tuned over the block sizes of a table's row."""
     even = triton.heuristics({"EVEN": lambda args: is_even(args, name)})(kernel)
     key = ("tuning_length", "RANKS", "VALUES", "BY_WINDOW", "CAUSAL", "CHUNKS", "PRECISION")
     wanted = [each for each in key if each in kernel.arg_names]
@@ -93,7 +95,7 @@ def tuned(kernel: Any, name: str, row: int) -> Any:
 
 
 def _bench(call: Callable[[], object], quantiles: tuple[float, ...]) -> Any:
-    """Return milliseconds of a kernel, in less time than Triton takes by default."""
+    """Return a kernel's milliseconds, in less time than Triton's default takes."""
     return triton.testing.do_bench(call, warmup=10, rep=40, quantiles=quantiles)
 
 
@@ -103,7 +105,7 @@ def choices() -> list[Choice]:
 
 
 def configs(name: str, row: int) -> list[triton.Config]:
-    """Return the block sizes of a row of a kernel's table as Triton's configs."""
+    """Return the block sizes of a table's row as Triton's configs."""
     table = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_grad": KEY_GRAD}[name]
     return [
         triton.Config({"BLOCK_Q": q, "BLOCK_K": k, "STEP": STEPS[name]}, num_warps=warps, num_stages=stages)
@@ -112,7 +114,10 @@ def configs(name: str, row: int) -> list[triton.Config]:
 
 
 def is_even(args: dict[str, Any], name: str) -> bool:
-    """Return True if, in every program, parts but the near one consist of full tiles only and so need no mask."""
+    """Return True if parts other than the near one need no mask.
+
+    In every program they then consist of full tiles only.
+    """
     streamed, own = ("BLOCK_Q", "BLOCK_K") if name == "key_grad" else ("BLOCK_K", "BLOCK_Q")
     tile, step = args[own], args[streamed]
     blocks = all(size % step == 0 or (size < tile and tile % size == 0) for size in args["SIZES"])
@@ -163,7 +168,7 @@ def arguments(call: Call) -> dict[str, Any]:
 
 
 def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
-    """Launch a kernel over all tiles of its own side; `more` are its arguments beyond those of a call."""
+    """Launch a kernel over its own side's tiles, with `more` arguments."""
     own = call.key if name == "key_grad" else call.query
     if not own.numel():
         return
@@ -185,12 +190,12 @@ def run(kernel: Any, name: str, call: Call, **more: Any) -> None:
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which the tensor's device is current: Triton launches there."""
+    """Return a context that makes the tensor's device current, for launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def chunk_runs(ranks: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the chunks of r whose gradients each launch accumulates: all, or two at a time for wide rows."""
+    """Return each launch's chunks of gradients: all, or two for wide rows."""
     count = len(chunks_of(ranks, STEPS["query_grad"]))
     most = count if sum(ranks) <= RESIDENT else 2
     return [(at, min(at + most, count)) for at in range(0, count, most)]
@@ -202,16 +207,16 @@ def sizes(hierarchy: Hierarchy) -> tuple[int, ...]:
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
-    """Return `tensor` with a dense last axis, as a copy if need be."""
+    """Return `tensor` with a dense last axis, copied if it had none."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def precision() -> str:
-    """Return the precision of float32 products that PyTorch's setting asks for, exact by default."""
+    """Return the precision of float32 products that PyTorch's setting asks for."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def query_tiles(call: Call, block: int) -> int:
-    """Return the most query tiles of a row; tiles lie at multiples of their size in the row's positions."""
+    """Return the most query tiles of a row, at multiples of `block`."""
     aligned = call.key_start is None and call.query_offset % block == 0
     return triton.cdiv(call.query.shape[2], block) + (0 if aligned else 1)

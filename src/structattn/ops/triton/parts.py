@@ -1,4 +1,7 @@
-"""Parts of the other side that share code, known when a kernel is compiled; see `structattn.ops.triton.tiles`."""
+"""Plan the parts of a tile's loops when a kernel is compiled.
+
+A part is a set of positions of the other side that share code, see `structattn.ops.triton.tiles`.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,10 @@ class Part(NamedTuple):
 
 @triton.constexpr_function
 def parts_of(ranks, values, sizes, by_window, causal, own, other, step, even):
-    """Return the parts for tiles of `own` positions against tiles of `other` ones, as plain tuples.
+    """Return the parts of a kernel, as plain tuples.
 
-    They go from far to near: a later part mixes all chunks of values that an earlier one does.
+    A program holds a tile of `own` positions and streams tiles of `other` ones. Parts go from far to near, so that a
+    later part mixes all chunks of values that an earlier one mixes.
     """
     near = _near_by_block(sizes, own)
     runs = dict.fromkeys(range(len(sizes)), (0, 0))
@@ -66,9 +70,9 @@ def parts_of(ranks, values, sizes, by_window, causal, own, other, step, even):
 
 @triton.constexpr_function
 def _edges(ranks, values, step):
-    """Return the edges of the chunks of r and of values that end each level's prefixes.
+    """Return the chunk edges where each level's prefixes end.
 
-    Far levels of equal ones share a part.
+    They are those of r and of values. Far levels with equal edges share a part.
     """
     at_values = static.value_step(values, step) or 2 * sum(values)
     return [
@@ -78,7 +82,10 @@ def _edges(ranks, values, step):
 
 @triton.constexpr_function
 def _near_by_block(sizes, own):
-    """Return the near part: levels whose blocks may be finer than a tile of `own` positions are partial."""
+    """Return the near part.
+
+    Levels are partial where their blocks may be finer than a tile of `own` positions.
+    """
     levels = len(sizes)
     whole = len(list(itertools.takewhile(lambda size: size % own == 0, sizes)))
     return Part(levels - 1, levels, False, whole, levels, True)
@@ -86,9 +93,10 @@ def _near_by_block(sizes, own):
 
 @triton.constexpr_function
 def _bands(sizes, own, other):
-    """Return a part for the edge of each finite window, or for several that lie closer together than a tile.
+    """Return a part for the edge of each finite window.
 
-    Runs begin and end between tiles of `other` positions. Only the last band may reach into the own tile.
+    Edges that lie closer together than a tile share one. Runs begin and end between tiles of `other` positions. Only
+    the last band may reach into the own tile.
     """
     bands = []
     for level, size in enumerate(sizes):
@@ -103,7 +111,7 @@ def _bands(sizes, own, other):
 
 @triton.constexpr_function
 def _near_by_window(last, sizes, causal, own):
-    """Return the part around the own tile; the last band belongs to it where it reaches into the tile."""
+    """Return the near part, with the last band if that reaches it."""
     levels, whole, start = len(sizes), len(sizes), -WHOLE
     for each in last:
         band = Part(*each)
@@ -115,7 +123,7 @@ def _near_by_window(last, sizes, causal, own):
 
 @triton.constexpr_function
 def _far_runs(bands, near, sizes):
-    """Return, by level, start and stop of the positions at its depth before the own tile, between the other parts."""
+    """Return `{level: (start, stop)}` of the far runs before the own tile."""
     at, depth, runs = -WHOLE, len([size for size in sizes if size == WHOLE]), {}
     for each in [*bands, near]:
         part = Part(*each)
@@ -139,7 +147,7 @@ def is_far(parts, part):
 
 @triton.constexpr_function
 def part_start(parts, part):
-    """Return the first level that a part goes through; one that is not far goes through one."""
+    """Return the first level that a part goes through."""
     return Part(*parts[part]).first
 
 
@@ -151,13 +159,13 @@ def part_stop(parts, part):
 
 @triton.constexpr_function
 def whole_levels(parts, part):
-    """Return how many leading levels all visible pairs of a part share: those that level 1 leaves out are invisible."""
+    """Return the leading levels that all visible pairs share, at least 1."""
     return max(Part(*parts[part]).whole, 1)
 
 
 @triton.constexpr_function
 def partial_levels(parts, part):
-    """Return one past the last level that reaches some pair of a part."""
+    """Return one past the last level that reaches a pair."""
     return Part(*parts[part]).partial
 
 
@@ -169,7 +177,7 @@ def holds_own(parts, part):
 
 @triton.constexpr_function
 def hides_far_pairs(parts, part):
-    """Return True if a finite first window may hide pairs of a part."""
+    """Return True if a finite first window may hide a part's pairs."""
     chosen = Part(*parts[part])
     return not chosen.far and chosen.whole == 0
 
@@ -182,11 +190,11 @@ def is_masked(parts, part):
 
 @triton.constexpr_function
 def run_starts(parts, part):
-    """Return, by window, the starts of a part's run before the own tile for each level it goes through."""
+    """Return the start of a part's run for each level, by window."""
     return Part(*parts[part]).starts
 
 
 @triton.constexpr_function
 def run_stops(parts, part):
-    """Return, by window, the stops of a part's run before the own tile for each level it goes through."""
+    """Return the stop of a part's run for each level, by window."""
     return Part(*parts[part]).stops

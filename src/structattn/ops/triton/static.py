@@ -1,7 +1,6 @@
-"""Numbers known when a kernel is compiled: how rows are cut into chunks, see `structattn.ops.triton.tiles`.
+"""Cut rows into chunks when a kernel is compiled, see `structattn.ops.triton.tiles`.
 
-`widths` are the dimensions that each level owns, of
-queries and keys (`ranks`) or of values (`values`).
+`widths` are the dimensions that each level owns, of queries and keys (`ranks`) or of values (`values`).
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ WIDEST, RESIDENT = 128, 256
 
 @triton.constexpr_function
 def prefix(widths, depth):
-    """Return the width of the first `depth` levels, for ranks R_depth."""
+    """Return the width of the first `depth` levels; for ranks, `R_depth`."""
     return sum(widths[:depth])
 
 
 @triton.constexpr_function
 def value_step(values, step):
-    """Return the chunk step of values: 0, which makes one chunk, where level 1 owns them all."""
+    """Return values' chunk step, 0 (one chunk) where level 1 owns all."""
     return step if any(values[1:]) else 0
 
 
@@ -93,7 +92,7 @@ def padded(width):
 
 @triton.constexpr_function
 def item(values, index):
-    """Return `values[index]` as a constant; before Triton 3.8 indexing would make it a run-time number."""
+    """Return `values[index]` as a constant, which Triton before 3.8 would not."""
     return values[index]
 
 

@@ -1,22 +1,23 @@
-"""Functions that the kernels share: the place of tiles among the levels, products of two tiles, and their gradients.
+"""Functions that the kernels share: bounds of tiles, products, and gradients.
 
-A program holds one tile of queries or keys, its *own* `A` positions, and streams tiles of `B` positions of the *other*
-side past it. The depth of a pair is the same seen from either side, so forward, query and key gradients share all this.
+A program holds one tile of queries or keys, its *own* `A` positions. It streams tiles of `B` positions of the *other*
+side past it. Depth is symmetric, so the forward kernel and both gradient kernels share all this.
 
-By block: for a level whose block holds the whole own tile, the other positions of that block outside the next finer
-block are all at one depth: these are *far*, and there only the level's prefix is loaded and multiplied. What remains is
-*near*, where depth varies or the causal mask cuts: there the finer levels are added one by one.
+By block, take a level whose block holds the whole own tile. The positions of that block outside the next finer block
+are all at one depth. They are *far*: only the level's prefix is loaded and multiplied. The rest is *near*: depth varies
+there or the causal mask cuts, so the finer levels are added one by one.
 
-By window: positions far enough from one window's edge and from the next are all at one depth, and *far* too. At each
-edge lies a *band* about as wide as the own tile, where that level is added under a mask; edges closer together than a
-tile make one band, with several levels. The part at the own tile's positions is near. Far runs and bands lie on both
-sides of the own tile, as in a mirror.
+By window, positions far enough from the edges of two windows are at one depth, and *far* too. At each edge lies a
+*band* about as wide as the own tile, where that level is added under a mask. Edges closer together than a tile make one
+band with several levels. The part at the own tile's positions is near. Far runs and bands lie on both sides of the own
+tile, as in a mirror.
 
-The r dimensions are cut into chunks, powers of two whose edges are the prefix ranks rounded up to `STEP` (16, the
-tensor core's step, or more), and value dimensions likewise; values that level 1 owns alone are one chunk. Far levels
+The r dimensions are cut into chunks. These are powers of two, whose edges are the prefix ranks rounded up to `STEP`
+(16, the tensor core's step, or more). Values are cut likewise; values that level 1 owns alone are one chunk. Far levels
 whose prefixes end at one edge differ only in numbers, so they share the code of one part of `PARTS`. Own rows are cut
-to the prefix, the other side's chunks are loaded whole, since a mask inside a chunk would break up its loads. `WIDTHS`
-are the ranks or the value dimensions of each level. Positions count from the row's first valid key.
+to the prefix. Chunks of the other side are loaded whole, because a mask inside a chunk would break up its loads.
+
+`WIDTHS` are the ranks or the value dimensions of each level. Positions count from the row's first valid key.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def pick(VALUES: tl.constexpr, index):
 
 @triton.jit
 def prefix_at(level, WIDTHS: tl.constexpr):
-    """Return the width of all levels up to one known only at run time."""
+    """Return the width of the levels up to a run-time `level`."""
     value = WIDTHS[0]
     for at in tl.static_range(1, len(WIDTHS)):
         value = tl.where(level == at, static.prefix(WIDTHS, at + 1), value)
@@ -54,7 +55,7 @@ def prefix_at(level, WIDTHS: tl.constexpr):
 
 @triton.jit
 def row_of(key_start, key_end, batch, key_length, query_offset):
-    """Return the first valid key of a row, its number of valid keys, and the position of its first query."""
+    """Return a row's first valid key, number of keys, and query position."""
     start = 0
     end = key_length
     if key_start is not None:
@@ -69,10 +70,11 @@ def query_tile(
     key_start, key_end, batch_heads, heads, query_length, key_length, query_offset, BLOCK_Q: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Return the tile of queries of this program, where programs go through heads and, within each, through tiles.
+    """Return the tile of queries of this program.
 
-    That is `b * heads + h`, `b` and `h` of its head; first valid key, number of valid keys and position of query 0 of
-    its row; start and stop of the row's query positions; first position of the tile, at or past the stop if empty.
+    Programs go through heads and, within each, through tiles. The result is `b * heads + h`, `b` and `h` of the head;
+    first valid key, number of valid keys and position of query 0 of the row; start and stop of the row's query
+    positions; first position of the tile, at or past the stop if the tile is empty.
     """
     query_tiles = tl.num_programs(0) // batch_heads
     pair, tile = tl.program_id(0) // query_tiles, tl.program_id(0) % query_tiles
@@ -86,13 +88,16 @@ def query_tile(
 
 @triton.jit
 def span(first, size, A: tl.constexpr):
-    """Return the first and last edge of the blocks that positions `first … first + A` touch."""
+    """Return the outer edges of the blocks that `first … first + A` touches."""
     return first // size * size, (first + A - 1) // size * size + size
 
 
 @triton.jit
 def inner(first, level, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
-    """Return the positions that a level's far part leaves out: the next finer blocks, or those the causal mask cuts."""
+    """Return start and stop of what a level's far part leaves out.
+
+    These are the next finer blocks or, at the last level, the positions that the causal mask cuts.
+    """
     if CAUSAL:
         start, stop = first, first + A
     else:
@@ -107,7 +112,7 @@ def inner(first, level, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constex
 
 @triton.jit
 def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
-    """Return start and stop of two runs: positions of the other side at this level's depth, within `low … high`."""
+    """Return start and stop of a level's two far runs."""
     size = pick(SIZES, level)
     start, stop = span(first, size, A)
     inner_start, inner_stop = inner(first, level, A, SIZES, CAUSAL)
@@ -118,7 +123,7 @@ def far_bounds(first, level, low, high, A: tl.constexpr, SIZES: tl.constexpr, CA
 
 @triton.jit
 def near_bounds(first, low, high, WHOLE: tl.constexpr, A: tl.constexpr, SIZES: tl.constexpr, CAUSAL: tl.constexpr):
-    """Return the same for the near part, whose second run is empty: the coarsest blocks that the own tile crosses."""
+    """Return the near run's start and stop; the second run is empty."""
     start, stop = inner(first, len(SIZES) - 1, A, SIZES, CAUSAL)
     for back in tl.static_range(len(SIZES) - WHOLE):
         size = SIZES[len(SIZES) - 1 - back]
@@ -130,7 +135,7 @@ def near_bounds(first, low, high, WHOLE: tl.constexpr, A: tl.constexpr, SIZES: t
 
 @triton.jit
 def window_bounds(first, level, low, high, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr):
-    """Return the same by window: a run before the own tile and its mirror image, or one run around the tile."""
+    """Return a run and its mirror image, or one around the tile."""
     at = level - parts.part_start(PARTS, PART)
     start, stop = pick(parts.run_starts(PARTS, PART), at), pick(parts.run_stops(PARTS, PART), at)
     left, left_stop = tl.maximum(first + start, low), tl.minimum(first + stop, high)
@@ -145,7 +150,7 @@ def bounds(
     first, level, low, high, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr, SIZES: tl.constexpr,
     BY_WINDOW: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Return the two runs of the other side, within `low … high`, that a part goes through for a level."""
+    """Return a part's two runs for a level, within `low … high`."""
     if BY_WINDOW:
         return window_bounds(first, level, low, high, PARTS, PART, A)
     elif parts.is_far(PARTS, PART):
@@ -163,7 +168,7 @@ def steps(runs, B: tl.constexpr):
 
 @triton.jit
 def tile_at(step, runs, B: tl.constexpr):
-    """Return the first position of the other tile at a step through two runs, and where its run stops."""
+    """Return a step's first position, and the stop of its run."""
     left, left_stop, right, right_stop = runs
     count = tl.maximum(left_stop - left + B - 1, 0) // B
     on_left = step < count
@@ -173,14 +178,14 @@ def tile_at(step, runs, B: tl.constexpr):
 
 @triton.jit
 def rows_of(tensor, strides, batch, head, shift):
-    """Return a pointer to position 0 of one head (index `shift` of its rows), and the stride of its rows."""
+    """Return a pointer to a head's row `shift`, and the stride."""
     step = tl.cast(strides[2], tl.int64)
     return tensor + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + shift * step, step
 
 
 @triton.jit
 def bias_shift(strides, batch, head, query_shift, key_shift):
-    """Return the offset in a bias of positions (0, 0) of one head."""
+    """Return the offset of a head's positions (0, 0) in a bias."""
     shift = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
     return shift + tl.cast(query_shift, tl.int64) * strides[2] + tl.cast(key_shift, tl.int64) * strides[3]
 
@@ -193,7 +198,7 @@ def load(
     rows, stride, first, low, high, start, stop, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     CUT: tl.constexpr,
 ):  # fmt: skip
-    """Return dimensions `start … start + WIDTH` of `COUNT` rows from position `first`.
+    """Return `WIDTH` dimensions from `start` of `COUNT` rows from `first`.
 
     Where MASKED, rows outside `low … high` are 0; where CUT, so are dimensions from `stop` on.
     """
@@ -238,7 +243,7 @@ def load_chunk(
 
 @triton.jit
 def load_own(side, A: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
-    """Return the own tile as a tuple of chunks; an empty one if rows are too wide to be held."""
+    """Return the own tile's chunks, or none if rows are too wide."""
     chunks = ()
     if static.is_resident(WIDTHS):
         for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
@@ -251,7 +256,7 @@ def load_own(side, A: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def cut(x, first, start, stop):
-    """Return `x (…, width)`, dimensions from `first` on, with those outside `start … stop` set to 0."""
+    """Zero the dimensions of `x (…, width)` outside `start … stop`."""
     dims = first + tl.arange(0, x.shape[1])
     return tl.where(((dims >= start) & (dims < stop))[None, :], x, 0.0)
 
@@ -261,7 +266,10 @@ def add_products(
     total, own, own_side, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, A: tl.constexpr,
     B: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `total (A, B)` plus the products over dimensions `start … stop`, which lie in chunks of `FROM … TO`."""
+    """Add products over dimensions `start … stop` to `total (A, B)`.
+
+    These lie in the chunks of dimensions `FROM … TO`.
+    """
     if static.is_resident(WIDTHS):
         for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
             if static.overlaps(WIDTHS, STEP, c, FROM, TO):
@@ -315,10 +323,10 @@ def products(
     own, own_side, other_side, level, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     WIDTHS: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `own · other` over the dimensions that each pair shares, `(A, B)` float32, for tiles of a part.
+    """Return `own · other` over the dimensions that each pair shares.
 
-    Those of queries and keys give scores, those of values and the output's gradient the gradients of probabilities.
-    `level` is that of a far part.
+    The result is `(A, B)` float32, for tiles of a part; `level` is that of a far part. Products of queries and keys are
+    scores. Products of values and the output's gradient are gradients of probabilities.
     """
     MASKED: tl.constexpr = parts.is_masked(PARTS, PART)
     total = tl.zeros((A, B), tl.float32)
@@ -351,7 +359,7 @@ def add_mixed_chunks(
     totals, weights, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, CHUNKS: tl.constexpr,
     B: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `totals` plus `weights (A, B)` times the other rows, over the dimensions of `add_products`."""
+    """Add `weights (A, B)` times the other rows, over dimensions `start … stop`."""
     added = ()
     for c in tl.static_range(static.item(CHUNKS, 0), static.item(CHUNKS, 1)):
         total = totals[c - static.item(CHUNKS, 0)]
@@ -372,10 +380,10 @@ def add_mixed(
     A: tl.constexpr, B: tl.constexpr, WIDTHS: tl.constexpr, SIZES: tl.constexpr, BY_WINDOW: tl.constexpr,
     STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return `totals` plus `weights (A, B)` times the other rows, over the dimensions that each pair shares.
+    """Add `weights (A, B)` times the other rows, over dimensions that pairs share.
 
-    `totals` are the chunks `CHUNKS[0] … CHUNKS[1]`. Probabilities mix values so; gradients of scores mix keys, which is
-    the gradient of `products` with respect to own rows.
+    `totals` are the chunks `CHUNKS[0] … CHUNKS[1]`. So probabilities mix values, and gradients of scores mix keys: the
+    gradient of `products` with respect to own rows.
     """
     MASKED: tl.constexpr = parts.is_masked(PARTS, PART)
     if parts.is_far(PARTS, PART):
@@ -404,7 +412,7 @@ def add_mixed(
 
 @triton.jit
 def decay_chunks(totals, decay, PARTS: tl.constexpr, PART: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
-    """Return all chunks times `decay (A,)`; those that no level of a part reaches, nor of an earlier one, are zero."""
+    """Multiply chunks by `decay (A,)`, except those that are still zero."""
     reach: tl.constexpr = static.prefix(WIDTHS, parts.partial_levels(PARTS, PART))
     decayed = ()
     for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
@@ -437,7 +445,7 @@ def zero_chunks(CHUNKS: tl.constexpr, A: tl.constexpr, WIDTHS: tl.constexpr, STE
 def store_chunks(
     to, row, chunks, own_side, scale, CHUNKS: tl.constexpr, A: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr
 ):
-    """Write `scale` times chunks to contiguous rows; `row` is the index of position 0, `scale` a number."""
+    """Write `scale` times chunks to contiguous rows; position 0 is at `row`."""
     end: tl.constexpr = static.prefix(WIDTHS, len(WIDTHS))
     _, _, first, low, high = own_side
     position = first + tl.arange(0, A)
@@ -457,9 +465,10 @@ def finish_scores(
     score, i, j, query_low, query_high, key_high, bias, shift, bias_strides, PARTS: tl.constexpr, PART: tl.constexpr,
     SIZES: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Return scores in units of log 2, with bias, `-inf` where a pair is hidden; `i` and `j` broadcast to (A, B).
+    """Return scores in units of log 2, biased and masked.
 
-    Full tiles need no mask. The causal mask cuts only in the part of the own tile, a finite window only in its band.
+    Hidden pairs score `-inf`; `i` and `j` broadcast to (A, B). Full tiles need no mask. The causal mask cuts only in
+    the part of the own tile, a finite window only in its band.
     """
     visible = (i >= query_low) & (i < query_high) & (j < key_high)
     if bias is not None:
@@ -484,7 +493,7 @@ def mix(x):
 
 @triton.jit
 def dropout_factor(seed, pair, i, j, threshold, keep_scale):
-    """Return 0 or `1/(1 - p)` for pairs of indices in the whole tensors, as every backend does."""
+    """Return each pair's dropout factor, 0 or `1/(1 - p)`."""
     word = tl.load(seed)
     state = mix(mix(word.to(tl.uint32)) ^ (word >> 32).to(tl.uint32))
     row = mix(mix(state + pair.to(tl.uint32) * 0x9E3779B9) + i.to(tl.uint32) * 0x85EBCA6B)
