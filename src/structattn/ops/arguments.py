@@ -1,7 +1,4 @@
-"""Check the arguments that attention ops share.
-
-Errors name the argument, what was expected and what came.
-"""
+"""Check the arguments that attention ops share."""
 
 from __future__ import annotations
 
@@ -79,7 +76,11 @@ def check_hierarchy(hierarchy: Hierarchy, query: Tensor, value: Tensor | None = 
 
 
 def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
-    """Return `bias` as `(B or 1, Hq or 1, Tq or 1, Tk or 1)`; TypeError or ValueError if it does not broadcast."""
+    """Return `bias` as `(B or 1, Hq or 1, Tq or 1, Tk or 1)`.
+
+    Raises:
+        TypeError, ValueError: dtype, device or shape do not fit.
+    """
     if not isinstance(bias, Tensor):
         raise TypeError(f"attn_bias must be a tensor, got {type(bias).__name__}")
     if bias.dtype not in (query.dtype, torch.float32) and not _autocast_unifies(bias, query):
@@ -96,7 +97,7 @@ def bias_with_four_axes(bias: Tensor, query: Tensor, key_length: int) -> Tensor:
 
 
 def check_key_bound(name: str, bound: Tensor | None, query: Tensor) -> Tensor | None:
-    """Return `bound` as int64 `(B,)`, checked against the batch and device of `query`."""
+    """Return `bound` as int64 `(B,)`, checked against the query's batch and device."""
     if bound is None:
         return None
     if not isinstance(bound, Tensor) or bound.dtype not in (torch.int32, torch.int64):

@@ -109,9 +109,8 @@ def attend_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp of `mlr_attention`, for `merge_segments`.
 
-    The log-sum-exp has no gradient.
-
-    Arguments are those of `mlr_attention`, with `enable_gqa`. The log-sum-exp is as `Backend.forward` defines it.
+    Arguments are those of `mlr_attention`, with `enable_gqa`. The log-sum-exp is as `Backend.forward` defines it and
+    has no gradient.
     """
     bounds = (key_start, key_end)
     call = _checked_call(
@@ -134,7 +133,10 @@ def _checked_call(
     dropout_p: float,
     backend: str,
 ) -> Call:
-    """Check the arguments of `mlr_attention`; return its call. `bounds` are `key_start` and `key_end`."""
+    """Check the arguments of `mlr_attention`; return its call.
+
+    `bounds` are `key_start` and `key_end`.
+    """
     registry.check_name(backend)
     check_tensors(query, key, value, enable_gqa=enable_gqa)
     check_hierarchy(hierarchy, query, value)

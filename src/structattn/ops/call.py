@@ -81,7 +81,10 @@ class Backend(Protocol):
     """The functions that a backend's module provides."""
 
     def ineligible(self, call: Call | None = None) -> str | None:
-        """Return why this backend cannot serve `call`, or None if it can. None asks about any call on this machine."""
+        """Return why this backend cannot serve `call`, or None if it can.
+
+        Without a call, answer for any call on this machine.
+        """
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Return output and log-sum-exp.
@@ -95,7 +98,7 @@ class Backend(Protocol):
     def backward(
         self, call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return the gradients of query, key, value and (if asked for) bias.
+        """Return the gradients of query, key, value and, if needed, bias.
 
         `out` and `lse` may come from the `forward` of any backend.
         """

@@ -2,9 +2,6 @@
 
 One query reads each key once, so the speed of memory decides. A level's keys are stored dimension-major, `(r_l, T)`: a
 run of positions is then one stream for each dimension that counts there, and no other dimension is read.
-
-One query reads each key once, so the speed of memory decides. A level's keys are stored dimension-major, `(r_l, T)`: a
-run of positions is then one stream for each dimension that counts there, and no other dimension is read.
 """
 
 from __future__ import annotations
@@ -107,7 +104,7 @@ def _decode_in_cpp(
     enable_gqa: bool,
     backend: str,
 ) -> Tensor | None:
-    """Like `operator.attend_in_cpp`, for `mlr_decode`."""
+    """Run a call in C++ as `operator.attend_in_cpp` does, or return None."""
     if not may_run_in_cpp(hierarchy, key_length, backend):
         return None
     try:
@@ -136,10 +133,7 @@ def _decode_in_cpp(
 
 
 def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> list[Tensor]:
-    """Return each level's values, of width 0 where it owns none.
-
-    Operators take one alone, too.
-    """
+    """Return each level's values, of width 0 where it owns none."""
     if not isinstance(value, Tensor):
         return list(value)
     check_operand("value", value)
@@ -150,7 +144,10 @@ def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> lis
 
 
 def dense(call: DecodeCall) -> Tensor:
-    """Return the output by dense PyTorch, the definition of `mlr_decode`. Memory is `O(Tq · key_length)` per head."""
+    """Return the output by dense PyTorch, the definition of `mlr_decode`.
+
+    Memory is `O(Tq · key_length)` per head.
+    """
     query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
     batch, heads, queries, _ = query.shape
     group = heads // call.value_levels[0].shape[1]
@@ -219,9 +216,7 @@ def _check_shapes(call: DecodeCall, enable_gqa: bool) -> None:
 
 
 def _check_starts(call: DecodeCall) -> None:
-    """Check that each level's buffers hold all that the first query reads.
-
-    Raise ValueError.
+    """Raise ValueError unless buffers hold all that the first query reads.
 
     It reads numbers, so it runs inside the operator. Numbers on an accelerator are not read: waiting for them would
     stall it at every token.
@@ -267,7 +262,7 @@ def _check_sinks(hierarchy: Hierarchy) -> None:
 
 
 def _run(call: DecodeCall, backend: str) -> Tensor:
-    """Return the output; both the direct and the registered path end here."""
+    """Return the output, for direct and registered calls alike."""
     _check_sinks(call.hierarchy)
     _check_starts(call)
     return _choose(backend, call)(call)

@@ -13,7 +13,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Hash int64 tensors to 32 bits, bijectively, by two rounds of multiply and xor-shift."""
+    """Hash int64 tensors to 32 bits by rounds of multiply and xor-shift."""
     x = x & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK

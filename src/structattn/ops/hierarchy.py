@@ -97,7 +97,7 @@ class Hierarchy:
         object.__setattr__(self, "text", self._as_text())  # made once: every call reads it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickle; older ones lack sinks and the text."""
+        """Restore a pickle, also an older one without sinks or text."""
         self.__dict__.update({"sinks": 0} | state)
         if "text" not in state:
             object.__setattr__(self, "text", self._as_text())
@@ -207,11 +207,11 @@ class Hierarchy:
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
-        """The block sizes or the windows."""
+        """Block sizes or windows."""
         return self.windows if self.windows is not None else self.block_sizes or ()
 
     def value_widths(self, value_dim: int | None = None) -> tuple[int, ...]:
-        """Return the number of value dimensions that each level owns, `u_1 … u_L`.
+        """Return each level's value dimensions, `u_1 … u_L`.
 
         Args:
             value_dim: `dv`. It may be left out where the hierarchy has value ranks.
@@ -255,7 +255,7 @@ class Hierarchy:
     @overload
     def depth(self, i: int, j: torch.Tensor) -> torch.Tensor: ...
     def depth(self, i: Any, j: Any) -> int | torch.Tensor:
-        """Return the depth `m(i, j)`, 1 to L; 0 outside a finite first window, but for sinks.
+        """Return the depth `m(i, j)`, 1 to L, or 0 if invisible.
 
         Positions `i` and `j` are integers, or integer tensors that broadcast.
         """
@@ -292,7 +292,7 @@ class Hierarchy:
         return self.with_sinks(0)
 
     def span(self, level: int, i: Any) -> tuple[Any, Any]:
-        """Return start and stop of the positions that a level reaches from `i`.
+        """Return start and stop of what a level reaches from `i`.
 
         `i` is an integer or an array. The first may be negative, and the last lies after any sequence where the level
         reaches everything. Sinks are not counted.
@@ -305,9 +305,8 @@ class Hierarchy:
     def live(self, level: int, length: int) -> int:
         """Return how many of `length` tokens a level still keeps.
 
-        No later query shares the level with an older one. By window these are `min(T, w_l + s)` tokens, by block
-        `T mod b_l`, or `b_l` where that is 0: a full block stays until the next token, so that one token can be taken
-        back.
+        No later query shares the level with the others. By window it keeps `min(T, w_l + s)` tokens, by block `T mod
+        b_l`, or `b_l` where that is 0: a full block stays until the next token, so that one token can be taken back.
         """
         size = self.sizes[level]
         if size is None or length == 0:
@@ -334,10 +333,7 @@ class Hierarchy:
         return sum(width * self.live(level, length) for level, width in enumerate(widths))
 
     def pair_counts(self, query_length: int, key_length: int, *, is_causal: bool, query_offset: int = 0) -> list[int]:
-        """Return the number of visible pairs that each level reaches.
-
-        Query `t` has position `query_offset + t`.
-        """
+        """Return the number of visible pairs that each level reaches."""
         i = np.arange(query_offset, query_offset + query_length)
         visible_end = np.minimum(i + 1, key_length) if is_causal else np.full_like(i, key_length)
         counts = []

@@ -1,7 +1,4 @@
-"""Check the parts of a hierarchy.
-
-Errors name the field, what was expected and what came.
-"""
+"""Check the parts of a hierarchy."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ def checked_ranks(ranks: Iterable[int]) -> tuple[int, ...]:
 
 
 def checked_value_ranks(value_ranks: Iterable[int] | None, levels: int) -> tuple[int, ...] | None:
-    """Return value ranks of at least 0, one per level and not all 0. None stays None."""
+    """Return value ranks, one per level and not all 0; keep None."""
     if value_ranks is None:
         return None
     values = _per_level("value_ranks", value_ranks, levels)

@@ -1,7 +1,4 @@
-"""Hold the valid keys of rows and the place of queries.
-
-Attention ops and layers pass both on.
-"""
+"""Hold the valid keys of rows and the place of queries."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ class KeySpan:
         return self.key_start is not None or self.key_end is not None
 
     def from_key(self, first: int) -> KeySpan:
-        """Return the span among the keys from index `first` on."""
+        """Return the span among the keys from index `first`."""
         start, end = (
             None if bound is None else (bound - first).clamp(min=0) for bound in (self.key_start, self.key_end)
         )

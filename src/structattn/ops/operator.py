@@ -144,10 +144,7 @@ class _DirectMLRAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        """Return the output.
-
-        `args` are the tensors of `schema.TENSORS`, their call, and the backend's name.
-        """
+        """Return the output for `(*tensors of schema.TENSORS, call, backend)`."""
         *tensors, call, backend = args
         out, lse = _run(call, backend)
         ctx.save_for_backward(out, lse, *tensors)

@@ -21,7 +21,7 @@ def ineligible(call: Call | None = None) -> str | None:
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp, see `Backend`; autograd can differentiate it."""
+    """Return output and log-sum-exp, see `Backend`; autograd differentiates it."""
     probability, keep, lse = _probabilities(call)
     values = _per_query_head(call, call.value).split(call.value_widths, -1)
     weights = _at_levels(call, probability * keep)
@@ -54,7 +54,7 @@ def _probabilities(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _positions(call: Call) -> tuple[Tensor, Tensor]:
-    """Return the positions of queries `(B or 1, 1, Tq, 1)` and of keys `(B or 1, 1, 1, Tk)`."""
+    """Return positions of queries `(B or 1, 1, Tq, 1)` and keys `(B or 1, 1, 1, Tk)`."""
     device = call.query.device
     start = 0 if call.key_start is None else call.key_start.view(-1, 1, 1, 1)
     i = torch.arange(call.query.shape[2], device=device).view(1, 1, -1, 1) + call.query_offset - start
@@ -71,7 +71,10 @@ def _visible(call: Call) -> Tensor:
 
 
 def _at_levels(call: Call, matrix: Tensor) -> list[Tensor]:
-    """Return a matrix over pairs for each level, zero out of its reach. Level 1 reaches all visible pairs."""
+    """Return a matrix of pairs for each level, zero outside its reach.
+
+    Level 1 reaches all visible pairs.
+    """
     i, j = _positions(call)
     return [matrix, *(matrix * call.hierarchy.reaches(level, i, j) for level in range(1, call.hierarchy.levels))]
 

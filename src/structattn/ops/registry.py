@@ -19,7 +19,7 @@ REGISTRY: dict[str, Backend] = {
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """A backend, and the reason why it cannot serve, if any.
+    """A backend and, if it cannot serve, the reason.
 
     The reason concerns this machine, or a given call.
     """
@@ -37,7 +37,7 @@ class BackendStatus:
 
 
 def backends(call: Call | None = None) -> list[BackendStatus]:
-    """Return every backend's status, in order of preference. It is for this machine, or for `call`."""
+    """Return every backend's status for `call` or for this machine, best first."""
     return [BackendStatus(name, backend.ineligible(call)) for name, backend in REGISTRY.items()]
 
 

@@ -1,4 +1,4 @@
-"""Standard attention: the one place that chooses between PyTorch's kernels and `mlr_attention`."""
+"""Choose between PyTorch's kernels and `mlr_attention` for standard attention."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _dtype(query: Tensor) -> torch.dtype:
 
 @functools.lru_cache(maxsize=1)
 def _has_measured_kernel() -> bool:
-    """Return True if the kernel runs here and was measured on such a processor.
+    """Return True if the kernel runs, on processors like those measured.
 
     A missing compiler gives no warning here: PyTorch's kernel is as good as it was.
     """

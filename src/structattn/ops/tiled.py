@@ -62,9 +62,8 @@ def backward(
 class _RowGroup:
     """Neighbouring rows with the same range of valid keys.
 
-    Sliced out of the whole, they are a call without padding.
-
-    Positions count from the first valid key: the first query of the group stands at `offset`, its first key at 0.
+    Sliced out of the whole, they are a call without padding. Positions count from the first valid key: the first query
+    of the group stands at `offset`, its first key at 0.
     """
 
     call: Call
@@ -87,14 +86,17 @@ class _RowGroup:
         return tensor[self.rows, :, self.keys].to(self.call.lse_dtype).flatten(0, 1)
 
     def fold_tile(self, tensor: Tensor, tile: range) -> Tensor:
-        """Return a tile of `query_view`, `(rows, Hq, Tq, w)`, as `(N, G·t, w)` in the accumulation dtype."""
+        """Return a tile of `query_view` as `(N, G·t, w)` in the accumulation dtype."""
         folded = tensor[:, :, tile.start - self.offset : tile.stop - self.offset].to(self.call.lse_dtype)
         return folded.reshape(
             len(folded) * folded.shape[1] // self.heads_per_key, self.heads_per_key * len(tile), folded.shape[3]
         )
 
     def tile_pairs(self) -> Iterator[tuple[range, list[tuple[slice, TilePair]]]]:
-        """Yield each tile of queries with its runs of keys. The edges of tiles are multiples of the tile size."""
+        """Yield each tile of queries with its runs of keys.
+
+        Edges of tiles are multiples of the tile size.
+        """
         size, end = tile_size(self.call.hierarchy), self.offset + self.queries.stop - self.queries.start
         key_length = self.keys.stop - self.keys.start
         position = self.offset
@@ -114,7 +116,7 @@ class _RowGroup:
         return pair_tiles(self.call.hierarchy, self.call.value_widths, tile, run, self.call.is_causal, like)
 
     def scores(self, tile: range, run: slice, pair: TilePair, query: Tensor, key: Tensor) -> Tensor:
-        """Return the biased scores `(N, G·t, n)` of a scaled, folded tile, `-inf` where hidden."""
+        """Return biased scores `(N, G·t, n)` of a scaled, folded tile, `-inf` where hidden."""
         score = pair.scores(query, key[:, run], self.heads_per_key)
         if self.call.attn_bias is not None:
             self.per_head(score).add_(self.bias_at(self.call.attn_bias, tile, run))
@@ -131,16 +133,19 @@ class _RowGroup:
         return score.view(-1, self.call.query.shape[1], *score.shape[2:])
 
     def bias_at(self, bias: Tensor, tile: range, run: slice) -> Tensor:
-        """Return the slice of a bias, or of its gradient, for a tile and a run. Axes of size 1 stay whole."""
+        """Return a tile pair's slice of a bias or of its gradient.
+
+        Axes of size 1 stay whole.
+        """
         query, key = self.queries.start - self.offset, self.keys.start
         queries, keys = slice(query + tile.start, query + tile.stop), slice(key + run.start, key + run.stop)
         wanted = (self.rows, slice(None), queries, keys)
         return bias[tuple(slice(None) if size == 1 else cut for size, cut in zip(bias.shape, wanted, strict=True))]
 
     def keep(self, tile: range, run: slice) -> Tensor | None:
-        """Return dropout's factor on probabilities `(N, G·t, n)`, or None without dropout.
+        """Return dropout's factor on probabilities, 0 or `1/(1 - p)`.
 
-        The factor is 0 or `1/(1 - p)`.
+        It is `(N, G·t, n)`, or None without dropout.
         """
         call = self.call
         if call.seed is None:
@@ -155,7 +160,10 @@ class _RowGroup:
 
 
 def _row_groups(call: Call) -> Iterator[_RowGroup]:
-    """Yield the groups of rows that have queries and keys. Each has at most `_SCORES` scores in memory."""
+    """Yield the groups of rows that have queries and keys.
+
+    Each has at most `_SCORES` scores in memory.
+    """
     (batch, heads, query_length, _), key_length = call.query.shape, call.key.shape[2]
     starts = [0] * batch if call.key_start is None else call.key_start.tolist()
     ends = [key_length] * batch if call.key_end is None else call.key_end.tolist()
@@ -175,7 +183,10 @@ def _row_groups(call: Call) -> Iterator[_RowGroup]:
 
 
 def _forward_group(group: _RowGroup, out: Tensor, lse: Tensor) -> None:
-    """Fill the group's views of the output `(rows, Hq, Tq, dv)` and the log-sum-exp `(rows, Hq, Tq)`."""
+    """Fill the group's views of output and log-sum-exp.
+
+    They are `(rows, Hq, Tq, dv)` and `(rows, Hq, Tq)`.
+    """
     call = group.call
     key, value, queries = group.fold_keys(call.key), group.fold_keys(call.value), group.query_view(call.query)
     for tile, runs in group.tile_pairs():
@@ -206,10 +217,8 @@ def _backward_group(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the group's keys and values.
 
-    Fill the group's `query_grad` and add to the whole `bias_grad`.
-
-    `rows` are the group's views `(rows, Hq, Tq, …)` of the output's gradient, the log-sum-exp and delta. The results
-    are `(rows, Hkv, n, r)` and `(rows, Hkv, n, dv)`.
+    They are `(rows, Hkv, n, r)` and `(rows, Hkv, n, dv)`. Fill the group's `query_grad` and add to the whole
+    `bias_grad`. `rows` are the group's views `(rows, Hq, Tq, …)` of the output's gradient, the log-sum-exp and delta.
     """
     call, (grad_out, lse, delta) = group.call, rows
     key, value, queries = group.fold_keys(call.key), group.fold_keys(call.value), group.query_view(call.query)

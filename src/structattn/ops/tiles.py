@@ -1,4 +1,4 @@
-"""Multiply tiles of queries by runs of keys, in the levels they share.
+"""Multiply tiles of queries by runs of keys in shared levels.
 
 A tile is up to `QUERY_TILE` consecutive queries. A run is up to `KEY_RUN` consecutive keys, at most as many as lie
 between two changes of depth. Positions are those of one unpadded row.
@@ -63,21 +63,21 @@ def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool
 
 
 def _reached_by_some(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
-    """Return start and stop of what a level reaches from any position of the tile."""
+    """Return start and stop of what any position of the tile reaches."""
     return hierarchy.span(level, tile.start)[0], hierarchy.span(level, tile.stop - 1)[1]
 
 
 def _reached_by_all(hierarchy: Hierarchy, level: int, tile: range) -> tuple[int, int]:
-    """Return start and stop of what a level reaches from all positions of the tile; they may cross."""
+    """Return start and stop of what all positions reach; they may cross."""
     return hierarchy.span(level, tile.stop - 1)[0], hierarchy.span(level, tile.start)[1]
 
 
 @dataclass(frozen=True)
 class LevelProducts:
-    """Products of a tile's rows (`left`) and a run's rows (`right`), in the columns of levels that all pairs share.
+    """Products of a tile's rows (`left`) and a run's rows (`right`).
 
-    For scores the rows are queries and keys; for gradients of probabilities, output gradients and values.
-    `matrix (N, G, t, n)` has one number per query and key.
+    They are over the columns of levels that all pairs share. For scores the rows are queries and keys; for gradients of
+    probabilities, output gradients and values. `matrix (N, G, t, n)` has one number per query and key.
 
     Args:
         columns: the dimensions.
@@ -86,15 +86,15 @@ class LevelProducts:
     columns: slice
 
     def add_to_matrix(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
-        """`matrix += left · right` over the columns."""
+        """Add `left · right` over the columns to `matrix`."""
         matrix.flatten(1, 2).baddbmm_(left[..., self.columns], right[..., self.columns].mT)
 
     def add_to_left(self, matrix: Tensor, right: Tensor, total: Tensor) -> None:
-        """`total += matrix · right` in the columns."""
+        """Add `matrix · right` to `total` in the columns."""
         total[..., self.columns].baddbmm_(matrix.flatten(1, 2), right[..., self.columns])
 
     def add_to_right(self, matrix: Tensor, left: Tensor, total: Tensor) -> None:
-        """`total += matrixᵀ · left` in the columns."""
+        """Add `matrixᵀ · left` to `total` in the columns."""
         total[..., self.columns].baddbmm_(matrix.flatten(1, 2).mT, left[..., self.columns])
 
 
@@ -110,21 +110,21 @@ class MaskedProducts(LevelProducts):
     mask: Tensor
 
     def add_to_matrix(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
-        """`matrix += mask · (left · right)` over the columns."""
+        """Add `mask · (left · right)` over the columns to `matrix`."""
         matrix.addcmul_(torch.bmm(left[..., self.columns], right[..., self.columns].mT).view_as(matrix), self.mask)
 
     def add_to_left(self, matrix: Tensor, right: Tensor, total: Tensor) -> None:
-        """Like `LevelProducts`, for the pairs in the mask."""
+        """Add `(matrix · mask) · right` to `total` in the columns."""
         super().add_to_left(matrix * self.mask, right, total)
 
     def add_to_right(self, matrix: Tensor, left: Tensor, total: Tensor) -> None:
-        """Like `LevelProducts`, for the pairs in the mask."""
+        """Add `(matrix · mask)ᵀ · left` to `total` in the columns."""
         super().add_to_right(matrix * self.mask, left, total)
 
 
 @dataclass(frozen=True)
 class BlockDiagonalProducts(LevelProducts):
-    """Products of a level by block, in the diagonal blocks of the matrix.
+    """Products of a level by block, in diagonal blocks of the matrix.
 
     Tile and run are the same whole blocks.
 
@@ -136,21 +136,21 @@ class BlockDiagonalProducts(LevelProducts):
     count: int
 
     def add_to_matrix(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
-        """`matrix += left · right` in the diagonal blocks, one small product each."""
+        """Add `left · right` to the diagonal blocks, one small product each."""
         group, length = matrix.shape[1:3]
         products = torch.bmm(self._fold_left(left, group), self._fold_right(right).mT)
         diagonal = self._diagonal(matrix)
         diagonal.add_(products.view(matrix.shape[0], self.count, group, length // self.count, -1))
 
     def add_to_left(self, matrix: Tensor, right: Tensor, total: Tensor) -> None:
-        """Like `LevelProducts`, for the diagonal blocks."""
+        """Add the diagonal blocks times `right` to `total` in the columns."""
         many, group, length, _ = matrix.shape
         added = torch.bmm(self._fold_matrix(matrix), self._fold_right(right))
         added = added.view(many, self.count, group, length // self.count, -1).transpose(1, 2)
         total[..., self.columns] += added.reshape(many, group * length, -1)
 
     def add_to_right(self, matrix: Tensor, left: Tensor, total: Tensor) -> None:
-        """Like `LevelProducts`, for the diagonal blocks."""
+        """Add the transposed diagonal blocks times `left` to `total` in the columns."""
         many, group, length, _ = matrix.shape
         added = torch.bmm(self._fold_matrix(matrix).mT, self._fold_left(left, group))
         total[..., self.columns] += added.view(many, length, -1)
@@ -200,7 +200,7 @@ class TilePair:
         return self.apply_gain_(score)
 
     def add_grads(self, score_grad: Tensor, query: Tensor, key: Tensor, query_grad: Tensor, key_grad: Tensor) -> None:
-        """Add the gradients of folded queries and keys; `score_grad (N, G, t, n)` is overwritten."""
+        """Add the gradients of folded queries and keys; overwrite `score_grad (N, G, t, n)`."""
         self.apply_gain_(score_grad)
         for products in self.score_products:
             products.add_to_left(score_grad, key, query_grad)
@@ -212,7 +212,7 @@ class TilePair:
             products.add_to_left(probability, value, out)
 
     def probability_grads(self, out_grad: Tensor, value: Tensor, group: int) -> Tensor:
-        """Return the gradients `(N, G, t, n)` of probabilities from those of the folded output."""
+        """Return the gradients `(N, G, t, n)` of probabilities."""
         grads = out_grad.new_zeros(out_grad.shape[0], group, out_grad.shape[1] // group, value.shape[1])
         for products in self.value_products:
             products.add_to_matrix(grads, out_grad, value)
@@ -231,7 +231,10 @@ class TilePair:
 def pair_tiles(
     hierarchy: Hierarchy, value_widths: Sequence[int], tile: range, run: range, is_causal: bool, like: Tensor
 ) -> TilePair:
-    """Return the products that positions `tile` and `run` share. Masks take the dtype and device of `like`."""
+    """Return the products that positions `tile` and `run` share.
+
+    Masks take the dtype and device of `like`.
+    """
     i = torch.arange(tile.start, tile.stop, device=like.device)[:, None]
     j = torch.arange(run.start, run.stop, device=like.device)
     whole = itertools.takewhile(lambda level: _reaches_all(hierarchy, level, tile, run), range(hierarchy.levels))
@@ -261,7 +264,10 @@ def pair_tiles(
 
 
 def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:
-    """Return the number of a level's blocks that tile and run both are, or 0."""
+    """Return the number of blocks of a tile, or 0.
+
+    It is 0 unless tile and run are the same whole blocks of the level.
+    """
     size = hierarchy.sizes[level] or 0
     aligned = not hierarchy.by_window and tile == run and tile.start % size == 0 and len(tile) % size == 0
     return len(tile) // size if aligned else 0

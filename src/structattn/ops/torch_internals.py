@@ -71,7 +71,7 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def all_plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Return True if no tensor is of a subclass, such as fake tensors."""
+    """Return True if no tensor is of a subclass, such as FakeTensor."""
     return _PLAIN.issuperset(map(type, tensors))
 
 
@@ -113,11 +113,9 @@ def has_tangent(tensors: Iterable[Tensor | None]) -> bool:
 def assert_later(condition: Tensor, message: str) -> None:
     """Raise where the boolean `condition` is false.
 
-    On an accelerator or in a compiled graph it raises when it is computed.
-
     Raises:
+        RuntimeError: when an accelerator or a compiled graph computes the condition.
         ValueError: at once, where torch has no assertion that waits.
-        RuntimeError: later, elsewhere.
     """
     if _assert_async is None:
         if not bool(condition):
@@ -129,9 +127,8 @@ def assert_later(condition: Tensor, message: str) -> None:
 def count_writes(tensors: Iterable[Tensor]) -> float:
     """Return a number that changes when a tensor is written to.
 
-    Tensors of inference mode are not seen.
-
-    It is the sum of autograd's version counters; without those, the sum of all numbers in the tensors.
+    It is the sum of autograd's version counters; without those, the sum of all numbers in the tensors. Tensors of
+    inference mode are not counted.
     """
     seen = (tensor for tensor in tensors if not tensor.is_inference())
     if _counts_writes:

@@ -42,9 +42,9 @@ def attention_backward(
 
 
 class MLRAttentionTransformed(torch.autograd.Function):
-    """Autograd function for transforms of `torch.func`.
+    """Autograd function of the operator for transforms of `torch.func`.
 
-    These do not see the operator's own registration.
+    Transforms do not see the operator's own registration.
     """
 
     generate_vmap_rule = True
@@ -87,10 +87,7 @@ class MLRAttentionGradientsTransformed(torch.autograd.Function):
 
 
 def forward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """Run the operator once under `vmap`.
-
-    The mapped axis is folded into the batch.
-    """
+    """Run the operator once under `vmap`, with the mapped axis as rows."""
     size = info.batch_size
     folded = _fold_call(args[:TENSOR_COUNT], axes[:TENSOR_COUNT], size)
     out, lse = torch.ops.structattn.mlr_attention(*folded, *args[TENSOR_COUNT:])
@@ -115,10 +112,8 @@ def backward_vmap(info: Any, axes: tuple[Any, ...], *args: Any) -> tuple[list[Te
 def _fold_call(tensors: tuple[Tensor | None, ...], axes: tuple[int | None, ...], size: int) -> list[Tensor | None]:
     """Return a call's tensors with the mapped axis folded into the batch.
 
-    `axes` says where the axis is and `size` how long. A bias that all rows share is expanded to them. Of seeds the
-    first is taken: dropout differs from row to row anyway.
-
-    A bias that all rows share is expanded to them. Of seeds the first is taken: dropout differs from row to row anyway.
+    `axes` are the places of the mapped axis and `size` its length. A bias that all rows share is expanded to them. Of
+    seeds the first is taken: dropout differs from row to row anyway.
     """
     query, key, value, bias, start, end, seed = (
         None if tensor is None else _to_front(tensor, at, size) for tensor, at in zip(tensors, axes, strict=True)

@@ -1,7 +1,6 @@
 """Compute MLR attention in compiled code on the CPU.
 
 It makes one pass over tiles of keys and cuts each product to the prefix it needs. Sums are in float32 for every dtype.
-
 The sources are in `csrc`. A wheel brings them compiled (`prebuilt`); elsewhere they are built on first use (`build`).
 """
 

@@ -19,7 +19,7 @@ _SLOW_BFLOAT16 = "GenuineIntel"
 
 
 def choose(named: str = "") -> Path | None:
-    """Return the best library for this machine, or the named one, or None.
+    """Return the named library, the best for this machine, or None.
 
     Raises:
         ValueError: the named library is not there, or needs instructions that the machine lacks.
