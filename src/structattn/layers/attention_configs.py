@@ -265,7 +265,7 @@ class BilinearConfig(AttentionConfig, abc.ABC):
 
     @abc.abstractmethod
     def structure(self, dim: int, heads: int, head_dim: int, **factory: Unpack[Factory]) -> Structure:
-        """Return the structured matrices of a model of width `dim`. There are `heads` of `head_dim`."""
+        """Return `heads` structured matrices for a model of width `dim`."""
 
 
 @dataclass(frozen=True)
@@ -439,7 +439,7 @@ def config_from_dict(values: Mapping[str, Any]) -> AttentionConfig:
 
 
 def make_config(config: type[AttentionConfig], values: Mapping[str, Any]) -> AttentionConfig:
-    """Return `config(**values)`; ValueError naming an unknown or a missing field."""
+    """Return `config(**values)`; ValueError for an unknown or missing field."""
     for name in values:
         checks.one_of(f"a field of {config.kind}", name, config.field_types())
     for each in dataclasses.fields(config):

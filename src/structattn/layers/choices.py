@@ -33,10 +33,9 @@ def head_scale(name: str, rank: int) -> float:
 def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
     """Return the factor on each level's share of the dot product.
 
-    Ranks are `r_1 … r_L`, and `r = Σ r_l`.
-
-    `"1/sqrt(r_l)"` gives every level's share the same spread. `"1/r_l"` is the paper's. Weights without `r_l` are the
-    scales of standard attention (`head_scale`): a pair that shares all levels then scores as in standard attention.
+    Ranks are `r_1 … r_L`, and `r = Σ r_l`. `"1/sqrt(r_l)"` gives every level's share the same spread. `"1/r_l"` is the
+    paper's. Weights without `r_l` are the scales of standard attention (`head_scale`): a pair that shares all levels
+    then scores as in standard attention.
     """
     checks.one_of("level_weight", name, get_args(LevelWeight))
     rank = sum(ranks)
@@ -48,10 +47,9 @@ def level_weights(name: str, ranks: Sequence[int]) -> tuple[float, ...]:
 def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple[float, ...]:
     """Return the factor on each level's share of a bilinear score.
 
-    The model is `D` wide, and level `l` has `f_l` features.
-
-    `"1/sqrt(D)"` (option `"1/D"`) is the paper's for a Block Tensor Train. `"1/sqrt(f_l)"`, `f_l = p_l·r_l`, is the
-    paper's for MLR; for a low-rank matrix it equals the scale of standard attention.
+    The model is `D` wide, and level `l` has `f_l` features. `"1/sqrt(D)"` (option `"1/D"`) is the paper's for a Block
+    Tensor Train. `"1/sqrt(f_l)"`, `f_l = p_l·r_l`, is the paper's for MLR; for a low-rank matrix it equals the scale of
+    standard attention.
     """
     checks.one_of("scale", name, get_args(BilinearScale))
     fixed = {"1/sqrt(D)": 1 / math.sqrt(dim), "1/D": 1 / dim, "1": 1.0}
@@ -61,6 +59,9 @@ def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple
 
 
 def spread(weights: Sequence[float], widths: Sequence[int], like: Tensor) -> Tensor:
-    """Return each weight repeated over its width, `(sum(widths),)`, in the dtype and on the device of `like`."""
+    """Return each weight repeated over its width, `(sum(widths),)`.
+
+    Dtype and device are those of `like`.
+    """
     parts = zip(widths, weights, strict=True)
     return torch.cat([torch.full((width,), weight, device=like.device, dtype=like.dtype) for width, weight in parts])

@@ -18,7 +18,11 @@ _PAIRS = (tuple[tuple[int, int], ...], tuple[tuple[int, int], tuple[int, int]])
 
 
 def checked(name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as type `hint`, lists as tuples. Raise TypeError or ValueError naming `name` otherwise."""
+    """Return `value` as type `hint`, with lists as tuples.
+
+    Raises:
+        TypeError, ValueError: naming `name`.
+    """
     hint, optional = _without_none(hint)
     if value is None and optional:
         return None
@@ -48,7 +52,7 @@ def checked(name: str, hint: Any, value: Any) -> Any:
 def to_text(value: Any) -> str:
     """Return the text that `from_text` reads back.
 
-    Such as `true`, `128`, `32|8|4`, `8x4`, `*|96|48`, `16x32|8x8`; a name stays as it is.
+    Examples: `true`, `128`, `32|8|4`, `8x4`, `*|96|48`, `16x32|8x8`; a name stays as it is.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -60,7 +64,9 @@ def to_text(value: Any) -> str:
 
 
 def from_text(name: str, hint: Any, text: str) -> Any:
-    """Read a value from text; `checked` must follow. Bars and commas mean the same.
+    """Read a value from text, for `checked`.
+
+    Bars and commas mean the same.
 
     Raises:
         ValueError: the text has another form; mostly naming `name`.

@@ -1,7 +1,5 @@
 """Parse the spelling of an attention kind.
 
-Configs and command lines use it.
-
     KIND[:ARGUMENT[,ARGUMENT…]][+FIELD=VALUE…]
 
 | spelling | attention |
@@ -86,14 +84,17 @@ def _spelled_fields(text: str) -> tuple[type[AttentionConfig], dict[str, Any]]:
 
 
 def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> AttentionConfig:
-    """Return the config given as itself, its spelling or its dict form."""
+    """Return the config of a config, a spelling or a dict form."""
     if isinstance(attention, AttentionConfig):
         return attention
     return config_from_dict(attention) if isinstance(attention, Mapping) else parse_attention(attention)
 
 
 def _arguments(config: type[AttentionConfig], text: str) -> dict[str, str]:
-    """Return the text of each argument. A single argument is everything after the colon."""
+    """Return the text of each argument.
+
+    A single argument is everything after the colon.
+    """
     names = config.arguments
     if config is MLRConfig and ("@" in text or "v" in text):
         return _hierarchy_fields(text)

@@ -68,7 +68,10 @@ class HeadBasis(nn.Module):
         self.mean.copy_(mean)
 
     def flops(self, heads: int, tokens: int) -> Flops:
-        """Return the FLOPs on `tokens` tokens of `heads` query heads. The maps themselves have no gradient."""
+        """Return the FLOPs on `tokens` tokens of `heads` query heads.
+
+        The maps themselves have no gradient.
+        """
         kv_heads, rank, _ = self.query.shape
         forward = (heads + kv_heads) * flops.linear(rank, rank, tokens).forward
         return Flops(forward, forward)
@@ -161,11 +164,11 @@ def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def order_pairs_by_energy(query_moment: Tensor, key_covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the permutation that sorts rotary pairs by score energy, largest first.
+    """Return the permutation that sorts rotary pairs by score energy.
 
-    Under a rotary embedding only maps that commute with the rotations leave scores unchanged: scaling and rotation
-    within a pair, which truncation does not see, and the order of pairs. The energy of pair `p` over independent
-    queries and keys is `tr(C_q[p] C_k[p])`, over its 2 x 2 blocks.
+    The largest comes first. Under a rotary embedding only maps that commute with the rotations leave scores unchanged:
+    scaling and rotation within a pair, which truncation does not see, and the order of pairs. The energy of pair `p`
+    over independent queries and keys is `tr(C_q[p] C_k[p])`, over its 2 x 2 blocks.
 
     Args:
         query_moment: `C_q (…, r, r)`, of rotated queries whose pairs are neighbours.

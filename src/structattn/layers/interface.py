@@ -149,16 +149,16 @@ class Attention(nn.Module, abc.ABC):
         return KeyValueCache(self.cache_layout())
 
     def project_for_cache(self, x: Tensor, positions: Tensor) -> QKV:
-        """Like `project`, but in the form that the cache stores."""
+        """Return queries, keys and values in the form that the cache stores."""
         return self.project(x, positions)
 
     def key_slices(self, x: Tensor, key: Tensor) -> Sequence[Tensor]:
-        """Split keys of `project_for_cache` into slices of the cache. Their tokens are `x`."""
+        """Split keys of `project_for_cache`, of tokens `x`, into slices of the cache."""
         return key.split(self.cache_layout().key_widths, dim=-1)
 
     @abc.abstractmethod
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
-        """Return mixed values `(B, Hq, Tq, dv)` of the last `Tq` tokens in the cache."""
+        """Return mixed values `(B, Hq, Tq, dv)` of the newest `Tq` cached tokens."""
 
     def _continue(self, x: Tensor, cache: KeyValueCache, key_start: Tensor | None, key_end: Tensor | None) -> Tensor:
         self._check_cache(x, cache, key_end)
@@ -233,10 +233,8 @@ class Attention(nn.Module, abc.ABC):
     def fans(self) -> dict[str, Fans]:
         """Return `(fan_in, fan_out)` of every matrix parameter by name.
 
-        Gains and biases have none.
-
-        They set initial deviations (`1/sqrt(fan_in)`) and the learning rates of muP. For a factor of a structure they
-        are those of one block.
+        Gains and biases have none. Fans set initial deviations (`1/sqrt(fan_in)`) and the learning rates of muP. For a
+        factor of a structure they are those of one block.
         """
         fans: dict[str, Fans] = {}
         for name, module in self.named_modules():
@@ -248,7 +246,10 @@ class Attention(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`. Biases become 0, gains 1."""
+        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`.
+
+        Biases become 0, gains 1.
+        """
         draw_linears(self, generator)
         for module in self.children():
             if isinstance(module, Structure):
@@ -286,7 +287,10 @@ def _positions(x: Tensor, read: int, key_start: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def draw_linears(layer: nn.Module, generator: torch.Generator | None) -> None:
-    """Draw a layer's projections, normal with deviation `1/sqrt(fan_in)`. Their biases become 0."""
+    """Draw a layer's projections, normal with deviation `1/sqrt(fan_in)`.
+
+    Their biases become 0.
+    """
     for module in layer.children():
         if isinstance(module, nn.Linear):
             weight = module.weight
@@ -309,7 +313,11 @@ def new_linear(dim_in: int, dim_out: int, options: LayerOptions) -> nn.Linear:
 
 
 def width_per_head(dim: int, heads: int, head_dim: int | None) -> int:
-    """Return `head_dim`, or `dim / heads` where it is None. Raise ValueError if that is no integer."""
+    """Return `head_dim`, or `dim / heads` where it is None.
+
+    Raises:
+        ValueError: `dim / heads` is no integer.
+    """
     if head_dim is not None:
         return checks.positive_int("head_dim", head_dim)
     if checks.positive_int("dim", dim) % checks.positive_int("heads", heads):

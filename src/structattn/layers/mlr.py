@@ -90,7 +90,7 @@ class MLRAttention(ProjectedAttention):
         return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
-        """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` tokens."""
+        """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` cached tokens."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=1.0, key_start=span.key_start)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:

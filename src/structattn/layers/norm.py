@@ -36,10 +36,10 @@ def warn_of_degenerate_norm(widths: Sequence[int], remedy: str) -> None:
 
 
 class LevelNorm(nn.Module):
-    """LayerNorm on consecutive slices of the last axis; with one slice, `nn.LayerNorm(width, bias=False)`.
+    """LayerNorm on consecutive slices of the last axis.
 
-    Heads share the gain. There is no shift: a shift of all keys adds the same number to all scores of a query, which
-    softmax does not see.
+    With one slice it is `nn.LayerNorm(width, bias=False)`. Heads share the gain. There is no shift: a shift of all keys
+    adds the same number to all scores of a query, which softmax does not see.
 
     Args:
         widths: widths of the slices, each normalised alone.
@@ -62,7 +62,7 @@ class LevelNorm(nn.Module):
         self.weight.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x (..., sum(widths))` with each slice normalised to mean 0 and variance 1, times the gain."""
+        """Normalise each slice of `x (..., sum(widths))`, then multiply by the gain."""
         if len(self.widths) == 1:
             return F.layer_norm(x, self.widths, self.weight, eps=self.eps)
         slices = zip(x.split(self.widths, -1), self.weight.split(self.widths), strict=True)

@@ -78,7 +78,7 @@ class ProjectedAttention(Attention):
         return CacheLayout((keys,), (values,))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
-        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` cached tokens."""
         return self.attend(query, cache.keys[0].live, cache.values[0].live, span)
 
 

@@ -1,4 +1,4 @@
-"""Scale the paper's level ranks to heads and contexts of other sizes."""
+"""Choose level ranks and windows by head and context."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _LEVELS = 8
 def paper_ranks(head_dim: int, context_length: int, levels: int | None = None) -> tuple[int, ...]:
     """Return the paper's ranks, scaled to a head and a context.
 
-    The paper has `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens.
-
-    Prefix ranks keep their share of the head, so that a pair at a given depth keeps its share of the dot product. They
-    are even where the head is even. Levels of rank 0 are dropped. There are `levels` levels, or as many as leave the
-    smallest block 8 tokens; the last one gets the ranks of all deeper levels.
+    The paper has `32|8|6|4|4|4|4|2` for heads of 64 in 1024 tokens. Prefix ranks keep their share of the head, so that
+    a pair at a given depth keeps its share of the dot product. They are even where the head is even. Levels of rank 0
+    are dropped. There are `levels` levels, or as many as leave the smallest block 8 tokens; the last one gets the ranks
+    of all deeper levels.
 
     Args:
         head_dim: `r`.
@@ -82,7 +81,7 @@ def default_windows(levels: int, context_length: int) -> tuple[int | None, ...]:
 
 
 def proportional_ranks(rank: int, proportions: Sequence[int], levels: int) -> tuple[int, ...]:
-    """Split `rank` into at most `levels` parts, by proportion.
+    """Split `rank` into at most `levels` parts.
 
     Their running sums are nearest to those of `proportions`.
     """

@@ -68,11 +68,14 @@ class SlidingWindowAttention(ScaledAttention):
         return mlr_cache_layout(self.hierarchy, self.kv_heads, self.value_dim)
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
-        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` cached tokens."""
         return attend_mlr_cache(query, cache, self.hierarchy, scale=self.scale, key_start=span.key_start)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the pairs in the window. `dense` counts a full window for every token."""
+        """Return the FLOPs of the pairs in the window.
+
+        With `dense`, count a full window for every token.
+        """
         return _window_flops(self, self.hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:
@@ -83,10 +86,9 @@ class SlidingWindowAttention(ScaledAttention):
 class GlobalSlidingWindowAttention(ProjectedAttention):
     """Sum of a global and a sliding-window attention over split heads.
 
-    The first dimensions are global; the others see a window.
-
-    With `g = global_rank`: `out = softmax(s_g · Q[:g] K[:g]ᵀ) V + softmax_window(s_w · Q[g:] K[g:]ᵀ) V`, the baseline
-    of arXiv 2509.07963, section 5 (there with 32 of 64 dimensions global).
+    The first dimensions are global; the others see a window. With `g = global_rank`: `out = softmax(s_g · Q[:g] K[:g]ᵀ)
+    V + softmax_window(s_w · Q[g:] K[g:]ᵀ) V`, the baseline of arXiv 2509.07963, section 5 (there with 32 of 64
+    dimensions global).
 
     Args:
         dim: `D`.
@@ -131,13 +133,13 @@ class GlobalSlidingWindowAttention(ProjectedAttention):
         return far + self._attend_by_level(near_query, near_key, value, self.near_hierarchy, self.window_scale, span)
 
     def cache_layout(self) -> CacheLayout:
-        """Return a layout of global keys, near keys in the window, and values."""
+        """Return a layout of global keys, near keys by window, and values."""
         far = CacheSlice(self.kv_heads, self.global_rank)
         near = CacheSlice(self.kv_heads, self.head_dim - self.global_rank, Retention(window=self.window))
         return CacheLayout((far, near), (CacheSlice(self.kv_heads, self.value_dim),))
 
     def attend_cached(self, query: Tensor, cache: KeyValueCache, span: KeySpan) -> Tensor:
-        """Return mixed values `(B, H, Tq, dv)` of the last `Tq` tokens in the cache."""
+        """Return mixed values `(B, H, Tq, dv)` of the newest `Tq` cached tokens."""
         global_query, near_query = query.split(self.level_ranks, -1)
         global_keys, near_keys = cache.keys
         far = self._attend_to_all(global_query, global_keys.live, cache.values[0].live, self.global_scale, span)

@@ -18,10 +18,11 @@ ALIGNMENT = 16
 
 
 class GrowingBuffer:
-    """Entries `first … end - 1` of a sequence, along one tensor axis.
+    """Consecutive entries of a sequence, along one tensor axis.
 
-    Axis 0 is the batch. The oldest entries are dropped in place: the views begin later in the same storage. Once
-    `QUANTUM` positions have been dropped, the others are copied to new storage, so that the old storage is freed.
+    The entries are `first … end - 1`. Axis 0 is the batch. The oldest entries are dropped in place: the views begin
+    later in the same storage. Once `QUANTUM` positions have been dropped, the others are copied to new storage, so that
+    the old storage is freed.
 
     Args:
         axis: the axis of time, negative.
@@ -40,13 +41,13 @@ class GrowingBuffer:
 
     @property
     def storage(self) -> Tensor:
-        """A view of the entries, oldest first, and the unused room."""
+        """View of the entries, oldest first, and the unused room."""
         whole = self._whole
         return whole.narrow(self.axis, self._dropped, whole.shape[self.axis] - self._dropped)
 
     @property
     def live(self) -> Tensor:
-        """A view of the entries."""
+        """View of the entries."""
         return self._whole.narrow(self.axis, self._dropped, self.end - self.first)
 
     @property
@@ -79,7 +80,7 @@ class GrowingBuffer:
         return self.storage
 
     def drop_before(self, index: int) -> None:
-        """Drop the entries before an index. Do nothing where they are dropped already."""
+        """Drop the entries before an index, unless they are dropped already."""
         if index > self.first:
             index = min(index, self.end)
             self._dropped += index - self.first
@@ -89,7 +90,7 @@ class GrowingBuffer:
                 self._move(self.live, self.end - self.first + 1)
 
     def crop(self, end: int) -> None:
-        """Drop the entries from index `end` on, which becomes the next index."""
+        """Drop the entries from index `end` on."""
         if end < self.end:
             self.first, self.end = min(self.first, end), end
             self._move(self.live, self.end - self.first)
@@ -105,7 +106,10 @@ class GrowingBuffer:
         self._storage = None
 
     def _move(self, entries: Tensor, positions: int) -> None:
-        """Copy entries to the first aligned position of new storage of so many positions, rounded up."""
+        """Copy entries to new storage of at least so many positions.
+
+        The first entry goes to an aligned position, see `ALIGNMENT`.
+        """
         lead = self.first % ALIGNMENT
         moved = _allocate(entries, self.axis, lead + positions)
         moved.narrow(self.axis, lead, entries.shape[self.axis]).copy_(entries)

@@ -111,10 +111,9 @@ class KeyValueCache:
     def forget(self, key_start: Tensor | None = None) -> None:
         """Drop what no query after the last token reads.
 
-        A full block stays until the next token, so that one token can be taken back.
-
-        `key_start` is read from the device once per sequence, to avoid a sync at every token. It is read again only
-        while some row is still all padding.
+        A full block stays until the next token, so that one token can be taken back. `key_start` is read from the
+        device once per sequence, to avoid a sync at every token. It is read again only while some row is still all
+        padding.
 
         Args:
             key_start: `(B,)` integers, the first real token of each row, from which positions count. It must not

@@ -31,7 +31,10 @@ class Retention:
         return 0 if self.window is None else max(index + 1 - self.window, 0)
 
     def live(self, length: int) -> int:
-        """Return how many of `length` tokens of an unpadded row are kept. A full block stays until the next token."""
+        """Return how many of `length` tokens of an unpadded row are kept.
+
+        A full block stays until the next token.
+        """
         first = self.first_needed(length - 1)
         return length - first + min(self.sinks, first)
 
@@ -59,7 +62,7 @@ class CacheSlice:
 class CacheLayout:
     """Slices of a layer's cache.
 
-    Only layers with equal layouts can share a cache.
+    Layers can share a cache only if their layouts are equal.
 
     Args:
         keys: slices of the keys.
@@ -84,7 +87,7 @@ class CacheLayout:
 
     @property
     def slices(self) -> tuple[CacheSlice, ...]:
-        """All slices, keys first."""
+        """Slices of keys, then of values."""
         return (*self.keys, *self.values)
 
     @property
@@ -93,5 +96,5 @@ class CacheLayout:
         return max(part.retention.sinks for part in self.slices)
 
     def __str__(self) -> str:
-        """Return text such as `keys 2 x 8 in blocks of 64; values 2 x 16`."""
+        """Return the slices, such as `keys 2 x 8 in blocks of 64; values 2 x 16`."""
         return f"keys {', '.join(map(str, self.keys))}; values {', '.join(map(str, self.values))}"

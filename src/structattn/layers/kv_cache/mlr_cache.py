@@ -1,4 +1,4 @@
-"""Cache the keys and values of MLR attention by level, and attend to them."""
+"""Cache keys and values of MLR attention by level, and attend."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ _MOST_DECODED_QUERIES = 16
 def mlr_cache_layout(hierarchy: Hierarchy, kv_heads: int, value_dim: int) -> CacheLayout:
     """Return the cache layout of MLR attention.
 
-    Keys and values of a level are kept for as long as the level reaches; sinks for good.
-
-    Keys have a slice for each level, values one for each level that owns value dimensions.
+    Keys and values of a level are kept for as long as the level reaches; sinks for good. Keys have a slice for each
+    level, values one for each level that owns value dimensions.
     """
     if hierarchy.by_window:
         kept = [Retention(window=size, sinks=hierarchy.sinks if size else 0) for size in hierarchy.sizes]
@@ -101,10 +100,10 @@ def _attend_segments(
     key_start: Tensor | None,
     attn_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Merge attention to far keys by level 1 and near keys by all levels; return output and log-sum-exp.
+    """Return output and log-sum-exp, merged over far and near keys.
 
-    Near keys begin at the first key that level 2 reaches from the queries. Joining their levels copies the live keys
-    of level 2 and the queries' own keys, and the values alike.
+    Level 1 alone reads far keys, all levels read near keys. These begin at the first key that level 2 reaches from the
+    queries. Joining their levels copies the live keys of level 2 and the queries' own keys, and the values alike.
     """
     first_query, first_key = cache.length - query.shape[2], cache.keys[0].first
     near_start = _first_near_key(cache, hierarchy, first_query, is_padded=key_start is not None)
@@ -229,7 +228,7 @@ def _bias_of_sinks(bias: Tensor | None, start: Tensor, first_query: int, length:
 
 
 def _first_near_key(cache: KeyValueCache, hierarchy: Hierarchy, index: int, *, is_padded: bool) -> int:
-    """Return the first key that level 2 reaches from a query, in any row."""
+    """Return the first key that level 2 reaches, in any row."""
     if hierarchy.levels == 1:
         return cache.keys[0].first
     kept = cache.keys[1].first
@@ -251,9 +250,9 @@ def _from_column(first: int, bias: Tensor | None) -> Tensor | None:
 
 
 def _joined(slices: Sequence[Tensor], buffers: Sequence[GrowingBuffer], first: int) -> Tensor:
-    """Return slices `(B, Hkv, n, width)` side by side from index `first` on, zero where a level was dropped.
+    """Return slices `(B, Hkv, n, width)` side by side from index `first` on.
 
-    No query reads those zeros.
+    They are zero where a level was dropped; no query reads those zeros.
     """
     if len(slices) == 1 and buffers[0].first <= first:
         return slices[0][:, :, first - buffers[0].first :]
