@@ -1,4 +1,4 @@
-"""Structured matrices: `Structure`, its seven families, and a table of costs."""
+"""Provide structured matrices: `Structure`, seven families, a table of costs."""
 
 from structattn.structures.base import Structure
 from structattn.structures.butterfly import Butterfly

@@ -1,4 +1,4 @@
-"""`Structure`: what every structured matrix provides.
+"""Define `Structure`, the base of every structured matrix.
 
 Shape legend: `...` any batch axes, `H` heads (absent when `heads=None`), `F` = `feature_dim`.
 """
@@ -41,22 +41,20 @@ class StructureOptions(Factory, total=False):
 
 
 class Structure(nn.Module, abc.ABC):
-    r"""A `dim_out x dim_in` matrix `M` held as factors, or a stack of them.
+    r"""Matrix `M` of `dim_out x dim_in` held as factors, or a stack.
 
-    Every family is a product `M = Φ_Lᵀ Φ_R` of two linear maps onto a common feature space of width
-    `feature_dim`: `left(x) = Φ_L x` and `right(y) = Φ_R y`, so that `⟨left(x), right(y)⟩ = xᵀ M y`.
-    Queries and keys of an attention layer are exactly these two maps (arXiv 2509.07963).
+    Every family is a product `M = Φ_Lᵀ Φ_R` of two linear maps onto a common feature space of width `feature_dim`:
+    `left(x) = Φ_L x` and `right(y) = Φ_R y`, so that `⟨left(x), right(y)⟩ = xᵀ M y`. Queries and keys of an attention
+    layer are exactly these two maps (arXiv 2509.07963).
 
-    With `normalize=True` each factor `W` is used as `W / max(1, rms(W) / rms₀)`,
-    `rms₀ = sqrt(min(fan_in, fan_out)) / fan_in` (:meth:`factor`). The root mean square runs over all
-    blocks of a factor of one head: each head is a matrix of its own, so a stack of heads equals the
-    same matrices held apart.
+    With `normalize=True` each factor `W` is used as `W / max(1, rms(W) / rms₀)`, `rms₀ = sqrt(min(fan_in, fan_out)) /
+    fan_in` (:meth:`factor`). The root mean square runs over all blocks of a factor of one head: each head is a matrix
+    of its own, so a stack of heads equals the same matrices held apart.
 
-    Factors start normal with deviation `1/sqrt(fan_in)`, with the `fan_in` of one block
-    (:meth:`factor_fans`). Where each factor feeds the next (BTT, Monarch, Kronecker, Butterfly), an input
-    of unit variance gives entries of `M y` of order 1, under both values of `normalize`. Where both factors
-    are applied to an input (LowRank, MLR), the entries of `left(x)` and `right(y)` are of order 1, like the
-    queries and keys of standard attention.
+    Factors start normal with deviation `1/sqrt(fan_in)`, with the `fan_in` of one block (:meth:`factor_fans`). Where
+    each factor feeds the next (BTT, Monarch, Kronecker, Butterfly), an input of unit variance gives entries of `M y` of
+    order 1, under both values of `normalize`. Where both factors are applied to an input (LowRank, MLR), the entries of
+    `left(x)` and `right(y)` are of order 1, like the queries and keys of standard attention.
 
     Args:
         dim_out: Rows of each matrix, the width of `x`.
@@ -113,9 +111,9 @@ class Structure(nn.Module, abc.ABC):
         return dict(self._fans)
 
     def factor(self, name: str) -> Tensor:
-        """Return a factor as used: `W / max(1, rms(W) / rms₀)`, or `W` with `normalize=False`.
+        """Return a factor as used, normalised unless `normalize=False`.
 
-        `rms` is taken per head, over all blocks of the factor.
+        That is `W / max(1, rms(W) / rms₀)`. `rms` is taken per head, over all blocks of the factor.
         """
         weight: Tensor = getattr(self, name)
         if not self.normalize:
@@ -148,7 +146,9 @@ class Structure(nn.Module, abc.ABC):
         """Return `Φ_Lᵀ` or `Φ_Rᵀ` applied to features `(N, H, F)`: `(N, H, dim)`."""
 
     def forward(self, y: Tensor) -> Tensor:
-        """Return `M y` for `y (..., dim_in)`: `(..., [H,] dim_out)`. All heads share the input.
+        """Return `M y` for `y (..., dim_in)`: `(..., [H,] dim_out)`.
+
+        All heads share the input.
 
         Raises:
             TypeError: `y` is no tensor, or its dtype differs from the factors' (outside autocast).
@@ -158,26 +158,32 @@ class Structure(nn.Module, abc.ABC):
         return self._unflatten(y, self._lift("left", self._features("right", rows)))
 
     def adjoint(self, x: Tensor) -> Tensor:
-        """Return `Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`. Errors as in :meth:`forward`."""
+        """Return `Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`.
+
+        Errors are those of :meth:`forward`.
+        """
         rows = self._rows("x", x, self.dim_out)
         return self._unflatten(x, self._lift("right", self._features("left", rows)))
 
     def left(self, x: Tensor) -> Tensor:
-        """Return the features of `x (..., dim_out)`, `(..., [H,] feature_dim)`: the queries of attention."""
+        """Return the features `(..., [H,] feature_dim)` of `x (..., dim_out)`, the queries of attention."""
         return self._unflatten(x, self._features("left", self._rows("x", x, self.dim_out)))
 
     def right(self, y: Tensor) -> Tensor:
-        """Return the features of `y (..., dim_in)`, `(..., [H,] feature_dim)`: the keys of attention."""
+        """Return the features `(..., [H,] feature_dim)` of `y (..., dim_in)`, the keys of attention."""
         return self._unflatten(y, self._features("right", self._rows("y", y, self.dim_in)))
 
     def bilinear(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return `xᵀ M y` for `x (..., dim_out)` and `y (..., dim_in)`, whose batch axes broadcast: `(..., [H])`."""
+        """Return `xᵀ M y`, `(..., [H])`.
+
+        Batch axes of `x (..., dim_out)` and `y (..., dim_in)` broadcast.
+        """
         return (self.left(x) * self.right(y)).sum(-1)
 
     def project_(self, target: Tensor) -> Self:
         """Become the member nearest to `target` in Frobenius norm; return `self`.
 
-        Where there is a closed form the result is the global optimum, otherwise a fit whose error only falls;
+        Where there is a closed form, the result is the global optimum. Otherwise it is a fit whose error only falls;
         each family says which. A target that is a member of the family is recovered. Computed in float64.
 
         Args:
@@ -209,7 +215,7 @@ class Structure(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _nearest(self, target: Tensor) -> dict[str, Tensor]:
-        """Return factors `(H, *shape)`, by parameter name, of the member near `target (H, dim_out, dim_in)`."""
+        """Return factors `(H, *shape)` by name of the member near `target (H, dim_out, dim_in)`."""
 
     @abc.abstractmethod
     def as_mlbtc(self) -> MLBTC:
@@ -239,7 +245,7 @@ class Structure(nn.Module, abc.ABC):
 
     @property
     def flops(self) -> int:
-        """FLOPs of `M y` for one vector, all heads; a multiply-add is 2."""
+        """FLOPs of `M y` for one vector, all heads."""
         return self.flops_of("forward")
 
     def flops_of(self, operation: Operation) -> int:
@@ -277,7 +283,10 @@ class Structure(nn.Module, abc.ABC):
         return value.reshape(-1, dim)
 
     def _unflatten(self, like: Tensor, result: Tensor) -> Tensor:
-        """Return `(N, H, width)` with the batch axes of `like`; drop unused heads."""
+        """Return `(N, H, width)` with the batch axes of `like`.
+
+        Drop the axis of heads where there are none.
+        """
         heads = () if self.heads is None else (self.heads,)
         return result.reshape(*like.shape[:-1], *heads, result.shape[-1])
 
@@ -286,7 +295,7 @@ class Structure(nn.Module, abc.ABC):
         return f"{self.dim_out}, {self.dim_in}"
 
     def describe(self) -> str:
-        """Return the constructor's call without device and dtype: `BTT(256, 256, rank=1, heads=8)`."""
+        """Return the constructor's call, such as `BTT(256, 256, rank=1, heads=8)`."""
         return f"{type(self).__name__}({self._arguments()})"
 
     def extra_repr(self) -> str:

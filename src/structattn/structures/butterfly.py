@@ -83,7 +83,7 @@ class Butterfly(Structure):
         return self._pass_through(features.permute(1, 2, 0), self._stages(side), side == "right").permute(2, 0, 1)
 
     def _pass_through(self, state: Tensor, stages: range, transposed: bool) -> Tensor:
-        """Apply some of the factors, or their transpose, to `state (H or 1, D, N)`."""
+        """Apply factors, or their transposes, to `state (H or 1, D, N)`."""
         for stage in reversed(stages) if transposed else stages:
             state = self._descend(state, stage) if transposed else self._ascend(state, stage)
         return state
@@ -102,7 +102,7 @@ class Butterfly(Structure):
 
     @staticmethod
     def _mix(pairs: Tensor, weight: Tensor) -> Tensor:
-        """Return `pairs (H or 1, D/2, N, 2)` times `weight (H, D/2, 2, 2)`: `(H, D/2, N, 2)`."""
+        """Return `pairs (H or 1, D/2, N, 2)` times `weight (H, D/2, 2, 2)`."""
         if pairs.shape[0] == 1:
             return multiply_shared(pairs[0], weight).permute(2, 0, 1, 3)
         return multiply_per_head(pairs, weight)
@@ -137,7 +137,10 @@ class Butterfly(Structure):
 
 
 def nearest_butterfly(target: Tensor) -> list[Tensor]:
-    """Return factors of a butterfly near each `target (N, n, n)`: stage `i` is `(N, 2^{i-1}, n/2^i, 2, 2)`."""
+    """Return factors of a butterfly near each `target (N, n, n)`.
+
+    Stage `i` is `(N, 2^{i-1}, n/2^i, 2, 2)`.
+    """
     count, n = target.shape[:2]
     if n == 2:
         return [target[:, None, None]]

@@ -113,14 +113,17 @@ class Level:
 
 
 def multiply_shared(x: Tensor, weight: Tensor) -> Tensor:
-    """Return blocks `x (K, N, d)`, the same for all heads, times `weight (H, K, d, e)`: `(K, N, H, e)`."""
+    """Return `x (K, N, d)` times `weight (H, K, d, e)`: `(K, N, H, e)`.
+
+    All heads share the blocks `x`.
+    """
     heads, blocks, d, e = weight.shape
     side_by_side = weight.permute(1, 2, 0, 3).reshape(blocks, d, heads * e)
     return torch.bmm(x, side_by_side).unflatten(-1, (heads, e))
 
 
 def multiply_per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """Return blocks `x (H, K, N, d)` times `weight (H, K, d, e)`: `(H, K, N, e)`."""
+    """Return `x (H, K, N, d)` times `weight (H, K, d, e)`: `(H, K, N, e)`."""
     heads, blocks, rows, d = x.shape
     product = torch.bmm(x.reshape(heads * blocks, rows, d), weight.reshape(heads * blocks, d, -1))
     return product.unflatten(0, (heads, blocks))
@@ -159,7 +162,7 @@ def lift_right(features: Tensor, right: Tensor, level: Level) -> Tensor:
 
 
 def dense_level(left: Tensor, right: Tensor, level: Level) -> Tensor:
-    """Return the level without `weight` as a matrix `(H, dim_out, dim_in)`, by its definition."""
+    """Return the level without `weight` as a matrix `(H, dim_out, dim_in)`."""
     p, a, b, c, d, s = level.blocks, level.a, level.b, level.c, level.d, level.s
     tiles_left = left.reshape(-1, p, b, a, c, s)
     tiles_right = right.reshape(-1, p, c, d, b, s)
@@ -168,30 +171,30 @@ def dense_level(left: Tensor, right: Tensor, level: Level) -> Tensor:
 
 
 def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
-    """Return the `blocks` diagonal blocks of `matrix (H, m, n)`: `(H, blocks, m/blocks, n/blocks)`."""
+    """Return the diagonal blocks of `matrix (H, m, n)`: `(H, blocks, m/blocks, n/blocks)`."""
     grid = matrix.unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1))
     return grid.diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
-    """Return the matrix `(H, p·m, p·n)` with the diagonal blocks `(H, p, m, n)` and zeros elsewhere."""
+    """Return the matrix `(H, p·m, p·n)` with diagonal blocks `(H, p, m, n)`."""
     on_diagonal = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
     grid = blocks[:, :, :, None, :] * on_diagonal[:, None, :, None]
     return grid.flatten(3, 4).flatten(1, 2)
 
 
 def level_tiles(matrix: Tensor, level: Level) -> Tensor:
-    """Return the diagonal blocks of `matrix (H, dim_out, dim_in)`, cut into the level's tiles: `(H, p, b, c, a, d)`.
+    """Cut `matrix (H, dim_out, dim_in)` into a level's tiles, `(H, p, b, c, a, d)`.
 
-    Tile `(i_b, i_c)` of a member of the level is `L[i_b][:, i_c, :] R[i_c][:, i_b, :]ᵀ`, of rank `s`, and no two
-    tiles share a number: the best level is the best tiles.
+    Tile `(i_b, i_c)` of a member of the level is `L[i_b][:, i_c, :] R[i_c][:, i_b, :]ᵀ`, of rank `s`, and no two tiles
+    share a number: the best level is the best tiles.
     """
     blocks = diagonal_blocks(matrix, level.blocks)
     return blocks.unflatten(-1, (level.c, level.d)).unflatten(-3, (level.a, level.b)).permute(0, 1, 3, 4, 2, 5)
 
 
 def factors_from_tiles(tiles_left: Tensor, tiles_right: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """Return factors of the level whose tile `(i_b, i_c)` is `tiles_left @ tiles_rightᵀ`.
+    """Return factors of the level with tiles `tiles_left @ tiles_rightᵀ`.
 
     Args:
         tiles_left: `(H, p, b, c, a, s)`.

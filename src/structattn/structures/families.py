@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class LowRank(MLBTC):
-    """`M = L Rᵀ` with `L (dim_out, rank)` and `R (dim_in, rank)`: the score of standard attention.
+    """`M = L Rᵀ`: the score of standard attention.
 
-    Parameters per matrix: `r(D_out + D_in)`; rank bound `min(D_out, D_in, r)`; feature width `r`. The factors are
-    `left_1 ([H,] 1, dim_out, rank)` and `right_1 ([H,] 1, dim_in, rank)`. `project_` gives the truncated SVD.
+    `L` is `(dim_out, rank)` and `R` is `(dim_in, rank)`. Parameters per matrix: `r(D_out + D_in)`; rank bound
+    `min(D_out, D_in, r)`; feature width `r`. The factors are `left_1 ([H,] 1, dim_out, rank)` and `right_1 ([H,] 1,
+    dim_in, rank)`. `project_` gives the truncated SVD.
 
     Args:
         dim_out: Rows.

@@ -1,4 +1,4 @@
-"""Kronecker products of any number of small matrices."""
+"""Define Kronecker products of any number of small matrices."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Kronecker(Structure):
     r"""`M = A_1 ⊗ A_2 ⊗ … ⊗ A_q` with `A_i (m_i, n_i)`.
 
     `D_out = Π m_i`, `D_in = Π n_i`. Parameters per matrix: `Σ m_i n_i`; rank bound and feature width `Π min(m_i, n_i)`:
-    a factor that widens goes to the left features, transposed, the others to the right ones. Square factors
-    all go right, so then `left(x)` is `x` itself. The factors are the parameters `factor_i ([H,] m_i, n_i)`.
+    a factor that widens goes to the left features, transposed, the others to the right ones. Square factors all go
+    right, so then `left(x)` is `x` itself. The factors are the parameters `factor_i ([H,] m_i, n_i)`.
 
-    `project_` rearranges the target into a tensor of shape `(m_1 n_1, …, m_q n_q)`, on which the product is of rank
-    one (Van Loan and Pitsianis 1993): for two factors an SVD gives the optimum, for more a fit by alternating
-    least squares from successive SVDs, whose error only falls.
+    `project_` rearranges the target into a tensor of shape `(m_1 n_1, …, m_q n_q)`, on which the product is of rank one
+    (Van Loan and Pitsianis 1993): for two factors an SVD gives the optimum, for more a fit by alternating least squares
+    from successive SVDs, whose error only falls.
 
     Args:
         factor_shapes: `((m_1, n_1), …, (m_q, n_q))`.
@@ -97,9 +97,9 @@ class Kronecker(Structure):
         return state.transpose(0, 1).flatten(2)
 
     def _contract(self, state: Tensor, index: int, axis: int) -> Tensor:
-        """Contract one axis of `state (H or 1, N, k_1, …, k_q)` with axis `axis` of its factor: `(H, N, …)`.
+        """Contract an axis of `state (H or 1, N, k_1, …, k_q)` with its factor's `axis`.
 
-        A leading axis of 1 is an input that all heads share.
+        Return `(H, N, …)`. A leading axis of 1 is an input that all heads share.
         """
         weight = self._weight(index)
         weight = (weight.mT if axis == 1 else weight).unsqueeze(1)  # (H, 1, contracted, kept)
@@ -161,11 +161,11 @@ class Kronecker(Structure):
 
 
 def nearest_rank_one(tensor: Tensor, *, max_sweeps: int = 100, tolerance: float = 1e-10) -> list[Tensor]:
-    """Return vectors of equal norm whose outer product is near `tensor (k_1, …, k_q)`.
+    """Return vectors whose outer product is near `tensor (k_1, …, k_q)`.
 
-    For one or two axes the optimum; for more, alternating least squares (each step the optimum for one vector,
-    so the error only falls) from successive truncated SVDs, until a sweep moves the norm by less than
-    `tolerance` of itself.
+    They have equal norm. For one or two axes they are the optimum. For more, alternating least squares starts from
+    successive truncated SVDs; each step is the optimum for one vector, so the error only falls. It ends when a sweep
+    moves the norm by less than `tolerance` of itself.
     """
     vectors: list[Tensor] = []
     rest = tensor

@@ -16,7 +16,7 @@ from structattn.structures.contraction import Level, block_diagonal, diagonal_bl
 
 
 def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return `U, V`: `U Vᵀ` of rank `rank` is nearest to `matrices (..., m, n)`.
+    """Return `U, V` whose `U Vᵀ` of rank `rank` is nearest to `matrices (..., m, n)`.
 
     It is the truncated SVD (Eckart and Young), its singular values split evenly. Columns past `min(m, n)` are zero.
     """
@@ -28,7 +28,7 @@ def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def peel(target: Tensor, levels: Sequence[Level]) -> list[Tensor]:
-    """Return nested block-diagonal levels, as matrices, with sum near `target (dim_out, dim_in)`.
+    """Return nested levels, as matrices, with sum near `target (dim_out, dim_in)`.
 
     The sum is exact for almost every member whose ranks fit its blocks, see :func:`_grid_to_complete_on`. Otherwise, or
     with noise, it is a starting point.
@@ -70,11 +70,11 @@ def _grid_to_complete_on(level: Level, below: Sequence[Level]) -> tuple[int, int
 
 
 def _complete(matrix: Tensor, children: int, rank: int, tiles: int, rank_below: int) -> Tensor:
-    """Return low-rank matrices equal to `matrix (p, m, n)` outside its `children` diagonal blocks.
+    """Return low-rank matrices equal to `matrix (p, m, n)` off its diagonal blocks.
 
-    Inside child `t` it is `U_t X_t V_tᵀ`, where `U_t` and `V_t` span what the child's rows and columns hold outside
-    of it, and `X_t` leaves rank `rank_below` on the child's `tiles x tiles` grid off its diagonal, or, with one
-    tile, on the whole child.
+    There are `children` diagonal blocks. Inside child `t` it is `U_t X_t V_tᵀ`, where `U_t` and `V_t` span what the
+    child's rows and columns hold outside of it, and `X_t` leaves rank `rank_below` on the child's `tiles x tiles` grid
+    off its diagonal, or, with one tile, on the whole child.
     """
     inside = diagonal_blocks(matrix, children)  # (p, children, m', n')
     outside = matrix - block_diagonal(inside)
@@ -97,10 +97,11 @@ def _complete(matrix: Tensor, children: int, rank: int, tiles: int, rank_below: 
 
 
 def _core_of_known_spaces(matrix: Tensor, u: Tensor, v: Tensor, rank: int) -> Tensor:
-    """Return `X` such that `matrix - U X Vᵀ` has rank `rank`; `matrix (..., m, n)`, `u (..., m, k)`, `v (..., n, k)`.
+    """Return `X` such that `matrix - U X Vᵀ` has rank `rank`.
 
-    Let `Q, P` project off `U` and `V`. Then `Q matrix = Q S` and `matrix P = S P` for the remainder `S`, and
-    `S = (S P)(Q S P)⁺(Q S)` where these have its full rank (the Nyström identity).
+    Shapes: `matrix (..., m, n)`, `u (..., m, k)`, `v (..., n, k)`. Let `Q, P` project off `U` and `V`. Then `Q matrix =
+    Q S` and `matrix P = S P` for the remainder `S`, and `S = (S P)(Q S P)⁺(Q S)` where these have its full rank (the
+    Nyström identity).
     """
     u_inverse, v_inverse = torch.linalg.pinv(u), torch.linalg.pinv(v)
     off_u = matrix - u @ (u_inverse @ matrix)

@@ -21,7 +21,7 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LevelsFit:
-    """The result of :func:`nearest_levels`.
+    """Result of :func:`nearest_levels`.
 
     Attributes:
         factors: `(left, right)` of each level, `left (p·b, a, c·s)` and `right (p·c, d, b·s)`.
@@ -33,7 +33,7 @@ class LevelsFit:
 
 
 def nearest_level(target: Tensor, level: Level) -> Factors:
-    """Return the factors of the level nearest to each `target (H, dim_out, dim_in)`.
+    """Return the level's factors nearest to each `target (H, dim_out, dim_in)`.
 
     The squared error is a sum over the level's tiles (and a constant outside its diagonal blocks), and no two tiles
     share a number, so the optimum is the truncated SVD of every tile.
@@ -47,11 +47,11 @@ def nearest_levels(
 ) -> LevelsFit:
     """Return a sum of levels near `target (dim_out, dim_in)`.
 
-    For one level this is the optimum. For several the problem is not convex: from each of a few starts, sweeps of
-    block-coordinate descent with extrapolation between them (undone where it does not lower the error), and the
-    best end is kept. Nested block-diagonal levels (MLR) start from the algebraic :func:`peel`, which recovers
-    almost every member whose ranks fit its blocks, and from the coarsest level fitted alone; other sums of levels
-    start from each level fitted alone.
+    For one level this is the optimum. For several the problem is not convex. A few starts each take sweeps of
+    block-coordinate descent with extrapolation between them (undone where it does not lower the error), and the best
+    end is kept. Nested block-diagonal levels (MLR) start from the algebraic :func:`peel`, which recovers almost every
+    member whose ranks fit its blocks, and from the coarsest level fitted alone. Other sums of levels start from each
+    level fitted alone.
 
     Args:
         target: The matrix, float64 for the stated accuracy.
@@ -119,7 +119,10 @@ def _descend(
 def _sweep(
     target: Tensor, parts: Sequence[Tensor], levels: Sequence[Level]
 ) -> tuple[list[Tensor], tuple[Factors, ...], float]:
-    """Set each level to its optimum given the others: levels, factors, error."""
+    """Set each level in turn to its optimum given the others.
+
+    Return levels, factors and error.
+    """
     residual = target - torch.stack(tuple(parts)).sum(0)
     swept, factors = [], []
     for part, level in zip(parts, levels, strict=True):
@@ -132,6 +135,6 @@ def _sweep(
 
 
 def _fitted(target: Tensor, level: Level) -> tuple[Tensor, Factors]:
-    """Return the level nearest to `target (dim_out, dim_in)`, as a matrix and as factors."""
+    """Return the level nearest to `target (dim_out, dim_in)`, as matrix and factors."""
     left, right = nearest_level(target[None], level)
     return level.weight * dense_level(left, right, level)[0], (left[0], right[0])

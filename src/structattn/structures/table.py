@@ -11,7 +11,7 @@ HEADER = ("structure", "parameters", "rank bound", "feature width", "FLOPs of M 
 
 @dataclass(frozen=True)
 class StructureCost:
-    """The numbers of one structure.
+    """Size and cost of one structure.
 
     Attributes:
         structure: Its constructor's call.
@@ -30,7 +30,10 @@ class StructureCost:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of :func:`summary`; `str()` gives plain text, :meth:`markdown` a Markdown table."""
+    """Rows of :func:`summary`.
+
+    `str()` gives plain text, :meth:`markdown` a Markdown table.
+    """
 
     rows: tuple[StructureCost, ...]
 
