@@ -1,4 +1,4 @@
-"""Tasks: data, loss, metrics, baselines and figures of each."""
+"""Provide each task's data, loss, metrics, baselines and figures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch with its first use.
+    """Import what needs torch on first use.
 
     `structattn --help` should not wait for it.
     """

@@ -84,10 +84,10 @@ def linear(task: ForecastTask) -> LinearForecaster:
 
 
 def _normal_equations(task: ForecastTask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return `XᵀX (T, T)` and `XᵀY (T, H)`, summed over windows and channels.
+    """Return `XᵀX (T, T)` and `XᵀY (T, H)` over windows and channels.
 
-    The last value of each context is subtracted. Windows of a channel whose future was not completely observed are
-    left out.
+    The last value of each context is subtracted. Windows of a channel whose future was not completely observed are left
+    out.
     """
     length, horizon = task.config.context_length, task.config.horizon
     gram, cross = np.zeros((length, length)), np.zeros((length, horizon))

@@ -103,7 +103,7 @@ class ForecastTask(Task):
         return len(self.evaluation_starts)
 
     def windows(self, starts: NDArray[np.int64]) -> Batch:
-        """Return the batch whose contexts start at rows `starts (B,)` of the series."""
+        """Return the batch whose contexts start at rows `starts (B,)`."""
         cut = self.series.windows(starts, self.config.context_length, self.config.horizon)
         inputs, targets = (torch.from_numpy(((part - self.mean) / self.deviation).astype(np.float32)) for part in cut)
         return {"inputs": inputs, "targets": targets}
@@ -113,7 +113,7 @@ class ForecastTask(Task):
         return standardised.double() * float(self.deviation[self.target]) + float(self.mean[self.target])
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean squared error of predictions `(B, H, C)`, over observed values."""
+        """Return the mean squared error of predictions `(B, H, C)` over observed values."""
         errors, observed = self._errors(outputs.float(), batch)
         return errors.square().sum() / observed.sum().clamp(min=1)
 
@@ -171,7 +171,7 @@ class ForecastTask(Task):
 
     @torch.no_grad()
     def example_predictions(self, predict: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Return `forecasts`: the target on each of `examples`, in its own unit."""
+        """Return `forecasts`, the target on each of `examples`, in its own unit."""
         outputs = predict(self.windows(self._example_starts())["inputs"])
         return {"forecasts": self.in_unit(outputs[..., self.target]).tolist()}
 

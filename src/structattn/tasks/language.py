@@ -1,7 +1,7 @@
-"""Language: predict every token of a window from those before it.
+"""Predict every token of a window from those before it.
 
-Shapes: `B` windows of `T` tokens, vocabulary of `V` (`structattn.tasks.tokenizers`).
-Source of the setting: arXiv 2509.07963, section 5.
+Shapes: `B` windows of `T` tokens, vocabulary of `V` (`structattn.tasks.tokenizers`). Source of the setting: arXiv
+2509.07963, section 5.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class LanguageTask(Task):
 
     @property
     def units(self) -> Mapping[str, str]:
-        """Unit of every metric: nats per token, then bits per byte. Bits need a tokenizer that keeps the text."""
+        """Unit of every metric: nats per token, then bits per byte.
+
+        Bits per byte need a tokenizer that keeps the text.
+        """
         nats = {f"nats_per_{self.token}": f"nats per {self.token}"}
         bits = {"bits_per_character": "bits per character"} if self.token == "character" else {}
         return nats | bits | ({} if self.corpus.validation_bytes is None else {"bits_per_byte": "bits per byte"})
@@ -110,14 +113,15 @@ class LanguageTask(Task):
         return len(self._evaluation_starts)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of logits `(B, T, V)`, in nats per token."""
+        """Return the mean cross-entropy of logits `(B, T, V)`, in nats."""
         return self._cross_entropy(outputs, batch).mean()
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return summed `nats ()`, the number of targets such as `characters ()`, and `bytes ()`.
+        """Return summed `nats ()`, and the number of targets and of `bytes ()`.
 
-        Bytes are those of the targets, where the batch has them.
+        The number of targets is called `characters ()`, `bytes ()` or `tokens ()`. Bytes are those of the targets,
+        where the batch has them.
         """
         nats = self._cross_entropy(outputs, batch).double().sum()
         totals = {"nats": nats, f"{self.token}s": nats.new_tensor(batch["targets"].numel())}

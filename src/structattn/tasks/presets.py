@@ -1,4 +1,4 @@
-"""Tables of model sizes, with batch size, learning rate and budget."""
+"""Hold tables of model sizes, with batch size, learning rate and budget."""
 
 from __future__ import annotations
 

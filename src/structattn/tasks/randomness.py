@@ -18,7 +18,7 @@ class Stream(enum.IntEnum):
 
 
 def generator(seed: int, stream: Stream, step: int, row: int = 0) -> np.random.Generator:
-    """Return a counter-based generator (Philox) that depends on the four arguments alone.
+    """Return a counter-based generator (Philox) of the four arguments.
 
     Counters of different `(step, row)` lie 2**128 draws apart, so no two sequences overlap.
     """

@@ -1,12 +1,14 @@
-"""In-context linear regression: predict `y_i = wᵀ x_i` from `x_1, y_1, …, x_i`, for every `i` at once.
+"""Solve linear regression in context: predict `wᵀx_i` from earlier points.
+
+A model reads `x_1, y_1, …, x_i` with `y_i = wᵀ x_i` and predicts `y_i`, for every `i` at once.
 
 Shapes: `B` prompts, `N = 2d` points of `d` dimensions, `2N` tokens: a point's `x` and then its `y`.
 
-A model that solves it finds the least-squares solution of the points before `i`, with zero error from point `d + 1`
-on. It must compare `d`-dimensional inputs, which a score of rank below `d` cannot.
+A model that solves it finds the least-squares solution of the points before `i`, with zero error from point `d + 1` on.
+It must compare `d`-dimensional inputs, which a score of rank below `d` cannot.
 
-Source: Garg, Tsipras, Liang, Valiant, *What Can Transformers Learn In-Context?*, 2022; sizes and curriculum
-as in arXiv 2509.07963, section 4.
+Source: Garg, Tsipras, Liang, Valiant, *What Can Transformers Learn In-Context?*, 2022; sizes and curriculum as in arXiv
+2509.07963, section 4.
 """
 
 from __future__ import annotations
@@ -86,12 +88,12 @@ class RegressionTask(Task):
         return FIRST_DIMENSION + (target - FIRST_DIMENSION) * step // self.curriculum_steps
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean over prompts and points of `(prediction - y)² / d`."""
+        """Return the mean of `(prediction - y)² / d` over prompts and points."""
         return self._squared_errors(outputs, batch).mean() / self.config.input_dim
 
     @torch.no_grad()
     def totals(self, outputs: Tensor, batch: Batch) -> Totals:
-        """Return `squared_error (N,)`, summed over prompts, and `prompts ()`, the number of prompts."""
+        """Return `squared_error (N,)` summed over prompts, and their number `prompts ()`."""
         errors = self._squared_errors(outputs, batch).double().sum(dim=0)
         return {"squared_error": errors, "prompts": errors.new_tensor(len(batch["targets"]))}
 

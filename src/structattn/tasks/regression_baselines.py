@@ -1,7 +1,7 @@
 """Solve the held-out prompts by least squares, ridge and zero.
 
-Each returns the squared error over `d` at every point `i = 1..N`, `(N,)` float64, predicted from the `i - 1` points
-before it: the `error_by_position` of `RegressionTask.metrics`.
+Functions return the squared error over `d` at every point `i = 1..N`, `(N,)` float64, predicted from the `i - 1` points
+before it. It is the `error_by_position` of `RegressionTask.metrics`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The text that the user asked for, for messages and records."""
+        """Text that the user asked for, for messages and records."""
 
     @property
     def holds_out_documents(self) -> bool:

@@ -57,7 +57,10 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def units(self) -> Mapping[str, str]:
-        """Unit of every metric by its name. Structures are ranked by the first; lower is better."""
+        """Unit of every metric by its name.
+
+        Structures are ranked by the first metric; lower is better.
+        """
 
     @property
     @abc.abstractmethod
@@ -133,7 +136,7 @@ class Task(abc.ABC):
 
     @property
     def data_summary(self) -> str:
-        """The data in one line, for reports."""
+        """Data in one line, for reports."""
         return self.name
 
     def examples(self) -> list[dict[str, Any]]:

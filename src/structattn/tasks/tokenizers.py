@@ -71,7 +71,10 @@ class AsciiTokenizer(Tokenizer):
     size = len(characters.VOCABULARY)
 
     def encode(self, text: str) -> NDArray[np.uint8]:
-        """Return the tokens of `text`. Characters that the table lacks are mapped or dropped."""
+        """Return the tokens of `text`.
+
+        Characters that the table lacks are mapped or dropped.
+        """
         return characters.encode(text)
 
     def decode(self, tokens: ArrayLike) -> str:
@@ -80,7 +83,7 @@ class AsciiTokenizer(Tokenizer):
 
 
 class TextTokenizer(Tokenizer):
-    """Tokenizer that keeps the text as it is and can be saved. It counts the bytes of its tokens."""
+    """Tokenizer that keeps the text, counts bytes, and can be saved."""
 
     @property
     def unknown(self) -> int | None:
@@ -94,14 +97,20 @@ class TextTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def encode_with_bytes(self, text: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the tokens of `text` and the UTF-8 bytes of each. The bytes sum to those of `text`."""
+        """Return the tokens of `text` and the UTF-8 bytes of each.
+
+        The bytes sum to those of `text`.
+        """
 
     @abc.abstractmethod
     def _write(self, folder: Path) -> None:
         """Write the tokenizer's files into an empty folder."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into `folder`, made if missing. Each file is written completely or not at all."""
+        """Write the tokenizer into `folder`, made if missing.
+
+        Each file is written completely or not at all.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".tokenizer.{uuid.uuid4().hex}"
         partial.mkdir()
@@ -139,7 +148,7 @@ class CharacterTokenizer(TextTokenizer):
 
     @property
     def unknown(self) -> int:
-        """The token of every other character, the last."""
+        """Token of every other character, the last."""
         return len(self.vocabulary)
 
     @property
@@ -221,7 +230,10 @@ class HuggingFaceTokenizer(TextTokenizer):
         return self.encode_with_bytes(text)[0]
 
     def encode_with_bytes(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return tokens and bytes. Text between two tokens, such as a space, counts for the second."""
+        """Return the tokens of `text` and the UTF-8 bytes of each.
+
+        Text between two tokens, such as a space, counts for the second.
+        """
         pieces = [self._encode_piece(piece) for piece in _pieces(text)]
         tokens, widths = zip(*pieces, strict=True) if pieces else ((), ())
         nothing = np.empty(0, dtype=np.int64)
@@ -276,7 +288,7 @@ def read_tokenizer(name: str) -> Tokenizer:
 
 
 def saved_tokenizer(folder: Path) -> str:
-    """Return the path of the tokenizer saved in `folder`, or `ascii`. `read_tokenizer` reads either."""
+    """Return the path of the tokenizer saved in `folder`, or `ascii`."""
     there = any((folder / name).is_file() for name in (_OWN_FILE, *TOKENIZER_FILES))
     return str(folder) if there else "ascii"
 
@@ -319,9 +331,7 @@ def _read_own(path: Path) -> TextTokenizer:
 def _pieces(text: str) -> Iterator[str]:
     """Yield `text` in pieces of at most 1 Mi characters.
 
-    A piece is cut after a line where it has one.
-
-    A tokenizer takes many times the memory of its text.
+    A tokenizer takes many times the memory of its text. A piece is cut after a line where it has one.
     """
     begin = 0
     while begin < len(text):

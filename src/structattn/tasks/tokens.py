@@ -1,4 +1,4 @@
-"""Language in the tokens of a tokenizer.
+"""Count language in the tokens of a tokenizer.
 
 Shapes: `B` windows of `T` tokens, vocabulary of `V`.
 """
@@ -22,9 +22,9 @@ Encode = Callable[[str], Sequence[int]]
 
 
 class TokenTask(LanguageTask):
-    """`LanguageTask` in tokens: lengths, windows, and the loss in nats per token.
+    """`LanguageTask` whose lengths, windows and losses are in tokens.
 
-    Losses under two tokenizers do not compare, since their tokens have different lengths.
+    Losses are nats per token. Those under two tokenizers do not compare, since their tokens have different lengths.
 
     Args:
         config: text, and the window and evaluation in tokens.
@@ -58,7 +58,7 @@ class _TokensOfModel(Vocabulary):
 
 
 def _encoded(data: str, encode: Encode) -> Corpus:
-    """Return the text that `data` names as int32 tokens, split like `structattn.tasks.corpus`."""
+    """Return a text as int32 tokens, split like `structattn.tasks.corpus`."""
     source = open_source(data)
     documents = []
     for index, document in enumerate(source.documents()):

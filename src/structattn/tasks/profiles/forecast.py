@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from structattn import checks
 from structattn.tasks.presets import FORECAST_PRESETS
-from structattn.tasks.profiles.profile import Findings, Metrics, TaskCommand, TaskFigure, TaskProfile
+from structattn.tasks.profiles.forecast_figures import forecast_panels, target_errors
+from structattn.tasks.profiles.profile import Metrics, TaskCommand, TaskFigure, TaskProfile
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from structattn.models import StructuredModel
     from structattn.tasks.forecasting import ForecastTask
 
@@ -21,7 +20,7 @@ Fill = Literal["forward", "linear", "drop"]
 
 @dataclass(frozen=True)
 class ForecastConfig:
-    """Settings of multivariate forecasting: the series, the context and the horizon.
+    """Settings of multivariate forecasting: series, context and horizon.
 
     Raises:
         TypeError, ValueError: a field has the wrong type or is out of range.
@@ -111,18 +110,6 @@ def _complete(fields: dict[str, Any]) -> dict[str, Any]:
     return {"season": default_season(fields["data"]), **fields}
 
 
-def _forecast_panels(results: Findings) -> Figure:
-    from structattn.tasks.profiles.forecast_figures import forecast_panels
-
-    return forecast_panels(results)
-
-
-def _target_errors(results: Findings) -> Figure:
-    from structattn.tasks.profiles.forecast_figures import target_errors
-
-    return target_errors(results)
-
-
 FORECAST = TaskProfile(
     name="forecast",
     config=ForecastConfig,
@@ -153,14 +140,14 @@ FORECAST = TaskProfile(
             "Forecasts of the target",
             "Three stretches of the test part, the channel that `--target` named, in its own unit: history, truth, and "
             "the forecasts of each model of the first seed and of the linear baseline.",
-            _forecast_panels,
+            forecast_panels,
         ),
         TaskFigure(
             "target-error",
             "Error of the target",
             "Mean absolute error of the target on the test part, standardised. Dots are seeds; bars are the mean "
             "and, from two seeds on, its 95% interval. Lines are forecasts without attention.",
-            _target_errors,
+            target_errors,
         ),
     ),
     unmeasured=("Other series, horizons and splits: this is one stretch of one series.",),

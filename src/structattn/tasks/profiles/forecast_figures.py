@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from structattn.drawing.style import BASELINE, QUIET, label_ends, new_figure, pens
 from structattn.tasks.profiles.profile import Findings
 
@@ -15,6 +13,8 @@ if TYPE_CHECKING:
 
 def forecast_panels(results: Findings) -> Figure:
     """Draw history, truth and forecasts of the target on each example."""
+    import numpy as np
+
     figure = new_figure(7.4, 0.4 + 1.9 * len(results.examples))
     drawn = pens(results.structures)
     for place, (axes, example) in enumerate(

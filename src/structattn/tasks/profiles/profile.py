@@ -28,7 +28,7 @@ class FinishedRun(Protocol):
 
     @property
     def final(self) -> Metrics:
-        """The last evaluation."""
+        """Last evaluation."""
 
 
 class Findings(Protocol):
@@ -52,7 +52,7 @@ class Findings(Protocol):
 
     @property
     def examples(self) -> Sequence[Mapping[str, Any]]:
-        """The task's examples."""
+        """Examples of the task."""
 
     def finished(self, structure: str) -> Sequence[FinishedRun]:
         """Return the runs of `structure` that have a result, by seed."""
