@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import with the first use: `structattn --help` should not wait for torch."""
+    """Import on first use: `structattn --help` should not wait for torch."""
     if name in _PACKAGES:
         return importlib.import_module(f"structattn.{name}")
     if name in __all__:

@@ -1,4 +1,4 @@
-"""`python -m structattn` is the command `structattn`."""
+"""Run the command `structattn` by `python -m structattn`."""
 
 import sys
 

@@ -76,7 +76,7 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` with the nearest known name, or `""`."""
+    """Return `"; did you mean 'x'?"` with the nearest name, or `""`."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

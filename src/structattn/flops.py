@@ -40,7 +40,10 @@ class Flops:
 
 
 def linear(dim_in: int, dim_out: int, tokens: int = 1) -> Flops:
-    """Return the cost of a dense matrix: `2·tokens·dim_in·dim_out`, and twice that backward."""
+    """Return the cost of a dense matrix.
+
+    It is `2·tokens·dim_in·dim_out`, and twice that backward.
+    """
     forward = 2 * tokens * dim_in * dim_out
     return Flops(forward, 2 * forward)
 
@@ -64,8 +67,9 @@ def attention(
 ) -> Flops:
     """Return the cost of one call of `mlr_attention`.
 
-    With `P_l` the visible pairs that level `l` reaches, `S = Σ_l r_l·P_l` and `V = Σ_l u_l·P_l`: forward `2(S + V)`,
-    backward `2(3S + 2V)` (scores again and the gradients of query and key; those of probabilities and value), per head.
+    With `P_l` the visible pairs that level `l` reaches, `S = Σ_l r_l·P_l` and `V = Σ_l u_l·P_l`, a head costs `2(S +
+    V)` forward and `2(3S + 2V)` backward: scores again and the gradients of query and key; gradients of probabilities
+    and value.
 
     Args:
         hierarchy: the levels; `Hierarchy.flat(r)` for standard attention, `Hierarchy((r,), windows=(w,))` for a window.

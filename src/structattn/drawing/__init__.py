@@ -1,1 +1,1 @@
-"""Drawing: one look for every figure, without a backend or a window."""
+"""Draw figures in one style, without a backend or a window."""

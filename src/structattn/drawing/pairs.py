@@ -1,4 +1,4 @@
-"""Maps of the dimensions that each pair of positions gets."""
+"""Map the dimensions that each pair of positions gets."""
 
 from __future__ import annotations
 

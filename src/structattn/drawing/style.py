@@ -84,7 +84,7 @@ def pens(structures: Sequence[str]) -> dict[str, Pen]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Draw in this style inside the block; restore matplotlib's settings afterwards."""
+    """Draw in this style inside the block; restore matplotlib's settings after."""
     matplotlib = checks.require("matplotlib", "plot")
     with matplotlib.rc_context(_SETTINGS):
         yield
