@@ -1,4 +1,4 @@
-"""MLR attention in models of other libraries, each imported on first use."""
+"""Provide MLR attention in other libraries' models, imported on first use."""
 
 from __future__ import annotations
 

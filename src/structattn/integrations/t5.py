@@ -1,8 +1,8 @@
-"""Attentions of the layers' grammar in a T5.
+"""Read attentions of the layers' grammar for a T5.
 
 A T5 neither scales its scores nor normalises queries and keys, and its heads are its own. So its own attention is spelt
-`standard+qk_norm=false+scale=1`, or `standard` for short.
-MLR attention in it is `mlr:16|16|32+level_weight=1+qk_norm=false`, in the paper's blocks and with whole values
+`standard+qk_norm=false+scale=1`, or `standard` for short. MLR attention in it is
+`mlr:16|16|32+level_weight=1+qk_norm=false`, in the paper's blocks and with whole values
 `mlr:32|16|16+paper+gains=none+level_weight=1+qk_norm=false`.
 """
 

@@ -1,4 +1,4 @@
-"""MLR attention in Chronos, which forecasts time series by a T5.
+"""Provide MLR attention in Chronos, which forecasts time series by T5.
 
 `make_chronos` builds a Chronos-T5 of a published size with random weights, `load_chronos` reads one from a folder. Both
 return Chronos's own `ChronosPipeline`, with the given self-attention in encoder and decoder and T5's relative position

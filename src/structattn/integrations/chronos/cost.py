@@ -1,4 +1,4 @@
-"""FLOPs of a T5 by formula."""
+"""Count the FLOPs of a T5 by formula."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def t5_flops(
 def _attention(
     config: T5Config, hierarchy: Hierarchy, queries: int, keys: int, batch: int, *, is_causal: bool
 ) -> Flops:
-    """Return the FLOPs of projections and attention. `queries` tokens attend to `keys` tokens."""
+    """Return the FLOPs of projections and attention, `queries` tokens to `keys`."""
     inner = config.num_heads * config.d_kv
     projections = 2 * linear(config.d_model, inner, batch * queries) + 2 * linear(config.d_model, inner, batch * keys)
     scores = attention(hierarchy, config.d_kv, queries, keys, heads=config.num_heads, batch=batch, is_causal=is_causal)

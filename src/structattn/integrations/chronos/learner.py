@@ -1,4 +1,4 @@
-"""Adapter of a Chronos-T5 to the training loop."""
+"""Adapt a Chronos-T5 to the training loop."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from structattn.ops.hierarchy import Hierarchy
 
 
 class ChronosLearner(nn.Module):
-    """Adapter of a pipeline's model to `structattn.training.train`, which trains it in place.
+    """Adapter of a pipeline's model to `structattn.training.train`.
 
-    A row holds the ids of the context and its end token, then those of the future and its end token. Train with
-    `mup=False`: T5's initial deviations are not muP's.
+    The model is trained in place. A row holds the ids of the context and its end token, then those of the future and
+    its end token. Train with `mup=False`: T5's initial deviations are not muP's.
 
     Args:
         pipeline: holds the model to train.
@@ -71,7 +71,10 @@ class ChronosLearner(nn.Module):
         return output
 
     def num_parameters(self) -> int:
-        """Return the number of parameters. The token embedding, which is also the read-out, counts once."""
+        """Return the number of parameters.
+
+        The token embedding, which is also the read-out, counts once.
+        """
         return self.model.num_parameters()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -79,11 +82,17 @@ class ChronosLearner(nn.Module):
         self.model.save_pretrained(folder)
 
     def flops(self, length: int, batch: int = 1) -> Flops:
-        """Return the FLOPs of `batch` unpadded rows of `length` ids. The ids of the future count too."""
+        """Return the FLOPs of `batch` unpadded rows of `length` ids.
+
+        The ids of the future count too.
+        """
         return t5_flops(self.config, self._hierarchies(), length - self._future, self._future, batch)
 
     def describe(self) -> dict[str, Description]:
-        """Return fans and part of every parameter. The tied token embedding counts once."""
+        """Return fans and role of every parameter.
+
+        The tied token embedding counts once.
+        """
         return {name: _describe(name, parameter) for name, parameter in self.named_parameters()}
 
     def _hierarchies(self) -> dict[str, list[Hierarchy]]:

@@ -1,4 +1,4 @@
-"""WQL and MASE of sampled forecasts, computed by gluonts.
+"""Compute WQL and MASE of sampled forecasts, by gluonts.
 
 Forecasts here are sample paths of single series, as arrays; `structattn.tasks` has metrics and baselines of its
 forecasting task. WQL is the weighted quantile loss, MASE the mean absolute scaled error.
@@ -61,7 +61,7 @@ def forecast(
 
 
 def seasonal_naive_samples(past: ArrayLike, horizon: int, season: int) -> Array:
-    """Return the last season, repeated, as one sample path `(N, 1, P)`.
+    """Repeat the last season as one sample path, `(N, 1, P)`.
 
     `season=1` repeats the last value.
 
@@ -78,9 +78,8 @@ def seasonal_naive_samples(past: ArrayLike, horizon: int, season: int) -> Array:
 def sample_metrics(samples: ArrayLike, past: ArrayLike, future: ArrayLike, *, season: int) -> dict[str, float]:
     """Return `wql`, `mase` and `mase_median`.
 
-    `mase_median` is the median over series of the mean over steps.
-
-    A few series whose past hardly changes can dominate the mean of MASE, but not its median.
+    `mase_median` is the median over series of the mean over steps. A few series whose past hardly changes can dominate
+    the mean of MASE, but not its median.
 
     Args:
         samples: forecasts `(N, S, P)`.

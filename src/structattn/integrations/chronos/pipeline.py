@@ -84,10 +84,8 @@ def make_chronos(
 def chronos_settings(context_length: int = 512, prediction_length: int = 64, n_tokens: int = 4096) -> ChronosConfig:
     """Return Chronos's config of tokenizer and lengths.
 
-    Defaults are those of the published models.
-
-    The other settings are those of `config.json` of amazon/chronos-t5-tiny on Hugging Face; bins reach to 15 mean
-    absolute values.
+    Defaults are those of the published models. The other settings are those of `config.json` of amazon/chronos-t5-tiny
+    on Hugging Face; bins reach to 15 mean absolute values.
 
     Args:
         context_length: values that a forecast reads.
@@ -153,11 +151,9 @@ def load_chronos(folder: str | os.PathLike[str], attention: Attention | None = N
 def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention) -> None:
     """Set the self-attention of a Chronos-T5 in encoder and decoder.
 
-    Cross-attention stays standard.
-
-    Weights and the relative position bias stay as they are. Where a spelling gives neither block sizes nor windows,
-    they follow from the context in the encoder and from the horizon in the decoder. An end token follows the context;
-    by blocks it lies in one of its own.
+    Cross-attention stays standard. Weights and the relative position bias stay as they are. Where a spelling gives
+    neither block sizes nor windows, they follow from the context in the encoder and from the horizon in the decoder. An
+    end token follows the context; by blocks it lies in one of its own.
 
     Args:
         model: a Chronos-T5, or its pipeline.

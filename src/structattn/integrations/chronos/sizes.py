@@ -1,4 +1,4 @@
-"""Sizes of Chronos-T5, published and others."""
+"""Give the sizes of Chronos-T5, published and others."""
 
 from __future__ import annotations
 

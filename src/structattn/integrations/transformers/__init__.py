@@ -1,4 +1,4 @@
-"""MLR attention in models of Hugging Face transformers.
+"""Provide MLR attention in models of Hugging Face transformers.
 
 Importing this registers the attention implementation `structattn_mlr` and its mask.
 

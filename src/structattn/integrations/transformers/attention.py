@@ -172,7 +172,7 @@ def _attend_cached(
 
 @functools.cache
 def _log_standard_cache() -> None:
-    """Say once per process that a cache of transformers holds whole keys and values."""
+    """Warn once per process that transformers' own cache is not compressed."""
     _LOGGER.warning(
         "a model with %r generates with a cache of transformers. Its results are exact, but this cache is not "
         "compressed: structattn.integrations.transformers.make_cache(model) makes one that is.",
@@ -181,7 +181,7 @@ def _log_standard_cache() -> None:
 
 
 def _padding_of(mask: Tensor | None, key_length: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return bounds of each row's real keys, and a bias masking holes."""
+    """Return the bounds and bias of `visible_keys`, each None without a mask."""
     if mask is None:
         return None, None, None
     if mask.dim() != 2 or mask.shape[1] != key_length:

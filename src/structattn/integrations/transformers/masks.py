@@ -33,9 +33,8 @@ def mlr_mask(
 
     A sliding window that hides keys is the size of a third axis, `(B, Tk, window)`, and `(B, 0, window)` without
     padding. The attention function checks that the layer has this window. The third axis takes no memory. Its size is 0
-    where a cache dropped keys that the mask leaves visible: models make such masks, and no layer may use one.
-
-    The signature is that of transformers' mask functions.
+    where a cache dropped keys that the mask leaves visible: models make such masks, and no layer may use one. The
+    signature is that of transformers' mask functions.
 
     Args:
         batch_size: `B`.
@@ -84,7 +83,7 @@ def mlr_mask(
 
 
 def _real_keys(attention_mask: Tensor | None, batch_size: int, tokens: int, kv_offset: int) -> Tensor | None:
-    """Return `(B, Tk)`, true for real keys, without the keys that a cache dropped."""
+    """Return `(B, Tk)`, true for real keys that the cache still holds."""
     if attention_mask is None:
         return None
     if attention_mask.shape != (batch_size, tokens):
@@ -96,7 +95,9 @@ def _real_keys(attention_mask: Tensor | None, batch_size: int, tokens: int, kv_o
 
 
 def split_window(mask: Tensor | None, passed: int | None, key_length: int) -> tuple[Tensor | None, int | None]:
-    """Return the mask `(B, Tk)` of real keys, and the window that hides keys; each None where there is none.
+    """Return the mask `(B, Tk)` of real keys and the window.
+
+    The window is the one that hides keys. Each is None where there is none.
 
     Args:
         mask: from `mlr_mask`.
@@ -125,14 +126,14 @@ def _check_causal(
     window: int | None,
     device: torch.device | str,
 ) -> None:
-    """Raise ValueError unless tokens see earlier ones, as far back as the window, and not the next.
+    """Raise ValueError unless a mask is causal, with the given window.
 
     It asks for the pairs of neighbours and for those at the window's edge.
     """
     rows = torch.arange(batch_size, device=device)[:, None]
 
     def sees(distance: int) -> Tensor:
-        """Return True for each query that sees the key so far before it."""
+        """Return True for each query that sees the key `distance` before it."""
         start, stop = max(queries.start, kv_offset + distance), queries.stop + min(distance, 0)
         at = torch.arange(start, max(start, stop), device=device)
         return torch.as_tensor(mask_function(rows, 0, at, at - distance))
@@ -146,7 +147,10 @@ def _check_causal(
 
 
 def check_all(condition: Tensor, message: str) -> None:
-    """Raise ValueError where a condition fails; asynchronously on an accelerator or in a compiled graph."""
+    """Raise ValueError where a condition fails.
+
+    On an accelerator or in a compiled graph it raises later.
+    """
     if torch.compiler.is_compiling() or condition.device.type != "cpu":
         assert_later(condition.all(), message)
     elif not bool(condition.all()):

@@ -1,4 +1,4 @@
-"""Pairs of dimensions that a rotary embedding rotates.
+"""Find the pairs of dimensions that a rotary embedding rotates.
 
 The score of a rotated pair depends on relative position alone, that of half a pair does not: a level must own whole
 pairs.
@@ -31,7 +31,10 @@ def rotates(model: nn.Module) -> bool:
 
 
 def rates(model: nn.Module) -> list[Tensor]:
-    """Return each pair's angle per position `(r/2,)`, for every rotary embedding (Gemma 3 has one per layer type)."""
+    """Return each pair's angle per position `(r/2,)`, for every rotary embedding.
+
+    Gemma 3 has one for each layer type.
+    """
     return [
         buffer
         for name, buffer in model.named_buffers()

@@ -1,4 +1,4 @@
-"""`transformers.Cache` of a model with MLR attention, for `generate`."""
+"""Provide the `transformers.Cache` of a model with MLR attention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from structattn.ops.torch_internals import count_writes
 
 
 class CachedKeysAndValues:
-    """Keys and values of one layer of an `MLRCache`, passed in place of both tensors.
+    """Keys and values of one layer of an `MLRCache`.
+
+    It is passed in place of both tensors.
 
     Args:
         store: cached keys and values, including the new ones.
@@ -52,7 +54,7 @@ class CachedKeysAndValues:
         return torch.Size((rows, parts[0].heads, self.store.length, sum(part.width for part in parts)))
 
     def check(self, module: nn.Module, levels: LayerLevels, window: int | None, *, causal: bool) -> None:
-        """Raise ValueError unless the cache was made for this layer with these levels and this window.
+        """Raise ValueError unless layer, levels and window are the cache's own.
 
         `window` is the one that hides keys, None where there is none.
         """
@@ -72,7 +74,7 @@ class CachedKeysAndValues:
 
 
 class _MLRCacheLayer(GenerationCacheLayer):
-    """Cache of one layer; dimensions of keys are in the order of the levels."""
+    """Cache of one layer, with keys in the order of the levels."""
 
     def __init__(self, layer: AttentionLayer) -> None:
         levels = levels_of(layer.module)
@@ -85,14 +87,14 @@ class _MLRCacheLayer(GenerationCacheLayer):
         self._source = (levels.serial, id(layer.module))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeysAndValues` for keys and for values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return `CachedKeysAndValues` twice."""
         store, _ = super().update(self._levels.arrange(key_states), value_states)
         cached = CachedKeysAndValues(store, self._hierarchy, self._window, self._source)
         return cached, cached
 
 
 class MLRCache(GenerationCache):
-    """A `transformers.Cache` that keeps each level only while it is read.
+    """Cache of transformers that keeps each level only while it is read.
 
     It keeps keys and values of level `l` in the current block, or those of the last `w_l` tokens. With levels by
     window, a layer keeps nothing beyond its native sliding window. With levels by block it keeps all tokens of level 1,
@@ -111,7 +113,11 @@ class MLRCache(GenerationCache):
         self._written = self._writes()
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append to a layer; ValueError if the model's parameters or implementation changed since the last call."""
+        """Append to a layer's cache.
+
+        Raises:
+            ValueError: the model's parameters or attention implementation changed since the last call.
+        """
         if layer_idx == 0:
             written, config = self._writes(), self._config()
             implementation = None if config is None else attention_implementation(config)
@@ -126,7 +132,10 @@ class MLRCache(GenerationCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def _writes(self) -> float:
-        """Return a number that every write to a parameter changes; -1 once one is gone."""
+        """Return a number that changes when a parameter is written to.
+
+        It is -1 once a parameter is gone.
+        """
         parameters = [reference() for reference in self._parameters]
         alive = [parameter for parameter in parameters if parameter is not None]
         return count_writes(alive) if len(alive) == len(parameters) else -1
@@ -140,12 +149,12 @@ class _EncoderDecoderCache(EncoderDecoderCache):
 
 
 def make_cache(model: PreTrainedModel) -> Cache:
-    """Return an empty cache for one call of `generate`: `model.generate(..., cache=make_cache(model))`.
+    """Return an empty cache for `model.generate(..., cache=make_cache(model))`.
 
     At `T` tokens it holds `Hierarchy.cache_numbers(T, dv)` numbers for each key head, against `T · (r + dv)` in a
-    standard cache; in a layer with a native sliding window those of `Hierarchy.within(window)`.
-    Generated tokens are those of `use_cache=False`. If you pass no cache, `generate` makes a standard one. Before
-    transformers 5.24 the keyword is `past_key_values`.
+    standard cache; in a layer with a native sliding window those of `Hierarchy.within(window)`. Generated tokens are
+    those of `use_cache=False`. If you pass no cache, `generate` makes a standard one. Before transformers 5.24 the
+    keyword is `past_key_values`.
 
     Args:
         model: has a hierarchy and the implementation `structattn_mlr`.
