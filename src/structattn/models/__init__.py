@@ -1,8 +1,7 @@
 """Provide models of Hugging Face whose config names the attention.
 
-There is one backbone, with heads for tasks.
-
-Importing this package registers the models with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
+There is one backbone, with heads for tasks. Importing this package registers the models with `AutoConfig`,
+`AutoModelForCausalLM` and `AutoModel`.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def _learned_positions(self, table: nn.Embedding, read: int, length: int, key_start: Tensor | None) -> Tensor:
-        """Return position vectors `(1 or B, T, D)` of tokens after `read` others.
+        """Return vectors `(1 or B, T, D)` of positions after `read` tokens.
 
         Padding gets the vector of position 0, which is never read.
         """
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, typed."""
+        """Blocks, typed."""
         return cast("list[Block]", list(self.blocks))
 
     def flops(self, length: int, batch: int = 1) -> flops.Flops:

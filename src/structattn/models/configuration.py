@@ -108,7 +108,7 @@ class BackboneConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_fields(self) -> None:
-        """Check ranges. Errors of `strict` validators would take several lines."""
+        """Check ranges in one line each, where `strict` validators take several."""
         for name in ("layers", "dim", "heads", "context_length", "mlp_ratio"):
             checks.positive_int(name, getattr(self, name))
         checks.probability("dropout", self.dropout)
@@ -138,7 +138,7 @@ class BackboneConfig(PreTrainedConfig):
 
     @property
     def structures(self) -> list[str]:
-        """The spellings that are cycled over the blocks."""
+        """Spellings that are cycled over the blocks."""
         return [str(each) for each in self.attention] if isinstance(self.attention, list) else [str(self.attention)]
 
     def structure(self, block: int) -> str:
@@ -146,7 +146,10 @@ class BackboneConfig(PreTrainedConfig):
         return self.structures[block % len(self.structures)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, the attention with all of its own. A saved model keeps these when a default changes."""
+        """Return the fields, the attention with all of its own.
+
+        A saved model keeps these when a default changes.
+        """
         full = [as_config(structure).to_dict() for structure in self.structures]
         return super().to_dict() | {"attention": full if isinstance(self.attention, list) else full[0]}
 
@@ -193,7 +196,10 @@ class RegressionModelConfig(BackboneConfig):
 
 @strict
 class ForecastModelConfig(BackboneConfig):
-    """Config of a `ForecastModel`. It reads `context_length` steps and predicts the next `horizon`."""
+    """Config of a `ForecastModel`.
+
+    The model reads `context_length` steps and predicts the next `horizon`.
+    """
 
     model_type = "structattn-forecast"
     is_causal: ClassVar[bool] = False

@@ -1,8 +1,7 @@
 """Wrap layer caches as the cache that `generate` uses.
 
-It holds one `KeyValueCache` for each attention layer.
-
-`structattn.layers.kv_cache` explains what a layer keeps and for how long.
+It holds one `KeyValueCache` for each attention layer. `structattn.layers.kv_cache` explains what a layer keeps and for
+how long.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GenerationCacheLayer(CacheLayerMixin):
-    """A `KeyValueCache` with the methods that `generate` calls on layers.
+    """`KeyValueCache` with the methods that `generate` calls on layers.
 
     Args:
         store: holds the keys and values.
@@ -45,14 +44,14 @@ class GenerationCacheLayer(CacheLayerMixin):
         self.store.recording = record
 
     def activate_past_recording(self) -> None:
-        """Let only `crop` drop entries. Candidates of assisted decoding may be taken back."""
+        """Let only `crop` drop entries: assisted decoding takes candidates back."""
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the store allocates when it is appended to."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store as keys and as values."""
+        """Append `(B, Hkv, T', r)` and `(B, Hkv, T', dv)`; return the store twice."""
         layout = self.store.layout
         keys, values = key_states.split(layout.key_widths, dim=-1), value_states.split(layout.value_widths, dim=-1)
         self.store.append(keys, values)
@@ -75,7 +74,10 @@ class GenerationCacheLayer(CacheLayerMixin):
         self.store.reset()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens. A positive number is what to keep (transformers 5.17)."""
+        """Take back the last `-tokens_to_remove` tokens.
+
+        A positive number is what to keep (transformers 5.17).
+        """
         tokens_to_remove = int(tokens_to_remove)  # a tensor in assisted decoding of transformers 5.17
         kept = tokens_to_remove if tokens_to_remove > 0 else self.store.length + tokens_to_remove
         self.store.crop(kept)
@@ -95,7 +97,7 @@ class GenerationCacheLayer(CacheLayerMixin):
 
 
 class GenerationCache(Cache):
-    """A cache of transformers over one `KeyValueCache` for each attention layer.
+    """Cache of transformers over one `KeyValueCache` for each attention layer.
 
     Args:
         stores: in the order of the layers.
@@ -106,7 +108,7 @@ class GenerationCache(Cache):
 
     @property
     def stores(self) -> list[KeyValueCache]:
-        """The keys and values of each layer."""
+        """Keys and values of each layer."""
         return [layer.store for layer in self.layers if isinstance(layer, GenerationCacheLayer)]
 
     @property
@@ -121,7 +123,7 @@ class GenerationCache(Cache):
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of the keys of all rows and layers, with room for growth."""
+        """Bytes of all rows' keys, room for growth included."""
         return sum(store.key_bytes for store in self.stores)
 
     @property
@@ -131,7 +133,7 @@ class GenerationCache(Cache):
 
 
 class ModelCache(GenerationCache):
-    """The cache of one model of this package.
+    """Cache of one model of this package.
 
     Args:
         model: reads the tokens that the cache holds. If its parameters change afterwards, the next call with the cache
@@ -150,5 +152,5 @@ class ModelCache(GenerationCache):
 
 
 def _fingerprint(model: StructuredModel) -> tuple[int, float]:
-    """Return a value that changes with the model, and when its parameters are written."""
+    """Return a value that changes with the model and its parameters."""
     return id(model), count_writes(model.parameters())

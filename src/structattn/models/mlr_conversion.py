@@ -1,9 +1,8 @@
 """Convert a trained model from standard to MLR attention.
 
-At full depth scores stay the same; dimensions are put in order.
-
-Symbols as in `structattn.layers.head_basis`: moments `C_q`, `C_k` of a head's queries and keys after norm and rotary
-embedding, and the maps `A`, `B` from those to the dimensions that the levels own.
+At full depth scores stay the same. Dimensions are put in order. Symbols as in `structattn.layers.head_basis`: moments
+`C_q`, `C_k` of a head's queries and keys after norm and rotary embedding, and the maps `A`, `B` from those to the
+dimensions that the levels own.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ __getattr__ = serve_old_names(__name__, {"DimensionOrder": "OrderSource", "Pairs
 
 @torch.no_grad()
 def measure_head_moments(model: LanguageModel, batches: Iterable[Tensor], far: int | None = None) -> list[Moments]:
-    """Return the moments of every layer's queries and keys over calibration text.
+    """Return moments of every layer's queries and keys over calibration text.
 
     Args:
         model: with standard attention.
@@ -84,7 +83,7 @@ def _adding_moments(model: LanguageModel, sums: list[MomentSums], far: int | Non
 def _pair_counts(positions: Tensor, far: int | None) -> tuple[Tensor, Tensor]:
     """Count far keys of each query, and far queries of each key.
 
-    For a query those in earlier blocks, for a key those in later ones.
+    Far keys are those in earlier blocks, far queries those in later ones.
     """
     if far is None:
         ones = torch.ones(len(positions), dtype=torch.float64, device=positions.device)

@@ -1,4 +1,4 @@
-"""Description of every parameter: its fans and its role.
+"""Describe every parameter by its fans and its role.
 
 Initialisation and the learning rates of muP follow from these two, for dense matrices and structured factors alike
 (Yang et al., *Tensor Programs V*, 2022; arXiv 2509.07963, section 5).

@@ -1,4 +1,4 @@
-"""Base class of the models: initialisation, description of parameters, cost."""
+"""Define the base class of models: initialisation, parameters, cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from structattn.models.parameters import Description, ParameterRole, initialise_
 
 
 class StructuredModel(PreTrainedModel):
-    """A `Backbone` between an embedding and a head.
+    """`Backbone` between an embedding and a head.
 
     Attributes:
         backbone: the transformer.
@@ -85,9 +85,7 @@ class StructuredModel(PreTrainedModel):
 def padding_bounds(
     attention_mask: Tensor | None, shape: tuple[int, int], *, may_begin_later: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return `key_start` and `key_end` of each row's real tokens.
-
-    Both are None if there is no padding.
+    """Return `key_start` and `key_end` of rows, or None without padding.
 
     Args:
         attention_mask: `(B, T)`, 1 for real tokens and 0 for padding at either end, or None.

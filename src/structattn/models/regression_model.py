@@ -32,7 +32,10 @@ class RegressionOutput(ModelOutput):
 
 
 class RegressionModel(StructuredModel):
-    """Read-in, backbone, read-out of one number per token (arXiv 2509.07963, section 4)."""
+    """Read-in, backbone, and read-out of one number per token.
+
+    Source: arXiv 2509.07963, section 4.
+    """
 
     config_class = RegressionModelConfig
     config: RegressionModelConfig

@@ -31,15 +31,15 @@ def one_cache(cache: CacheT | None, past_key_values: CacheT | None) -> CacheT | 
 
 
 def prepares_cache() -> bool:
-    """Return True if `generate` lets a model make its own cache.
+    """Return True if models make their own cache in `generate`.
 
-    The model does it in `_prepare_cache_for_generation`.
+    They do it in `_prepare_cache_for_generation`.
     """
     return hasattr(GenerationMixin, "_prepare_cache_for_generation")
 
 
 def mark_as_given(cache: Cache) -> None:
-    """Mark the cache as the caller's: `generate` leaves it ready for the next token."""
+    """Mark a cache as the caller's: `generate` leaves it ready to go on."""
     cache._is_user_defined = True
 
 
