@@ -1,1 +1,1 @@
-"""Comparison: attention structures trained under one budget, with results on disk."""
+"""Compare attention structures under one budget, with results on disk."""

@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[RunConfig]:
-        """Every run: all structures with seed 0, then with seed 1, …"""
+        """Runs of all structures with seed 0, then with seed 1, …"""
         return [
             of_seed(RunConfig(name, self.task, self.sizes, self.train, standard_kernel=self.standard_kernel), seed)
             for seed in range(self.seeds)
@@ -96,7 +96,7 @@ def compare(
     on.
 
     Args:
-        comparison: what to compare.
+        comparison: structures, task, sizes, training and seeds.
         folder: folder of this comparison alone.
         overwrite: delete all results and checkpoints in `folder` first, also those of the same comparison.
         make_progress: called before each run.
@@ -136,7 +136,7 @@ def compare(
 def _meaning_of_mlr(comparison: Comparison) -> dict[str, str]:
     """Return the mark of results whose `mlr` has today's meaning.
 
-    In version 0.1.0 `mlr` meant the paper's form; only comparisons with MLR attention carry the mark.
+    In version 0.1.0 `mlr` meant the paper's form. Only comparisons with MLR attention carry the mark.
     """
     mlr = any(isinstance(as_config(name), MLRConfig) for name in comparison.attentions)
     return {"mlr": "levels by window"} if mlr else {}

@@ -1,4 +1,4 @@
-"""Means over seeds, with confidence intervals."""
+"""Estimate means over seeds, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Z_975 = 1.95996
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of independent numbers of one distribution."""
+    """Mean of independent numbers of one distribution."""
 
     mean: float
     """The mean."""
@@ -38,7 +38,10 @@ class Estimate:
 
 
 def above_zero(estimate: Estimate) -> bool | None:
-    """Return True if a mean is above 0. None if its 95% interval contains 0."""
+    """Return True if a mean is above 0, None if unsure.
+
+    It is unsure where the 95% interval contains 0.
+    """
     if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
         return None
     return estimate.mean > 0

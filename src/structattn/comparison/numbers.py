@@ -1,4 +1,4 @@
-"""Numbers as text, the same in every table, figure and sentence."""
+"""Write numbers alike in every table, figure and sentence."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Run:
 
     @property
     def final(self) -> Metrics:
-        """The last evaluation."""
+        """Last evaluation."""
         return self.rows[-1]
 
 
@@ -110,7 +110,7 @@ class Results:
 
     @property
     def profile(self) -> TaskProfile:
-        """The profile of the task.
+        """Profile of the task.
 
         Raises:
             ValueError: the task is not registered.
@@ -119,7 +119,10 @@ class Results:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Heading of each metric that was measured, by its name. `metric` always has one."""
+        """Heading of each metric that was measured, by its name.
+
+        `metric` always has one.
+        """
         rows = [row for run in self.runs for row in run.rows] + list(self.baselines.values())
         measured = {self.metric}.union(*rows)
         return {name: heading for name, heading in self.profile.columns.items() if name in measured}
@@ -143,12 +146,12 @@ class Results:
     def counts_values(self) -> bool:
         """True if `cached_per_token` counts keys and values.
 
-        False in results of version 0.1.0, which count keys alone.
+        Results of version 0.1.0 count keys alone.
         """
         return all(cost.value_numbers_per_token is not None for cost in self.costs.values())
 
     def cached_per_token(self, structure: str) -> float:
-        """Return the cache numbers of all blocks per token, at the trained length."""
+        """Return the model's cache numbers per token, at the trained length."""
         cost = self.costs[structure]
         values = cost.value_numbers_per_token if self.counts_values else None
         return cost.key_numbers_per_token + (values or 0.0)
@@ -185,12 +188,14 @@ class Results:
 
     @property
     def best_run(self) -> Run | None:
-        """The run with the lowest metric; None if none finished."""
+        """Run with the lowest metric; None if none finished."""
         runs = [run for run in self.runs if run.done]
         return min(runs, key=lambda run: run.final[self.metric]) if runs else None
 
     def save(self, folder: Path) -> None:
-        """Write `results.json` and `metrics.jsonl` into `folder`, each completely or not at all.
+        """Write `results.json` and `metrics.jsonl` into `folder`.
+
+        Each file is written completely or not at all.
 
         Raises:
             RunFolderError: a file cannot be written; what it held before is intact.

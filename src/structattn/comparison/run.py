@@ -58,9 +58,7 @@ class RunConfig:
         return self.task.context_length
 
     def build_model(self) -> StructuredModel:
-        """Return the untrained model.
-
-        It is a pure function of the config and the vocabulary of its task.
+        """Return the untrained model, determined by config and vocabulary.
 
         Raises:
             TypeError, ValueError: sizes and structure do not fit each other, or the vocabulary cannot be read.
@@ -139,10 +137,7 @@ class Trainable(Protocol):
         """Return the task, for a run of `total_steps` training steps."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON-compatible values.
-
-        Equal settings are the same run.
-        """
+        """Return the settings as JSON-compatible values, equal for equal runs."""
 
 
 Config = TypeVar("Config", bound=Trainable)
@@ -258,7 +253,7 @@ def degenerate_norms_refused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's default generator inside the block, and restore it afterwards."""
+    """Seed torch's default generator inside the block; restore it afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -299,7 +294,10 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
 
 
 def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
-    """Return a config whose absent fields in `parts`, at any depth, have their defaults."""
+    """Return a config with the defaults in `parts` for absent fields.
+
+    A part is a field of that name at any depth.
+    """
     if not isinstance(config, dict):
         return config
     whole = {name: _complete(value, parts) for name, value in config.items()}
@@ -310,7 +308,10 @@ def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
 
 
 def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Yield the differences of two configs, in words. An absent field is None."""
+    """Yield the differences of two configs, in words.
+
+    An absent field is None.
+    """
     if isinstance(there, dict) and isinstance(ours, dict):
         for key in sorted(there.keys() | ours.keys()):
             yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))
