@@ -56,9 +56,9 @@ def _perform(command: Any, line: Sequence[str]) -> int:
 
 
 def _rename_budget(arguments: Sequence[str]) -> list[str]:
-    """Return the words with the former option `--tokens` renamed.
+    """Return the words with a budget `--tokens` renamed to `--train-tokens`.
 
-    `--tokens NUMBER`, a budget, becomes `--train-tokens`, and standard error says so.
+    Standard error says so.
     """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--tokens=") else [word])]
     for place, (word, value) in enumerate(itertools.pairwise(words)):

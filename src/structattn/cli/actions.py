@@ -230,7 +230,7 @@ def _share(text: str | None) -> float | None:
 
 
 def _levels(command: commands.Retrofit) -> tuple[str, ...]:
-    """Return the text form of each hierarchy; values have the ranks of the keys unless `--value-ranks` says others."""
+    """Return hierarchies as text; values have the keys' ranks by default."""
     if command.windows is None:
         if command.ranks or command.value_ranks:
             raise ValueError(

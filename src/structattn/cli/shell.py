@@ -83,10 +83,7 @@ def _check_words(command: Any, program: str, words: Sequence[str]) -> None:
 
 
 def _subcommands(command: Any) -> dict[str, type]:
-    """Return the dataclasses of a union by their subcommands.
-
-    Other types have none.
-    """
+    """Return the dataclasses of a union by their subcommands."""
     named = {}
     for option in get_args(command):
         for note in getattr(option, "__metadata__", ()):
@@ -122,7 +119,7 @@ def run(perform: Callable[[], int], program: str, *, debug: bool) -> int:
 def _is_reported(error: Exception) -> bool:
     """Return True for errors of user, data, disk and runs.
 
-    Others are faults of the program.
+    Other errors are faults of the program.
     """
     runs = sys.modules.get("structattn.training.errors")  # not imported: there was no run
     return isinstance(error, (ValueError, TypeError, ImportError, OSError)) or (

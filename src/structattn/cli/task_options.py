@@ -1,8 +1,7 @@
-"""Define options of `compare` and `train`: shared and by task.
+"""Define the options of `compare` and `train`, shared and by task.
 
-Imports nothing heavy, so that `--help` is quick.
-
-An option sets the config's field of its name, or of its name in `OPTION_NAMES`. None leaves the field to the preset.
+Imports nothing heavy, so that `--help` is quick. An option sets the config's field of its name, or of its name in
+`OPTION_NAMES`. None leaves the field to the preset.
 """
 
 from __future__ import annotations

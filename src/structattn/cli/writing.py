@@ -24,10 +24,8 @@ def write_on(
 ) -> Iterator[str]:
     """Yield the prompt, then the text of `length` sampled tokens.
 
-    Text comes as soon as it is known.
-
-    Each step reads one token and the key-value cache. At the end of a learned position table the older half of the
-    text is dropped and the rest is read again. A rotary model has no such end.
+    Text comes as soon as it is known. Each step reads one token and the key-value cache. At the end of a learned
+    position table the older half of the text is dropped and the rest is read again. A rotary model has no such end.
 
     Raises:
         ValueError: the prompt has no token, `length` is not positive, or `temperature` is negative.
@@ -74,7 +72,10 @@ class _Words:
         self._shown = 0
 
     def add(self, token: int) -> str:
-        """Return the text that `token` completes. The next tokens may still change an unknown character at its end."""
+        """Return the text that `token` completes.
+
+        The next tokens may still change an unknown character at its end.
+        """
         self._waiting.append(token)
         text = self._text()
         known = text.rstrip(UNKNOWN)
