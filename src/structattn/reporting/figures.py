@@ -28,7 +28,7 @@ _MAPS_PER_ROW = 4
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report."""
+    """Figure of the report."""
 
     name: str
     """File name, without ending."""

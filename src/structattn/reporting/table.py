@@ -13,7 +13,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class TableRow:
-    """A structure or a baseline."""
+    """Row of a structure or a baseline."""
 
     cells: tuple[str, ...]
     """Text under each heading."""
@@ -24,7 +24,10 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows: the best structure first, failed structures and baselines last."""
+    """Headings and rows of a comparison's table.
+
+    The best structure comes first, failed structures and baselines last.
+    """
 
     headings: tuple[str, ...]
     rows: tuple[TableRow, ...]

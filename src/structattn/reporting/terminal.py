@@ -1,4 +1,4 @@
-"""Tables and verdicts in the terminal."""
+"""Print tables and verdicts in the terminal."""
 
 from __future__ import annotations
 
