@@ -172,7 +172,10 @@ def flops(case: Case, variant: str) -> int:
 
 
 def decode_bytes(case: Case, variant: str) -> int:
-    """Return the bytes of keys and values that a step of decoding must read: those that its query sees."""
+    """Return the bytes of keys and values that one decoding step reads.
+
+    Its query sees them.
+    """
     levels = Hierarchy.flat(RANK) if variant == SDPA else hierarchy(variant, case.length)
     return HEADS * levels.cache_numbers(case.length, case.value_width) * DTYPES[case.dtype].itemsize
 

@@ -62,7 +62,7 @@ def print_roofs(result: _Result, console: Console) -> None:
 
 
 def print_cases(result: _Result, console: Console) -> None:
-    """Print time, ratio and share of the roof of every case, as on the page."""
+    """Print time, ratio and share of the roof of every case."""
     header, body = _cases(result)
     print_table(terminal_table(header, body), console)
 
@@ -108,7 +108,10 @@ def _flops(rate: float) -> str:
 
 
 def _limit(result: _Result, operation: str) -> list[str]:
-    """Return lines that say what an operation in float32 at `T = 4096` could gain at most; none without such a case."""
+    """Return lines on the most that float32 at `T = 4096` could gain.
+
+    There are none without such a case.
+    """
     case = f"float32 {operation}, T=4096"
     rows = {row["variant"]: row for row in result["rows"] if row["case"] == case and not row["sweep"]}
     if not {"SDPA", "flat", "windows"} <= {name for name, row in rows.items() if "samples_ms" in row}:
@@ -147,7 +150,7 @@ def _cell(row: Row, sdpa: Row, result: _Result) -> str:
 
 
 def share_of_roof(row: Row, result: _Result) -> float | None:
-    """Return a row's rate over its roof; None where the roof is unknown."""
+    """Return a row's rate over its roof, or None without a roof."""
     seconds = median(row) / 1e3
     if "read_rate" in row:
         return float(row["bytes"] / seconds / row["read_rate"])

@@ -99,7 +99,7 @@ def filled_cache(model: LanguageModel, length: int, concatenates: bool, rows: in
 def decoding(
     attention: str, concatenates: bool, context: int, rounds: int, rows: int = 1
 ) -> tuple[Callable[[], None], ModelCache]:
-    """Return a function that decodes one token of each row, and its cache."""
+    """Return a function that decodes a token per row, and its cache."""
     model = build(attention, context)
     cache = filled_cache(model, context - rounds - 1, concatenates, rows)
     token = torch.zeros(rows, 1, dtype=torch.long)
@@ -127,9 +127,10 @@ def llama_decoding(attention: str, context: int, rounds: int, rows: int) -> tupl
 
 
 def model_decoding(model: PreTrainedModel, context: int, rounds: int, rows: int) -> tuple[Callable[[], None], Cache]:
-    """Return a function that decodes one token of each row with a model of transformers, and its cache.
+    """Return a function that decodes a token per row, and its cache.
 
-    The cache is filled with random numbers. Standard attention has a `StaticCache`, which is filled in place.
+    The model is of transformers. The cache is filled with random numbers. Standard attention has a `StaticCache`, which
+    is filled in place.
     """
     levels = attention_implementation(model.config) == IMPLEMENTATION
     cache = make_cache(model) if levels else StaticCache(config=model.config, max_cache_len=context)
@@ -174,7 +175,10 @@ def measure_speed(contexts: list[int], rounds: int) -> dict[str, Any]:
 
 
 def measure_levels(context: int, batches: list[int], rounds: int) -> dict[str, Any]:
-    """Time decoding with levels by window in keys and values, for each number of rows, and measure the caches."""
+    """Time decoding with levels by window for each number of rows.
+
+    Measure the caches, too. Keys and values both have levels.
+    """
     measured = {}
     for rows in batches:
         made = {

@@ -58,9 +58,9 @@ CORES = frozenset(map(int, re.findall(r"\d+", os.environ.get("OMP_PLACES", "")))
 
 
 def pin_threads(module: str, instructions: str = "native") -> None:
-    """Restart the module with one thread pinned to each core, held to `instructions`.
+    """Restart the module with a thread pinned to each core.
 
-    Unpinned threads make times jump.
+    It is held to `instructions`. Unpinned threads make times jump.
 
     Raises:
         SystemExit: the processor lacks the instructions.
@@ -148,7 +148,10 @@ def _used() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of git; nothing where the files are in no checkout, as on a card's machine."""
+    """Return the output of git, or nothing outside a checkout.
+
+    On a card's machine the files are in none.
+    """
     try:
         run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def write_json(document: Mapping[str, Any], path: Path | None) -> None:
-    """Write the document to `path`, whole or not at all, or print it if there is none."""
+    """Write the document to `path` in one step, or else print it."""
     text = json.dumps(document, indent=1) + "\n"
     if path is None:
         print(text, end="")

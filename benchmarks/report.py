@@ -20,7 +20,10 @@ _KERNELS = {
 
 
 def render(path: Path) -> None:
-    """Write the page and the plot of a benchmark beside its JSON; CPUs share a page."""
+    """Write a benchmark's page and plot beside its JSON.
+
+    CPUs share a page.
+    """
     result = json.loads(path.read_text())
     if "part" in result:
         pages.render(result, path)

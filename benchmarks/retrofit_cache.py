@@ -1,7 +1,7 @@
-"""Judge models with smaller caches where a window must fail, and write their page.
+"""Judge models with smaller caches where a window must fail.
 
-`python -m benchmarks.retrofit_cache judge runs/smollm2` reads a folder that `structattn retrofit --windows` wrote. It
-measures, for the model as it was and for the tuned ones with caches of equal size:
+It writes their page. `python -m benchmarks.retrofit_cache judge runs/smollm2` reads a folder that `structattn retrofit
+--windows` wrote. It measures, for the model as it was and for the tuned ones with caches of equal size:
 
 *Retrieval.* A number of five digits stands in the first half of a text of novels, and the text ends by asking for it.
 Found means that every digit is the likeliest token after the ones before.
@@ -114,7 +114,10 @@ class Judged:
 
 
 def passkey_prompts(judged: Judged, length: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Yield prompts of `length` tokens that end with the number, and how many tokens the number has."""
+    """Yield prompts of `length` tokens that end with the number.
+
+    Yield also how many tokens the number has.
+    """
     draws = random.Random(SEED)
     for prompt in range(PROMPTS):
         key = str(draws.randrange(10_000, 100_000))
@@ -161,7 +164,10 @@ def chosen(model: Any, context: torch.Tensor, continuations: torch.Tensor) -> in
 
 
 def judge(folder: Path, out: Path) -> None:
-    """Measure retrieval, choices and losses by position; write after each, and go on where an earlier call stopped."""
+    """Measure retrieval, choices and losses by position.
+
+    Write after each, and go on where an earlier call stopped.
+    """
     judged = Judged(folder)
     result: dict[str, Any] = {"retrieval": [], "choice": [], "position": [], "environment": environment()}
     result |= {"prompts": PROMPTS, "items": ITEMS, "long": LONG, "windows": LONG_WINDOWS}

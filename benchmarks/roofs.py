@@ -76,7 +76,10 @@ def product_roof(roofs: Mapping[str, Any], dtype: str) -> float | None:
 
 
 def unit_rate(loop: str, rounds: int = 5) -> float:
-    """Return the best FLOP/s of a loop of `roofs.cpp` that runs on all threads at once; 0 without the instruction."""
+    """Return the best FLOP/s of a loop of `roofs.cpp`.
+
+    It runs on all threads at once; 0 without the instruction.
+    """
     function = getattr(_library(), loop)
     function.restype = ctypes.c_double
     done = function(ctypes.c_int64(1000))
@@ -89,9 +92,10 @@ def unit_rate(loop: str, rounds: int = 5) -> float:
 
 
 def read_rate(size: int, rounds: int = 9) -> float:
-    """Return the best bytes/s at which all threads read an array of about `size` bytes, again and again.
+    """Return the best bytes/s of all threads reading one array repeatedly.
 
-    An array that fits a cache comes from there, as it does in a kernel that is called again and again.
+    The array has about `size` bytes. An array that fits a cache comes from there, as it does in a kernel that is called
+    again and again.
     """
     threads = torch.get_num_threads()
     part = max(round(size / threads / _READ_UNIT), 1) * _READ_UNIT
@@ -108,7 +112,7 @@ def read_rate(size: int, rounds: int = 9) -> float:
 
 
 def product_in_cache(dtype: torch.dtype, rounds: int = 9) -> float:
-    """Return PyTorch's best FLOP/s over square products whose operands fit the caches of the cores."""
+    """Return PyTorch's best FLOP/s over square products that fit the caches."""
     best = 0.0
     for size in _CACHED_SIZES:
         # Some products per thread, so that the threads' start does not count.
@@ -121,7 +125,10 @@ def product_in_cache(dtype: torch.dtype, rounds: int = 9) -> float:
 
 
 def _seconds_on_all_threads(run: Callable[[int], object]) -> float:
-    """Return the seconds from the common start of `run(thread)` on every core to its last end."""
+    """Return the seconds from the common start to the last end.
+
+    `run(thread)` runs on every core.
+    """
     threads = torch.get_num_threads()
     cores = sorted(machine.CORES)
     start, spans = threading.Barrier(threads), [(0.0, 0.0)] * threads

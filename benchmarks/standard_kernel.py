@@ -82,7 +82,7 @@ def ratio(row: Mapping[str, Any]) -> float:
 
 
 def page(folder: Path) -> str:
-    """Return the page of all JSON files in `folder`, a section for each."""
+    """Return a page with a section for each JSON file of `folder`."""
     lines = [
         "# The kernel of standard attention on a CPU",
         "",

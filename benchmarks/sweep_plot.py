@@ -9,7 +9,10 @@ from benchmarks.output import Row
 
 
 def draw(rows: list[Row], path: Path) -> bool:
-    """Plot time and memory of the rows of a sweep against T, all axes logarithmic; return False if there are none."""
+    """Plot a sweep's time and memory against T; return False without rows.
+
+    All axes are logarithmic.
+    """
     rows = [row for row in rows if row.get("sweep") and "samples_ms" in row]
     if not rows:
         return False

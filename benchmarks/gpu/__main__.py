@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run_part(part: str, setup: Setup, folder: Path, seconds: float | None) -> bool:
-    """Run a part, write its JSON and its page; return True if nothing failed."""
+    """Run a part, write its JSON and page; return True on success."""
     module = _module(part)
     seconds = module.SECONDS if seconds is None else seconds
     record = Record(part, folder / f"gpu-{part}.json", setup)

@@ -89,7 +89,10 @@ class Case:
 
 
 def hierarchy(case: Case, variant: str) -> Hierarchy:
-    """Return the hierarchy of a variant; that of `eager` is P32's, that of standard attention one level."""
+    """Return the hierarchy of a variant.
+
+    That of `eager` is P32's, that of standard attention one level.
+    """
     if variant == DEFAULT:
         return MLRConfig().hierarchy(case.rank, case.length)
     by_rank = HIERARCHIES.get("P32" if variant == EAGER else variant)
@@ -179,10 +182,10 @@ def levels_of(case: Case, variant: str, key: Tensor, value: Tensor) -> tuple[lis
 
 
 def check_variant(case: Case, variant: str, setup: Setup, call: Call) -> Row:
-    """Check one row's output and gradients of the last queries against float64, see `check`.
+    """Check a row's output and the last queries' gradients against float64.
 
-    All queries run. The gradient of the output is 0 but for those of the last, so that the gradients of keys and values
-    are theirs alone.
+    The measure is that of `check`. All queries run. The gradient of the output is 0 but for those of the last, so that
+    the gradients of keys and values are theirs alone.
     """
     inputs = tensors(case, setup)
     query, key, value, upstream = (tensor[:1] for tensor in inputs)
@@ -206,7 +209,10 @@ def check_variant(case: Case, variant: str, setup: Setup, call: Call) -> Row:
 
 
 def work(case: Case, variant: str) -> dict[str, int]:
-    """Return the FLOPs of visible pairs, by `structattn.flops`, and for decode the bytes that a step must read."""
+    """Return FLOPs of visible pairs, and bytes that decode must read.
+
+    FLOPs are those of `structattn.flops`.
+    """
     levels = hierarchy(case, variant)
     shape: dict[str, Any] = {"heads": case.heads, "batch": case.batch, "is_causal": True}
     offset = case.length - case.queries
@@ -253,7 +259,7 @@ def measure(setup: Setup, case: Case) -> Iterator[Row]:
 
 
 def _as_graph(row: Row, call: Call, setup: Setup, calls: dict[str, Call]) -> Row:
-    """Return the row of a call as a CUDA graph, and add the graph's replay to the calls."""
+    """Return a call's row as a CUDA graph; add the replay to `calls`."""
     about = {name: each for name, each in row.items() if name not in ("kernels", "choices")}
     row = {**about, "variant": row["variant"] + GRAPH}
     try:
@@ -264,7 +270,7 @@ def _as_graph(row: Row, call: Call, setup: Setup, calls: dict[str, Call]) -> Row
 
 
 def captured(call: Call, setup: Setup) -> Call:
-    """Return the replay of a CUDA graph of the call; in a rehearsal the call."""
+    """Return the replay of a call's CUDA graph; in rehearsals the call."""
     if setup.rehearse:
         return call
     side = torch.cuda.Stream()
@@ -279,7 +285,10 @@ def captured(call: Call, setup: Setup) -> Call:
 
 
 def compile_ahead(setup: Setup, case: Case, variant: str, blocks: int) -> Iterator[Row]:
-    """Run a variant with one choice of block sizes, so that its kernels lie in the cache on disk, and say how long."""
+    """Compile a variant with one choice of block sizes; return the time.
+
+    Its kernels then lie in the cache on disk.
+    """
     with one_choice_of_blocks(blocks), compile_times() as kernels:
         seconds = _seconds(build(case, variant, setup), setup)
     shown = {"compiled": f"{len(kernels)} kernels in {sum(each['seconds'] for each in kernels):.0f} s"}

@@ -46,13 +46,16 @@ class Time:
 
 
 def time_of(scores: float, dimensions: float, passes: str) -> Time:
-    """Return the time of so many scores and, over all of them, so many dimensions (the mean of `r` and `dv`)."""
+    """Return the time of so many scores and dimensions.
+
+    `dimensions` are over all scores, the mean of `r` and `dv`.
+    """
     flops, exponentials = PASSES[passes]
     return Time(flops * dimensions / PRODUCTS, exponentials * scores / EXPONENTIALS)
 
 
 def gain(whole: Time, cut: Time) -> tuple[float, float]:
-    """Return how much faster `cut` is than `whole`, with units in turn and at once."""
+    """Return the speed-up of `cut` over `whole`, units in turn and at once."""
     return whole.in_turn / cut.in_turn, whole.at_once / cut.at_once
 
 

@@ -132,7 +132,10 @@ TINY: dict[str, Case | DecodeCase] = {
 
 
 def stages(setup: Setup, document: Row) -> list[Stage]:
-    """Return the checks, several at a time, since most of their time is the compiler's."""
+    """Return the checks, several at a time.
+
+    Most of their time is the compiler's.
+    """
     return [Stage(jobs(setup), setup.processes)]
 
 
@@ -154,7 +157,7 @@ def _job(name: str, case: Case | DecodeCase, blocks: int, setup: Setup) -> Job:
 
 
 def describe(case: Case | DecodeCase) -> str:
-    """Return the fields of a case that are not the default, and the seed of its tensors."""
+    """Return a case's fields off their default, and its seed."""
     fields = [str(case.hierarchy)]
     for name, default in type(case).__dataclass_fields__.items():
         value = getattr(case, name)
@@ -164,7 +167,7 @@ def describe(case: Case | DecodeCase) -> str:
 
 
 def check(setup: Setup, case: Case | DecodeCase, blocks: int) -> Iterator[Row]:
-    """Yield how far the results of a case are from the definition, with the seconds of two calls."""
+    """Yield a case's errors against the definition, and two calls' seconds."""
     with one_choice_of_blocks(blocks), compile_times() as kernels, _poisoned_memory():
         first, first_seconds = _timed(lambda: outputs(case))
         again, second_seconds = _timed(lambda: outputs(case))
@@ -220,7 +223,10 @@ def _timed(call: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], fl
 
 @contextlib.contextmanager
 def _poisoned_memory() -> Iterator[None]:
-    """Fill the memory of `torch.empty` with NaN inside a `with` block, so that an unwritten output shows."""
+    """Fill the memory of `torch.empty` with NaN inside a `with` block.
+
+    An output that is not written then shows.
+    """
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]

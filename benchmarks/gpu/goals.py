@@ -23,7 +23,10 @@ class Goal:
     most: float | None = None
 
     def verdict(self, rows: list[Row]) -> Row:
-        """Return the goal, what was measured, and whether the goal is met; None where it is not known."""
+        """Return the goal, the measured value, and whether it is met.
+
+        The last is None where that is not known.
+        """
         measured = self.measure(rows)
         met = None
         if measured is not None:

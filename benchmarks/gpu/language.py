@@ -39,7 +39,7 @@ _REPORT_SECONDS = 3.0
 
 
 def stages(setup: Setup, document: Row) -> Iterator[Stage]:
-    """Yield what compiles ahead, short runs that time a step, and the runs, one after the other."""
+    """Yield compilation ahead, short runs that time a step, and the runs."""
     if setup.data is None:
         raise SystemExit("the part language needs --data: a folder of .txt files")
     if not setup.rehearse:
@@ -78,7 +78,10 @@ def time_step(setup: Setup, structure: str) -> Iterator[Row]:
 
 
 class _Clock(Progress):
-    """When each report came: losses have been read then, so that the card is not behind."""
+    """Times at which reports came.
+
+    Losses have been read by then, so the card has finished the step.
+    """
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, float]] = []
@@ -125,7 +128,7 @@ def _evaluated(row: MetricsRow) -> Row:
 
 
 def as_they_come(run: Callable[[Callable[[Row], None]], None]) -> Iterator[Row]:
-    """Run a function in a thread and yield the rows that it emits; raise what it raises."""
+    """Yield the rows that a threaded function emits; raise its errors."""
     rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
     failures: list[Exception] = []
 

@@ -33,10 +33,10 @@ TOKENS_PROFILED = 8
 
 
 def training_steps(setup: Setup) -> Iterator[Row]:
-    """Time training steps of standard and MLR attention in turn, with `torch.compile` and without.
+    """Time training steps of standard and MLR attention in turn.
 
-    The first losses of a compiled model must be those of the same model without the compiler, but for twice what
-    rounding to bfloat16 changes in standard attention's.
+    Each is timed with `torch.compile` and without. The first losses of a compiled model must be those of the same model
+    without the compiler, but for twice what rounding to bfloat16 changes in standard attention's.
     """
     context, batch = (64, 1) if setup.rehearse else (4096, 4)
     sizes = TINY if setup.rehearse else TRAINED
@@ -63,7 +63,10 @@ def training_steps(setup: Setup) -> Iterator[Row]:
 def training_step(
     variant: str, sizes: Row, context: int, batch: int, setup: Setup, dtype: torch.dtype
 ) -> Callable[[], Tensor]:
-    """Return a function that trains a fresh model for one step and returns its loss."""
+    """Return a function that trains a fresh model for a step.
+
+    The function returns the loss.
+    """
     attention, compiled, _ = variant.partition(COMPILED)
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(**sizes, context_length=context, attention=attention))
@@ -84,12 +87,18 @@ def training_step(
 
 
 def first_losses(step: Callable[[], Tensor], count: int = 3) -> list[float]:
-    """Return the losses of the next steps; before the first one a model knows nothing, so it tells nothing."""
+    """Return the losses of the next steps.
+
+    The loss before the first step is left out: an untrained model says nothing.
+    """
     return [float(step()) for _ in range(count)]
 
 
 def _compared(variant: str, losses: dict[str, list[float]], exact: list[float], setup: Setup) -> Row:
-    """Return the error of a compiled model's losses and the breaks of its graph; nothing for other models."""
+    """Return a compiled model's error in the losses and its graph breaks.
+
+    Other models have neither.
+    """
     if not variant.endswith(COMPILED):
         return {}
     eager = losses.get(variant.removesuffix(COMPILED))
@@ -104,7 +113,10 @@ def _compared(variant: str, losses: dict[str, list[float]], exact: list[float], 
 
 
 def loss_of(model: Callable[..., Any], tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mean cross-entropy of the tokens after the first, matrix products in `dtype`."""
+    """Return the mean cross-entropy of all tokens but the first.
+
+    Matrix products are in `dtype`.
+    """
     with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
         logits = model(tokens[:, :-1]).logits
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -128,7 +140,7 @@ def _timed(rows: list[Row], calls: dict[str, Call], setup: Setup) -> Iterator[Ro
 
 
 def decoding(setup: Setup) -> Iterator[Row]:
-    """Time decoding of a whole model token by token, and count how often a token waits for the card."""
+    """Time a model's decoding by token, and count waits for the card."""
     context, sizes = (160, TINY) if setup.rehearse else (32_768, DECODING)
     near = "mlr:16|16|32v@w*|64|16" if setup.rehearse else NEAR
     rows, calls = [], {}
@@ -155,7 +167,10 @@ def decoding(setup: Setup) -> Iterator[Row]:
 
 
 def _decoding_step(attention: str, context: int, sizes: Row, setup: Setup) -> Callable[[], Tensor]:
-    """Return a function that decodes one token near the end of the context and returns its logits."""
+    """Return a function that decodes a token near the context's end.
+
+    The function returns the logits.
+    """
     model = generation.build(attention, context, sizes).to(setup.device, setup.half)
     torch.manual_seed(0)
     cache = generation.filled_cache(model, context - 100, concatenates=False)
@@ -164,10 +179,10 @@ def _decoding_step(attention: str, context: int, sizes: Row, setup: Setup) -> Ca
 
 
 def _graph_checked(eager: Callable[[], Tensor], other: Callable[[], Tensor], setup: Setup) -> Call:
-    """Return the replay of a step as a CUDA graph, whose logits must be those of the step without one.
+    """Return the replay of a step as a CUDA graph, checked.
 
-    A graph repeats one step: its lengths are those at which it was captured. The profiler has stepped the first model
-    on, so the other one catches up.
+    Its logits must be those of the step without a graph. A graph repeats one step: its lengths are those at which it
+    was captured. The profiler has stepped the first model on, so the other one catches up.
     """
     for _ in range(2 * TOKENS_PROFILED):
         other()
@@ -207,7 +222,10 @@ def waits(step: Call, setup: Setup) -> dict[str, float]:
 
 
 def live_cache(setup: Setup) -> Iterator[Row]:
-    """Measure the bytes of one layer's cache, standard and with levels, after a long prompt."""
+    """Measure a layer's cache in bytes after a long prompt.
+
+    It is measured for standard attention and with levels.
+    """
     length, heads, width = (300, 2, 128) if setup.rehearse else (32_768, 8, 128)
     levels = Hierarchy.parse(NEAR.removeprefix("mlr:"))
     whole = CacheLayout((CacheSlice(heads, width),), (CacheSlice(heads, width),))

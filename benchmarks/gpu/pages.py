@@ -95,7 +95,7 @@ def _compiled(rows: list[Row]) -> list[str]:
 
 
 def timings(document: dict[str, Any], path: Path) -> str:
-    """Return the page on timings; a plot of the sweep goes beside it."""
+    """Return the page on timings; plot the sweep beside it."""
     rows = document["rows"]
     attention = [row for row in rows if row.get("kind") == "attention"]
     roof = next((row["flops_per_second"] for row in rows if row.get("kind") == "roof"), 0.0)
@@ -191,7 +191,7 @@ def _model_row(row: Row) -> list[str]:
 
 
 def _tuning(rows: list[Row]) -> list[str]:
-    """Return the sections on compile times and on the block sizes that tuning took."""
+    """Return the sections on compile times and on tuned block sizes."""
     body = [
         [row["case"], row["variant"], f"{row['first_seconds']:.1f}", choice["kernel"], choice["chosen"]]
         for row in rows
@@ -203,7 +203,7 @@ def _tuning(rows: list[Row]) -> list[str]:
 
 
 def training(document: dict[str, Any], path: Path) -> str:
-    """Return the page on training and generation; a plot of the losses' errors goes beside it."""
+    """Return the page on training and generation; plot the losses' errors."""
     rows = document["rows"]
     trained = [row for row in rows if row.get("kind") == "training" and "losses" in row]
     wrote = [row for row in rows if row.get("kind") == "generation" and "tokens" in row]
@@ -244,7 +244,10 @@ def _wrote(row: Row) -> list[str]:
 
 
 def _draw_errors(rows: list[Row], path: Path) -> None:
-    """Plot the error of each step's loss, of the card and of the CPU in float32."""
+    """Plot each step's error of the loss, on card and CPU.
+
+    The CPU's is in float32.
+    """
     with styled():
         figure = new_figure(6.2, 3.4)
         axes = figure.add_subplot()
@@ -258,7 +261,7 @@ def _draw_errors(rows: list[Row], path: Path) -> None:
 
 
 def language(document: dict[str, Any], path: Path) -> str:
-    """Return the page on the comparison of language models; a plot of the losses goes beside it."""
+    """Return the page on the comparison of language models; plot the losses."""
     rows = document["rows"]
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     finals = [row for row in rows if row.get("kind") == "final"]

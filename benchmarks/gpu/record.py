@@ -1,4 +1,4 @@
-"""Write the JSON of a part after every row, so that a run cut short leaves what it found."""
+"""Write a part's JSON after every row, so that interrupted runs count."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Record:
         self.write()
 
     def add(self, job: Job, row: Row) -> Row:
-        """Append a row and write the file; return the row as it stands there."""
+        """Append a row, write the file, and return the row as written."""
         row = {"case": job.name, **job.about, **row, "at_second": round(time.monotonic() - self._start, 1)}
         self.document["rows"].append(row)
         self.write()

@@ -64,7 +64,10 @@ class Setup:
         return {**machine.facts(), **REHEARSED_CARD, "triton": triton.__version__}
 
     def prepare(self) -> None:
-        """Ask for the interpreter where the run is a rehearsal; call it before Triton is imported."""
+        """Ask for the interpreter in a rehearsal.
+
+        Call it before Triton is imported.
+        """
         if self.rehearse:
             os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -104,7 +107,10 @@ def auto_means(backend: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_choice_of_blocks(index: int) -> Iterator[None]:
-    """Give every kernel one choice of block sizes, the last where there are fewer, so that nothing is tuned."""
+    """Give every kernel one choice of block sizes: nothing is tuned.
+
+    It is the last choice where a kernel has fewer.
+    """
     from structattn.ops.triton import launch
 
     choices = launch.configs
@@ -118,7 +124,7 @@ def one_choice_of_blocks(index: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def compile_times() -> Iterator[list[dict[str, Any]]]:
-    """Record the seconds that Triton takes to compile each kernel inside a `with` block."""
+    """Record Triton's seconds to compile each kernel inside a `with` block."""
     from triton import knobs
 
     found: list[dict[str, Any]] = []
@@ -141,7 +147,10 @@ def _name_of(source: Any) -> str:
 
 @contextlib.contextmanager
 def choices_made() -> Iterator[list[dict[str, Any]]]:
-    """Record which block sizes tuning takes; the list is filled when the `with` block ends."""
+    """Record the block sizes that tuning takes inside a `with` block.
+
+    The list is filled when the block ends.
+    """
     from structattn.ops.triton import launch
 
     known, made = len(launch.choices()), []

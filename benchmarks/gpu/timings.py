@@ -62,7 +62,7 @@ def stages(setup: Setup, document: Row) -> list[Stage]:
 
 
 def compile_jobs(setup: Setup) -> list[Job]:
-    """Return a job for each kind of kernel and choice of block sizes, the slowest first."""
+    """Return a job per kernel and choice of block sizes, slowest first."""
     if setup.rehearse:
         return [_compile_job(TINY_CASES[0], FLAT, 0)]
     training = Case("forward + backward", 4096, 64, (DEFAULT,))
@@ -105,7 +105,10 @@ def roof(setup: Setup) -> Any:
 
 
 def conclude(document: dict[str, Any]) -> None:
-    """Add the verdicts, and name the cases of ours that failed; rivals may lack a kernel for this card."""
+    """Add the verdicts, and name this package's failed cases.
+
+    Rivals may lack a kernel for this card.
+    """
     document["goals"] = verdicts([] if document["rehearsal"] else document["rows"])
     rivals = attention.RIVALS
     document["failed"] = [

@@ -68,7 +68,7 @@ def _job(run: Run) -> Job:
 
 
 def compare(setup: Setup, run: Run) -> Iterator[Row]:
-    """Yield the losses of a run on card and CPU, then the tokens that both write."""
+    """Yield losses on card and CPU, then the tokens that both write."""
     torch.manual_seed(0)
     model = build(run)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -132,7 +132,7 @@ def text(rows: int, length: int, seed: int) -> Tensor:
 
 
 def _losses_row(exact: list[float], plain: list[list[float]], actual: list[float]) -> Row:
-    """Return the losses and the first step whose error is more than is allowed.
+    """Return the losses and the first step with too large an error.
 
     Errors grow from step to step, as each step starts from weights that differ: the largest error of the CPU up to a
     step counts, and that of the next step, too, since one run may be a step ahead.
@@ -154,10 +154,10 @@ def _losses_row(exact: list[float], plain: list[list[float]], actual: list[float
 
 
 def written_alike(model: nn.Module, run: Run, setup: Setup) -> Row:
-    """Return the tokens that card and CPU write with the compressed cache from the same weights.
+    """Return the tokens that card and CPU write from the same weights.
 
-    They may differ only where the truth is a tie: where float64 tells the two tokens apart by less than twice what
-    float32 on the CPU changes in a logit.
+    Both use the compressed cache. They may differ only where the truth is a tie: where float64 tells the two tokens
+    apart by less than twice what float32 on the CPU changes in a logit.
     """
     model = model.eval()
     prompt = text(1, run.prompt, seed=10_000)
@@ -182,7 +182,7 @@ def written_alike(model: nn.Module, run: Run, setup: Setup) -> Row:
 
 
 def generate(model: nn.Module, prompt: Tensor, run: Run) -> Tensor:
-    """Return the tokens that follow the prompt, the most likely each time, with the compressed cache."""
+    """Return the likeliest tokens after the prompt, with the compressed cache."""
     from structattn.models.transformers_internals import CACHE
 
     if isinstance(model, LanguageModel):

@@ -1,4 +1,4 @@
-"""Run jobs in child processes, so that none can take the others with it.
+"""Run jobs in child processes, so that none can end the others.
 
 A fault on the card ends the CUDA context of its process: every later call there fails. A kernel may never return, too.
 Here such a job is reported and the next one gets a new process.
@@ -51,7 +51,7 @@ Handle = Callable[[Job, Row], None]
 
 
 def run(jobs: Iterable[Job], handle: Handle, setup: Setup, *, processes: int, seconds: float) -> list[Job]:
-    """Run the jobs in order, several at a time; return those that were not begun in time.
+    """Run jobs, several at a time; return those not begun in time.
 
     A job that fails gives a row with the `reason`. No job is begun after `seconds`.
     """
@@ -101,7 +101,7 @@ class _Worker:
         self.pipe.send(job)
 
     def serve(self, handle: Handle) -> bool:
-        """Hand on the rows that have come; return True if the job is over."""
+        """Hand on the rows that came; return True if the job ended."""
         try:
             while self.pipe.poll():
                 row, self.is_alive = self.pipe.recv()
@@ -129,7 +129,7 @@ class _Worker:
 
 
 def _serve(pipe: Connection, setup: Setup) -> None:
-    """Run the jobs that come until the other end closes or the card is lost."""
+    """Run jobs until the other end closes or the card is lost."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     setup.prepare()
@@ -156,7 +156,10 @@ def _rows(job: Job, setup: Setup) -> Iterator[Row]:
 
 
 def _is_usable(setup: Setup) -> bool:
-    """Return True if the process can still use the card; free its memory for the next job."""
+    """Return True if the process can still use the card.
+
+    Free its memory for the next job.
+    """
     if setup.rehearse:
         return True
     import torch
