@@ -1,4 +1,7 @@
-"""MLR attention with a learned gain or bias for each depth, in dense form."""
+"""Learn a gain or bias for each depth of MLR attention.
+
+Scores are dense.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,16 @@ Learned = Literal["gain", "bias"]
 
 @dataclass(frozen=True)
 class LearnedDepthRun(RunConfig):
-    """A run whose MLR attention learns a number for each head and depth."""
+    """Run whose MLR attention learns a number per head and depth."""
 
     learned: Learned = "bias"
     """`gain` multiplies the scores of a depth and starts at 1; `bias` is added to them and starts at 0."""
 
     def build_model(self) -> StructuredModel:
-        """Return the untrained model; its other weights are those of the run without the learned numbers."""
+        """Return the untrained model.
+
+        Its other weights are those of the run without the learned numbers.
+        """
         model = super().build_model()
         for block in model.backbone.layers:
             block.attention = LearnedDepthAttention.of(cast(MLRAttention, block.attention), self.learned)
@@ -32,7 +38,7 @@ class LearnedDepthRun(RunConfig):
 
 
 class LearnedDepthAttention(MLRAttention):
-    """MLR attention with a gain or a bias for each head and depth.
+    """MLR attention with a gain or bias per head and depth.
 
     With `m` the depth of the pair and `h` the head: `score'(i, j) = gain[h, m] · score(i, j)`, or `score(i, j) +
     bias[h, m]`. It holds every score of a row, `T²` numbers for each head and level.

@@ -129,7 +129,7 @@ class Levels(Study):
         return [*known, *with_seeds(confirmation, seeds), *(each for each in pilots if each.config.seed < seeds)]
 
     def draw(self, outcomes: Sequence[Outcome]) -> Figure:
-        """Plot the loss against the share of cache numbers kept, for both settings."""
+        """Plot the loss against the share of cache numbers, for both settings."""
         confirmed = with_label(outcomes, stage="confirmation")
         with styled():
             figure = new_figure(7.4, 3.6)
@@ -143,7 +143,10 @@ class Levels(Study):
         return figure
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
-        """Rank the confirmed structures, name the default by the rule, and compare with the paper's form."""
+        """Rank the confirmed structures and name the default by the rule.
+
+        Compare it with the paper's form.
+        """
         words = []
         confirmed = with_label(outcomes, stage="confirmation")
         for budget in _budgets(confirmed):
@@ -213,7 +216,10 @@ def _pilot(structure: str, data: str, seed: int) -> Trial:
 
 
 def _paper_confirmation(data: str) -> list[Trial]:
-    """Return runs of one of the paper's models; the default form follows its heads and context."""
+    """Return runs of one of the paper's models.
+
+    The default form follows its heads and context.
+    """
     row = preset("paper-512")
     sizes = ModelSizes(row.layers, row.dim, row.heads, "rotary")
     task = LanguageConfig(data, row.context_length)
@@ -239,7 +245,10 @@ def _losses_at(outcomes: Sequence[Outcome], budget: Label) -> dict[str, Estimate
 
 
 def _paper_is_lowest(losses: Mapping[str, Estimate]) -> bool | None:
-    """Compare the paper's form with the lowest of the others; None if one is missing or they are too close."""
+    """Compare the paper's form with the lowest of the others.
+
+    Return None if one is missing or they are too close.
+    """
     papers = [each for name, each in losses.items() if name.endswith("+paper")]
     others = [each for name, each in losses.items() if not name.endswith("+paper")]
     if not papers or not others:
@@ -256,7 +265,7 @@ def _chosen(losses: Mapping[str, Estimate], forms: Sequence[str]) -> str:
 
 
 def _setting(budget: Label) -> tuple[int, int, int]:
-    """Return width, heads and context of the models that were trained with a budget."""
+    """Return width, heads and context of the models of a budget."""
     if budget == _SHORT:
         return _SMALL.dim, _SMALL.heads, _CONTEXT
     if budget in BUDGETS:
@@ -266,7 +275,10 @@ def _setting(budget: Label) -> tuple[int, int, int]:
 
 
 def _shares(structure: str, setting: tuple[int, int, int]) -> tuple[float, float]:
-    """Return score FLOPs and cache numbers at the context length, as shares of standard attention's."""
+    """Return score FLOPs and cache numbers as shares of standard attention's.
+
+    Both are at the context length.
+    """
     context = setting[2]
     layers = [build_attention(each.partition(",")[0], *setting) for each in (structure, REFERENCE)]
     scores = [layer.mixing_flops(context).scores for layer in layers]
@@ -275,7 +287,10 @@ def _shares(structure: str, setting: tuple[int, int, int]) -> tuple[float, float
 
 
 def _draw_losses(axes: Axes, losses: Mapping[str, Estimate], setting: tuple[int, int, int]) -> None:
-    """Draw the loss of each structure over its share of cache numbers; the plain ones and the confirmed have names."""
+    """Draw each structure's loss over its share of cache numbers.
+
+    The plain ones and the confirmed have names.
+    """
     for name, each in losses.items():
         cache = _shares(name, setting)[1]
         colour, mark, label = _style(name)

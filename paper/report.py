@@ -49,7 +49,7 @@ def conclude(study: Study, outcomes: Sequence[Outcome], scale: Scale, folder: Pa
 
 
 def collect(folder: Path) -> Path:
-    """Write `report.html` over every study in the subfolders of `folder`; return its path."""
+    """Write `report.html` over all studies below `folder`; return its path."""
     names = [name for name in STUDIES if (folder / name / "finding.json").exists()]
     template = page_template("studies.html", Path(__file__).parent / "templates")
     page = template.render(studies=[_section(folder / name, name) for name in names])

@@ -12,7 +12,11 @@ from structattn.comparison import files
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` to `path` as CSV, columns in order of appearance; RunFolderError if that fails."""
+    """Write `rows` to `path` as CSV, columns in order of appearance.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
