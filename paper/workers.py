@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 Launcher = Literal["local", "slurm"]
-"""Where trials run: processes of this machine, or jobs of a Slurm cluster through submitit."""
+"""Place where trials run: processes of this machine, or jobs of a Slurm cluster through submitit."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class RealSeries:
     """Columns of the channels; if empty, all but `time`."""
 
     fill: Fill | None = None
-    """How to fill missing values or rows; None refuses them."""
+    """Treatment of missing values and rows; None refuses them."""
 
     season: int = 24
     """Steps of a season."""

@@ -12,7 +12,7 @@ from structattn.training import MetricsRow, StepReport
 from structattn.training import Progress as Follower
 
 _UNITS = 1000
-# What training writes before the metrics of the task, of which the first is the headline.
+# Fields that training writes before the task's metrics, of which the first is the headline.
 _COUNTERS = ("step", "tokens", "flops", "seconds", "tokens_per_second", "train_loss")
 
 

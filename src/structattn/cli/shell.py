@@ -24,7 +24,7 @@ def main(
 
     Args:
         program: the words that call it; the last one starts every error line.
-        description: what the program does, for its help.
+        description: purpose of the program, for its help.
         arguments: the words after these.
         extra: the extra of the package that installs tyro.
         commands: imports the union of subcommands, see `parse`.
@@ -46,7 +46,7 @@ def parse(command: Any, program: str, description: str, arguments: Sequence[str]
     Args:
         command: a union of dataclasses, each annotated with its subcommand.
         program: name of the program, for its help.
-        description: what the program does, for its help.
+        description: purpose of the program, for its help.
         arguments: the words after the name.
 
     Raises:

@@ -35,7 +35,7 @@ class Cost:
     """Numbers in the key caches of all blocks when generating at the trained length, over that length."""
 
     value_numbers_per_token: float | None = None
-    """The same for values; None in results of version 0.1.0."""
+    """Numbers in the value caches likewise; None in results of version 0.1.0."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Run:
     """Evaluations, oldest first."""
 
     error: str | None = None
-    """Why the run ended before its budget, if it did."""
+    """Reason why the run ended before its budget; None if it did not."""
 
     @property
     def done(self) -> bool:

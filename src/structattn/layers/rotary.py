@@ -25,7 +25,7 @@ class RotaryEmbedding:
 
     Args:
         base: `θ_i = base^{-2i/r}` for pair `i` of a head of width `r`.
-        frequencies: how rates fall over the levels. `"whole"`: over the whole head, so that level 1 gets the fastest
+        frequencies: fall of the rates over the levels. `"whole"`: over the whole head, so that level 1 gets the fastest
             pairs. `"per_level"`: within each level, `base^{-2i/r_l}`. `"slow_far"`: over the whole head in reverse, so
             that level 1, which far pairs share, gets the slowest pairs. `"near_only"`: over the levels after the
             first; level 1 is not rotated.

@@ -35,7 +35,7 @@ class Picture:
 
     title: str
     caption: str
-    """What it shows and how to read it."""
+    """Content, and how to read it."""
 
     svg: str
     """The figure, with a transparent background."""

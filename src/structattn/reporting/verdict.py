@@ -21,10 +21,10 @@ class Verdict:
     """The conclusion of a comparison, in three sentences."""
 
     answer: str
-    """Which structure is best, and by how much; says first if a competing baseline is better."""
+    """The best structure and its lead; before that, baselines that are better and compete."""
 
     trust: str
-    """Whether the difference stands out from the spread between seeds."""
+    """Comparison of the difference with the spread between seeds."""
 
     savings: str
     """Costs of the best structure beside the other; empty if there is no other."""

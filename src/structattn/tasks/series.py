@@ -93,7 +93,7 @@ def load_series(data: str, *, time: str = "date", columns: Sequence[str] = (), f
             heading, UTF-8.
         time: column of times, ISO 8601, ascending at regular intervals.
         columns: channels; if empty, every column but `time`.
-        fill: how to fill missing values and rows: repeat the last value, interpolate, or leave the row out and join its
+        fill: treatment of missing values and rows: repeat the last value, interpolate, or leave rows out and join their
             neighbours. `Series.windows` keeps filled values out of futures.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Pairing = Literal["halves", "neighbours"]
-"""How a rotary embedding pairs the dimensions of a head of width `r`: `i` with `i + r/2`, or `2i` with `2i + 1`."""
+"""Pairs of a rotary embedding in a head of width `r`: `i` with `i + r/2`, or `2i` with `2i + 1`."""
 
 
 def unit_dimensions(pairing: Pairing | None, width: int) -> Tensor:

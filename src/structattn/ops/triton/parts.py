@@ -29,7 +29,7 @@ class Part(NamedTuple):
     far: bool
     """True if the two tiles are at one depth: `first + 1 … stop`, known at run time."""
     whole: int = 0
-    """If not far, leading levels that reach all pairs. A finite first window may leave none."""
+    """Number of leading levels that reach all pairs, unless far. A finite first window may leave none."""
     partial: int = 0
     """One past the last level that reaches some pair."""
     own: bool = False

@@ -70,7 +70,7 @@ class TaskFigure:
 
     title: str
     caption: str
-    """What it shows and how to read it."""
+    """Content, and how to read it."""
 
     draw: Callable[[Findings], Figure]
 
@@ -124,10 +124,10 @@ class TaskProfile:
     """Returns the class of its models. A function, so that `structattn.tasks` imports no models."""
 
     question: str
-    """What a comparison on this task answers, in one sentence: the heading of the report."""
+    """Question that a comparison on this task answers, in one sentence: the heading of the report."""
 
     setting: str
-    """What a model does, and how it is judged: a paragraph of the report."""
+    """Work and measure of a model: a paragraph of the report."""
 
     quantity: str
     """The headline metric in a sentence, such as `validation loss`. Its name and unit are the first of `Task.units`."""
