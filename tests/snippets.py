@@ -19,7 +19,10 @@ def blocks_of(page, language):
 
 
 def snippets_of(page):
-    """Return the page's Python; transformers before 5.24 names the cache's argument otherwise than the pages do."""
+    """Return the page's Python for the installed version of transformers.
+
+    Before 5.24 the cache's argument has another name than on the pages.
+    """
     return [snippet.replace("cache=make_cache(", f"{CACHE}=make_cache(") for snippet in blocks_of(page, "python")]
 
 

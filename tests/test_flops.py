@@ -16,7 +16,10 @@ from tests.structures.cases import Case, each_case
 
 
 def counted(call, *inputs: torch.Tensor) -> Flops:
-    """FLOPs of a real call and of its backward pass, gradients of all inputs and parameters included."""
+    """Return FLOPs of a real call and its backward pass.
+
+    Gradients of all inputs and parameters are included.
+    """
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
     with flops.counter() as count:
         out = call(*inputs)

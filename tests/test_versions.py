@@ -1,4 +1,4 @@
-"""Which versions are served: one table, one lock, one version number, and a clear word for what lies outside."""
+"""Check the served versions: one table, one lock, one version number, clear errors outside."""
 
 import json
 import re

@@ -45,7 +45,10 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory):
-    """The interpreter of an environment that has the wheel and, by a path, what the wheel depends on."""
+    """Return an interpreter that has the wheel and its dependencies.
+
+    The dependencies come by a path.
+    """
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -56,7 +59,7 @@ def python(wheel, tmp_path_factory):
 
 
 def run(python: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the interpreter with no compiler on PATH, and no cache that could hold a library."""
+    """Run the interpreter without a compiler on PATH or a cached library."""
     bare = {"PATH": str(python.parent), "HOME": str(python.parent), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [str(python), "-W", "error::UserWarning", *arguments]
     return subprocess.run(command, env=bare | environment, cwd=python.parent, capture_output=True, text=True)

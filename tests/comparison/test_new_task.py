@@ -1,4 +1,4 @@
-"""A new task needs nothing but its own file and a line in the registry; this file holds a tiny one."""
+"""Hold a tiny task: a new one needs its file and a registry line."""
 
 import dataclasses
 import json

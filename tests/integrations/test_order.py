@@ -128,7 +128,7 @@ def test_orders_by_frequency():
 
 
 def test_pairs_of_neighbours_are_found(monkeypatch):
-    """As in the Cohere models, whose `rotate_half` rotates neighbours."""
+    """Read neighbours off `rotate_half`, as in the Cohere models."""
     model = make("llama")
     attention = model.model.layers[0].self_attn
     import transformers.models.llama.modeling_llama as file

@@ -49,7 +49,10 @@ each_kind = pytest.mark.parametrize("spelling", SPELLINGS)
 
 
 def build(spelling: str, *, seed: int = 0, **options: Any) -> Attention:
-    """The layer in float64, with gains of norms drawn too, so that a lost gain shows."""
+    """Return the layer in float64, with gains of norms drawn too.
+
+    A lost gain then shows.
+    """
     generator = torch.Generator().manual_seed(seed)
     options = {"dtype": torch.float64, "generator": generator} | options
     layer = build_attention(spelling, DIM, HEADS, CONTEXT, **options)

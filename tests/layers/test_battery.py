@@ -221,7 +221,7 @@ def test_builds_on_the_meta_device(spelling: str) -> None:
 
 @pytest.mark.parametrize("spelling", ["standard", "swa:3", "gswa:3|2", "mlr:2|2", "lowrank", "btt"])
 def test_a_chunk_of_queries_against_cached_keys(spelling: str) -> None:
-    """As with a key-value cache: project new tokens, attend to all keys so far."""
+    """Project new tokens, attend to all keys so far, as with a cache."""
     layer, x = build(spelling, rotary=RotaryEmbedding()), tokens(2, 21)
     _, key, value = layer.project(x, torch.arange(21))
     query, _, _ = layer.project(x[:, 17:], torch.arange(17, 21))

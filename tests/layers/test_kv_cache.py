@@ -354,7 +354,7 @@ def test_windows_keep_their_window():
 
 
 class OnMeta:
-    """A layer and its cache whose tensors are on the meta device, where no number can be read."""
+    """Layer and cache on the meta device, where no number can be read."""
 
     def __init__(self, layer, cache):
         self.layer, self.cache = layer.to("meta"), cache
@@ -399,7 +399,7 @@ class TestDeviceNumbers:
 
     @each_kind
     def test_what_is_kept_is_the_same(self, spelling):
-        """As where the starts of rows are read at every token."""
+        """The cache keeps what it would if starts of rows were read at every token."""
         layer, x, starts = build(spelling), tokens(2, LENGTH), torch.tensor([0, 3])
         once, often = layer.new_cache(), layer.new_cache()
         for at in range(LENGTH):

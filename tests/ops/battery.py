@@ -52,7 +52,10 @@ class Case:
         return {name: self._laid_out(tensor.to(self.dtype)) for name, tensor in drawn.items()}
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
-        """As a projection layer leaves it, (B, T, H, w) seen as (B, H, T, w), with a gap after each row if strided."""
+        """Lay a tensor out as a projection layer leaves it.
+
+        That is (B, T, H, w) seen as (B, H, T, w), with a gap after each row if strided.
+        """
         if not self.strided:
             return tensor
         wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan, dtype=tensor.dtype).transpose(1, 2)
@@ -137,7 +140,10 @@ def largest_terms(case: Case) -> dict[str, float]:
 
 
 def deviations(case: Case, backend: str) -> list[Deviation]:
-    """Compare a backend's output and gradients with the definition; plain PyTorch in the same dtype sets tolerances."""
+    """Compare a backend's output and gradients with the definition.
+
+    Plain PyTorch in the same dtype sets tolerances.
+    """
     return compare(case, results(case, backend))
 
 

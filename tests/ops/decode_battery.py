@@ -81,7 +81,7 @@ def check(case: DecodeCase, backend: str) -> None:
 
 
 def live_starts(hierarchy: Hierarchy, key_length: int, queries: int, key_start: Tensor | None) -> list[int]:
-    """For each level, the first index that the level reaches from any row's first query."""
+    """Return each level's first index within reach of any first query."""
     rows = [0] if key_start is None else key_start.tolist()
     starts = []
     for size in hierarchy.sizes:

@@ -9,7 +9,10 @@ from structattn.ops import Hierarchy
 
 @st.composite
 def drawn_hierarchies(draw: st.DrawFn, *, with_sinks: bool = False) -> tuple[Hierarchy, int]:
-    """Levels by block or by window, in keys alone or in values too, and a width of values that fits."""
+    """Draw a hierarchy, by block or window, and a fitting value width.
+
+    Levels are in keys alone or in values too.
+    """
     levels = draw(st.integers(1, 4))
     reach: dict[str, tuple[int | None, ...]] = {}
     if draw(st.booleans()):

@@ -82,7 +82,7 @@ def _baddbmm_flop(_, first, second, *args, **kwargs):
     ],
 )
 def test_executed_flops_follow_the_formula(text, most):
-    """What is multiplied is what the visible pairs need, but for the edges of windows and of the causal mask.
+    """Only visible pairs are multiplied, but for the edges of windows and of the causal mask.
 
     A tile is multiplied whole where an edge crosses it.
     """

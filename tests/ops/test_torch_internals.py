@@ -25,7 +25,10 @@ class Gone:
 
 @contextmanager
 def gone(name):
-    """Take a name out of torch; methods of tensors, which stand in an immutable type, are hidden."""
+    """Take a name out of torch.
+
+    Methods of tensors, which stand in an immutable type, are hidden.
+    """
     *owners, last = name.split(".")
     owner = torch_internals.find(".".join(owners)) if owners else torch
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +49,10 @@ def loaded():
 
 @pytest.fixture(params=NAMES)
 def without(request, monkeypatch):
-    """The op after an import that did not find one name; torch itself, which uses the names, has it back."""
+    """Return the op after an import that did not find one name.
+
+    Torch itself, which uses the names, has it back.
+    """
     with gone(request.param):
         assert torch_internals.find(request.param) is None
         fresh = loaded()

@@ -62,7 +62,10 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def make(case: Case, heads: int | None = None, normalize: bool = False, seed: int = 0, **kw) -> Structure:
-    """The member in float64, with factors so large that normalisation changes them where it is on."""
+    """Return the member in float64, with large factors.
+
+    Normalisation changes them where it is on.
+    """
     structure = case.make(heads=heads, normalize=normalize, generator=seeded(seed), dtype=torch.float64, **kw)
     with torch.no_grad():
         for parameter in structure.parameters():

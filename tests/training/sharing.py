@@ -8,7 +8,7 @@ from tests.training.tiny import make_task, run
 
 
 class Interrupting(RegressionTask):
-    """Raises in every process at the batch of step 7, as if all had been killed."""
+    """Raise in every process at the batch of step 7, as if killed."""
 
     def batch(self, step, *args, **kwargs):
         if step == 7:
