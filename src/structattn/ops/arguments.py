@@ -8,6 +8,9 @@ from torch import Tensor
 from structattn.ops.hierarchy import Hierarchy
 from structattn.ops.torch_internals import assert_later
 
+CallTensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Query, key, value, bias, `key_start` and `key_end` of a call of `mlr_attention`."""
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from structattn import checks
 from structattn.ops import operator, registry
 from structattn.ops.arguments import (
+    CallTensors,
     bias_with_four_axes,
     check_hierarchy,
     check_key_bound,
@@ -21,6 +22,7 @@ from structattn.ops.arguments import (
 )
 from structattn.ops.call import Call
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import UNPADDED, KeySpan
 
 
 def mlr_attention(
@@ -80,16 +82,13 @@ def mlr_attention(
         NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: a second derivative is asked for.
     """
-    bounds = (key_start, key_end)
+    tensors = (query, key, value, attn_bias, key_start, key_end)
     if type(dropout_p) is float and dropout_p == 0.0:
-        out = operator.attend_in_cpp(
-            query, key, value, hierarchy, is_causal, scale, attn_bias, *bounds, query_offset, enable_gqa, backend
-        )
+        out = operator.attend_in_cpp(tensors, hierarchy, is_causal, scale, query_offset, enable_gqa, backend)
         if out is not None:
             return out
-    call = _checked_call(
-        query, key, value, hierarchy, is_causal, scale, attn_bias, bounds, query_offset, enable_gqa, dropout_p, backend
-    )
+    registry.check_name(backend)
+    call = _checked_call(tensors, hierarchy, is_causal, scale, query_offset, enable_gqa, dropout_p)
     return operator.attend(call, backend)
 
 
@@ -98,56 +97,41 @@ def attend_with_lse(
     key: Tensor,
     value: Tensor,
     hierarchy: Hierarchy,
+    span: KeySpan = UNPADDED,
     *,
     is_causal: bool,
     scale: float,
     attn_bias: Tensor | None = None,
-    key_start: Tensor | None = None,
-    key_end: Tensor | None = None,
-    query_offset: int = 0,
-    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp of `mlr_attention`, for `merge_segments`.
 
     Arguments are those of `mlr_attention`, with `enable_gqa`. The log-sum-exp is as `Backend.forward` defines it and
     has no gradient.
     """
-    bounds = (key_start, key_end)
-    call = _checked_call(
-        query, key, value, hierarchy, is_causal, scale, attn_bias, bounds, query_offset, True, 0.0, backend
-    )
-    return operator.call_operator(call, backend)
+    tensors = (query, key, value, attn_bias, span.key_start, span.key_end)
+    call = _checked_call(tensors, hierarchy, is_causal, scale, span.query_offset, True, 0.0)
+    return operator.call_operator(call, "auto")
 
 
 def _checked_call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    tensors: CallTensors,
     hierarchy: Hierarchy,
     is_causal: bool,
     scale: float | None,
-    attn_bias: Tensor | None,
-    bounds: tuple[Tensor | None, Tensor | None],
     query_offset: int,
     enable_gqa: bool,
     dropout_p: float,
-    backend: str,
 ) -> Call:
-    """Check the arguments of `mlr_attention`; return its call.
-
-    `bounds` are `key_start` and `key_end`.
-    """
-    registry.check_name(backend)
+    """Check the arguments of `mlr_attention`; return its call."""
+    query, key, value, bias, start, end = tensors
     check_tensors(query, key, value, enable_gqa=enable_gqa)
     check_hierarchy(hierarchy, query, value)
     query_length, rank = query.shape[2:]
     key_length = key.shape[2]
     check_query_offset(query_offset, query_length, key_length)
     checks.boolean("is_causal", is_causal)
-    bias = None if attn_bias is None else bias_with_four_axes(attn_bias, query, key_length)
-    start, end = (
-        check_key_bound(name, bound, query) for name, bound in zip(("key_start", "key_end"), bounds, strict=True)
-    )
+    bias = None if bias is None else bias_with_four_axes(bias, query, key_length)
+    start, end = check_key_bound("key_start", start, query), check_key_bound("key_end", end, query)
     seed = None
     if checks.probability("dropout_p", dropout_p) > 0:
         seed = torch.randint(2**62, (), device=query.device)

@@ -70,9 +70,8 @@ def mlr_decode(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    out = _decode_in_cpp(
-        query, key_levels, value, key_start, hierarchy, key_length, level_starts, scale, enable_gqa, backend
-    )
+    tensors = (query, key_levels, value, key_start)
+    out = _decode_in_cpp(tensors, hierarchy, key_length, level_starts, scale, enable_gqa, backend)
     if out is not None:
         return out
     checks.one_of("backend", backend, _BACKENDS)
@@ -85,18 +84,15 @@ def mlr_decode(
     values = _value_levels(value, hierarchy)
     call = DecodeCall(query, list(key_levels), values, key_start, hierarchy, key_length, starts, scale)
     _check_shapes(call, enable_gqa)
-    tensors = (call.query, *call.key_levels, *call.value_levels, call.key_start)
-    if torch_internals.is_plain(tensors) and not torch_internals.need_grad(tensors):
+    given = (call.query, *call.key_levels, *call.value_levels, call.key_start)
+    if torch_internals.is_plain(given) and not torch_internals.need_grad(given):
         return _run(call, backend)  # dispatch through Python costs more than a step near the start of a text
     result: Tensor = torch.ops.structattn.mlr_decode(*_pack(call), backend)
     return result
 
 
 def _decode_in_cpp(
-    query: Tensor,
-    key_levels: Sequence[Tensor],
-    value: Tensor | Sequence[Tensor],
-    key_start: Tensor | None,
+    tensors: tuple[Tensor, Sequence[Tensor], Tensor | Sequence[Tensor], Tensor | None],
     hierarchy: Hierarchy,
     key_length: int,
     level_starts: Sequence[int] | None,
@@ -107,17 +103,18 @@ def _decode_in_cpp(
     """Run a call in C++ as `operator.attend_in_cpp` does, or return None."""
     if not may_run_in_cpp(hierarchy, key_length, backend):
         return None
+    query, key_levels, value, key_start = tensors
     try:
         value_levels = [value] if isinstance(value, Tensor) else value
-        tensors = (query, *key_levels, *value_levels)
+        given = (query, *key_levels, *value_levels)
         if (
-            not torch_internals.all_plain((*tensors, key_start))
-            or not all(tensor.is_cpu for tensor in tensors)
+            not torch_internals.all_plain((*given, key_start))
+            or not all(tensor.is_cpu for tensor in given)
             or not (key_start is None or key_start.is_cpu)
             or query.dtype not in library.DTYPES
             or len(value_levels) != (1 if isinstance(value, Tensor) else hierarchy.levels)
             or not (enable_gqa or value_levels[0].size(1) == query.size(1))
-            or (not library.state.differentiates and torch_internals.need_grad(tensors))
+            or (not library.state.differentiates and torch_internals.need_grad(given))
         ):
             return None
         scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
@@ -144,10 +141,7 @@ def _value_levels(value: Tensor | Sequence[Tensor], hierarchy: Hierarchy) -> lis
 
 
 def dense(call: DecodeCall) -> Tensor:
-    """Return the output by dense PyTorch, the definition of `mlr_decode`.
-
-    Memory is `O(Tq · key_length)` per head.
-    """
+    """Define `mlr_decode` in dense PyTorch, in `O(Tq · key_length)` memory per head."""
     query, hierarchy, key_length = call.query, call.hierarchy, call.key_length
     batch, heads, queries, _ = query.shape
     group = heads // call.value_levels[0].shape[1]

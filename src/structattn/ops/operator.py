@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from structattn import checks
 from structattn.ops import cpu, registry, schema, torch_internals
-from structattn.ops.arguments import check_key_bounds
+from structattn.ops.arguments import CallTensors, check_key_bounds
 from structattn.ops.call import Call, lse_dtype
 from structattn.ops.cpu import library
 from structattn.ops.hierarchy import Hierarchy
@@ -47,15 +47,10 @@ def may_run_in_cpp(hierarchy: Hierarchy, position: int, backend: str) -> bool:
 
 
 def attend_in_cpp(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    tensors: CallTensors,
     hierarchy: Hierarchy,
     is_causal: bool,
     scale: float | None,
-    bias: Tensor | None,
-    key_start: Tensor | None,
-    key_end: Tensor | None,
     query_offset: int,
     enable_gqa: bool,
     backend: str,
@@ -67,9 +62,10 @@ def attend_in_cpp(
     """
     if not may_run_in_cpp(hierarchy, query_offset, backend) or type(is_causal) is not bool:
         return None
+    query, key, value, bias, key_start, key_end = tensors
     try:
         if (
-            not torch_internals.all_plain((query, key, value, bias, key_start, key_end))
+            not torch_internals.all_plain(tensors)
             or not (query.is_cpu and key.is_cpu and value.is_cpu)
             or query.dtype not in library.DTYPES
             or not (enable_gqa or key.size(1) == query.size(1))
@@ -79,16 +75,15 @@ def attend_in_cpp(
         ):
             return None
         scale = 1 / math.sqrt(hierarchy.rank) if scale is None else checks.finite("scale", scale)
-        tensors = (query, key, value, bias, key_start, key_end, None)
         options = (hierarchy.text, is_causal, scale, query_offset, 0.0, backend)
         operator = torch.ops.structattn.mlr_attention.default
         if library.state.differentiates:
-            results = operator(*tensors, *options)
+            results = operator(*tensors, None, *options)
         elif torch_internals.need_grad(tensors):
             return None
         else:
             with torch_internals.below_autograd():
-                results = operator(*tensors, *options)
+                results = operator(*tensors, None, *options)
     except (AttributeError, TypeError, ValueError):
         return None
     out: Tensor = results[0]

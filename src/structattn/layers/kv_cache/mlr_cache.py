@@ -15,6 +15,7 @@ from structattn.layers.kv_cache.sink_tokens import SinkTokens
 from structattn.ops.attention import attend_with_lse
 from structattn.ops.decode import mlr_decode
 from structattn.ops.hierarchy import Hierarchy
+from structattn.ops.key_span import KeySpan
 from structattn.ops.segments import merge_segments
 
 _MOST_DECODED_QUERIES = 16
@@ -108,16 +109,18 @@ def _attend_segments(
     first_query, first_key = cache.length - query.shape[2], cache.keys[0].first
     near_start = _first_near_key(cache, hierarchy, first_query, is_padded=key_start is not None)
     near_starts = None if key_start is None else _near_starts(hierarchy, first_query, key_start, near_start)
+    near_span = KeySpan(
+        None if near_starts is None else near_starts - near_start, query_offset=first_query - near_start
+    )
     near = attend_with_lse(
         query,
         _joined([buffer.live.mT for buffer in cache.keys], cache.keys, near_start),
         _joined([buffer.live for buffer in cache.values], cache.values, near_start),
         hierarchy,
+        near_span,
         is_causal=True,
         scale=scale,
         attn_bias=_from_column(near_start, attn_bias),
-        key_start=None if near_starts is None else near_starts - near_start,
-        query_offset=first_query - near_start,
     )
     near_size = hierarchy.sizes[1] if hierarchy.levels > 1 else None
     if near_size is None or (
@@ -125,18 +128,21 @@ def _attend_segments(
     ):
         return near  # no row has far keys
     far_end = query.new_full(query.shape[:1], near_start, dtype=torch.int64) if near_starts is None else near_starts
+    far_span = KeySpan(
+        None if key_start is None else torch.minimum(key_start, far_end).sub(first_key).clamp(min=0),
+        far_end - first_key,
+        first_query - first_key,
+    )
     values, value_width = cache.values[0].live, hierarchy.value_widths(sum(cache.layout.value_widths))[0]
     far = attend_with_lse(
         query[..., : hierarchy.ranks[0]],
         cache.keys[0].live.mT,
         values if value_width else values.new_empty(*values.shape[:2], cache.length - first_key, 0),
         Hierarchy(hierarchy.ranks[:1], gains=hierarchy.gains[:1], windows=hierarchy.sizes[:1]),
+        far_span,
         is_causal=False,
         scale=scale,
         attn_bias=_from_column(first_key, attn_bias),
-        key_start=None if key_start is None else torch.minimum(key_start, far_end).sub(first_key).clamp(min=0),
-        key_end=far_end - first_key,
-        query_offset=first_query - first_key,
     )
     return merge_segments(far, near)
 
