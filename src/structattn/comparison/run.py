@@ -21,8 +21,8 @@ from structattn.tasks.profiles.profile import ABSENT_AT_DEFAULT
 from structattn.training import NonFiniteLossError, Progress, RunFolderError, TrainConfig, TrainResult, train
 from structattn.training.evaluation import evaluate, predict
 
-UNNAMED_KERNEL: dict[str, StandardKernel] = {"standard_kernel": "torch"}
-"""The kernel of a config that names none, as those of earlier versions."""
+_KERNEL_IF_UNNAMED: dict[str, StandardKernel] = {"standard_kernel": "torch"}
+"""Kernel of a config that names none. Configs of version 0.1.0 name none."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RunConfig:
         PyTorch's kernel is left out: folders of studies are named after these values, and older ones know no other.
         """
         plain = dataclasses.asdict(self)
-        if self.standard_kernel == UNNAMED_KERNEL["standard_kernel"]:
+        if self.standard_kernel == _KERNEL_IF_UNNAMED["standard_kernel"]:
             del plain["standard_kernel"]
         later = {
             field.name: field.default for field in dataclasses.fields(self.task) if ABSENT_AT_DEFAULT in field.metadata
@@ -109,7 +109,7 @@ class RunConfig:
             ModelSizes(**plain["sizes"]),
             TrainConfig(**training),
             plain["seed"],
-            **{name: plain[name] for name in UNNAMED_KERNEL if name in plain},
+            **{name: plain[name] for name in _KERNEL_IF_UNNAMED if name in plain},
         )
 
 
@@ -232,7 +232,7 @@ def claim(folder: Path, name: str, config: dict[str, Any]) -> None:
     parts = {"sizes": _defaults(ModelSizes), "train": _defaults(TrainConfig)}
     if task is not None:
         parts["task"] = _defaults(profile_named(task["name"]).config)
-    there, ours = (_complete(UNNAMED_KERNEL | plain, parts) for plain in (files.read_json(path), config))
+    there, ours = (_complete(_KERNEL_IF_UNNAMED | plain, parts) for plain in (files.read_json(path), config))
     change = next(_differences(there, ours), None)
     if change is not None:
         raise RunFolderError(

@@ -85,13 +85,7 @@ class ProjectedAttention(Attention):
 class ScaledAttention(ProjectedAttention):
     """Attention whose score is a scaled dot product over the whole head.
 
-    Args:
-        dim: `D`.
-        heads: query heads `H`.
-        head_dim: `r`, also the width of a value head; `D / H` by default.
-        scale: factor on the scores, see `structattn.layers.choices.head_scale`.
-        qk_norm: see `ProjectedAttention`.
-        options: see `LayerOptions`.
+    `StandardAttention` explains the arguments.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ _FORMAT = 1  # Raise it when the mapping of characters or the split changes, so 
 _BLANK_LINE = bytes([NEWLINE, NEWLINE])
 _JOINT = "\n\n"
 _UINT8 = np.dtype(np.uint8)
-_FEW = 0.8
+_LEAST_KEPT = 0.8  # Warn where a smaller share of the characters is in the vocabulary.
 _HELD_OUT = 20  # One character or document in so many is validation.
 
 
@@ -208,7 +208,7 @@ def _build(source: Source, train_path: Path, validation_path: Path) -> None:
                 _append(file, part)
         if not kept:
             raise ValueError(f"data: {source.name} holds no character of the vocabulary")
-    if kept < _FEW * read:
+    if kept < _LEAST_KEPT * read:
         _logger.warning(
             "data: of the %d characters of %s only %d are left after mapping to printable ASCII",
             read, source.name, kept,

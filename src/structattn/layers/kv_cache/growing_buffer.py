@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 QUANTUM = 64
-"""Positions that storage grows by, or 1/QUANTUM of the entries where that is more; and dropped positions that storage
-holds before it is compacted.
+"""Step of storage, in positions.
 
-A decoding step reads every live number, so copying them once in `QUANTUM` steps adds about 1/QUANTUM to its cost, more
-where new pages of memory must be mapped. Storage exceeds the live entries by less than twice the growth."""
+Storage grows by it, or by 1/QUANTUM of the entries where that is more. Storage is compacted when so many positions are
+dropped. A decoding step reads every live number, so copying them once in `QUANTUM` steps adds about 1/QUANTUM to its
+cost, more where new pages of memory must be mapped. Storage exceeds the live entries by less than twice the growth."""
 
 ALIGNMENT = 16
-"""Entry `i` is at a position of the storage that differs from `i` by a multiple of this. Storage has a multiple of
-`QUANTUM` positions, so an index that is a multiple of 16 lies at an aligned address, and kernels can load vectors."""
+"""Modulus of positions: that of entry `i` differs from `i` by a multiple of it.
+
+Storage has a multiple of `QUANTUM` positions. So an index that is a multiple of 16 lies at an aligned address, and
+kernels can load vectors."""
 
 
 class GrowingBuffer:
