@@ -40,10 +40,7 @@ class Flops:
 
 
 def linear(dim_in: int, dim_out: int, tokens: int = 1) -> Flops:
-    """Return the cost of a dense matrix.
-
-    It is `2·tokens·dim_in·dim_out`, and twice that backward.
-    """
+    """Return the cost of a dense matrix, backward twice that of forward."""
     forward = 2 * tokens * dim_in * dim_out
     return Flops(forward, 2 * forward)
 

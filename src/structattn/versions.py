@@ -39,10 +39,7 @@ def installed(package: str) -> str | None:
 
 
 def standing(package: str, version: str | None) -> Standing:
-    """Compare a version with the needed and tested ones.
-
-    A newer patch release counts as tested.
-    """
+    """Compare a version with needed and tested ones; patches count as tested."""
     if version is None:
         return "missing"
     oldest, newest = (_numbers(each) for each in tested()[package])

@@ -56,10 +56,7 @@ def _perform(command: Any, line: Sequence[str]) -> int:
 
 
 def _rename_budget(arguments: Sequence[str]) -> list[str]:
-    """Return the words with a budget `--tokens` renamed to `--train-tokens`.
-
-    Standard error says so.
-    """
+    """Rename a budget `--tokens` to `--train-tokens`, and tell standard error."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--tokens=") else [word])]
     for place, (word, value) in enumerate(itertools.pairwise(words)):
         if word == "--tokens" and _is_number(value):

@@ -38,10 +38,7 @@ class Estimate:
 
 
 def above_zero(estimate: Estimate) -> bool | None:
-    """Return True if a mean is above 0, None if unsure.
-
-    It is unsure where the 95% interval contains 0.
-    """
+    """Return True above 0, None if the 95% interval contains 0."""
     if estimate.margin is None or abs(estimate.mean) <= estimate.margin:
         return None
     return estimate.mean > 0

@@ -119,10 +119,7 @@ class Results:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Heading of each metric that was measured, by its name.
-
-        `metric` always has one.
-        """
+        """Headings of the measured metrics by name, `metric` always among them."""
         rows = [row for run in self.runs for row in run.rows] + list(self.baselines.values())
         measured = {self.metric}.union(*rows)
         return {name: heading for name, heading in self.profile.columns.items() if name in measured}

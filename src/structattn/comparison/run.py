@@ -294,10 +294,7 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
 
 
 def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
-    """Return a config with the defaults in `parts` for absent fields.
-
-    A part is a field of that name at any depth.
-    """
+    """Return a config whose absent fields in `parts` have their defaults."""
     if not isinstance(config, dict):
         return config
     whole = {name: _complete(value, parts) for name, value in config.items()}
@@ -308,10 +305,7 @@ def _complete(config: Any, parts: dict[str, dict[str, Any]]) -> Any:
 
 
 def _differences(there: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Yield the differences of two configs, in words.
-
-    An absent field is None.
-    """
+    """Yield the differences of two configs; an absent field is None."""
     if isinstance(there, dict) and isinstance(ours, dict):
         for key in sorted(there.keys() | ours.keys()):
             yield from _differences(there.get(key), ours.get(key), f"{name}.{key}" if name else str(key))

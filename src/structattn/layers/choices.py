@@ -59,9 +59,6 @@ def bilinear_scales(name: str, dim: int, level_features: Sequence[int]) -> tuple
 
 
 def spread(weights: Sequence[float], widths: Sequence[int], like: Tensor) -> Tensor:
-    """Return each weight repeated over its width, `(sum(widths),)`.
-
-    Dtype and device are those of `like`.
-    """
+    """Repeat weights over their widths, `(sum(widths),)`, in the dtype of `like`."""
     parts = zip(widths, weights, strict=True)
     return torch.cat([torch.full((width,), weight, device=like.device, dtype=like.dtype) for width, weight in parts])

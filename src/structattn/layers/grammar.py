@@ -91,10 +91,7 @@ def as_config(attention: AttentionConfig | str | Mapping[str, Any]) -> Attention
 
 
 def _arguments(config: type[AttentionConfig], text: str) -> dict[str, str]:
-    """Return the text of each argument.
-
-    A single argument is everything after the colon.
-    """
+    """Return each argument's text; a single one is all after the colon."""
     names = config.arguments
     if config is MLRConfig and ("@" in text or "v" in text):
         return _hierarchy_fields(text)

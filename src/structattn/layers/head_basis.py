@@ -68,10 +68,7 @@ class HeadBasis(nn.Module):
         self.mean.copy_(mean)
 
     def flops(self, heads: int, tokens: int) -> Flops:
-        """Return the FLOPs on `tokens` tokens of `heads` query heads.
-
-        The maps themselves have no gradient.
-        """
+        """Return the FLOPs on `tokens` tokens; the maps have no gradient."""
         kv_heads, rank, _ = self.query.shape
         forward = (heads + kv_heads) * flops.linear(rank, rank, tokens).forward
         return Flops(forward, forward)

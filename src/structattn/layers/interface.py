@@ -246,10 +246,7 @@ class Attention(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every matrix again, normal with deviation `1/sqrt(fan_in)`.
-
-        Biases become 0, gains 1.
-        """
+        """Draw matrices with deviation `1/sqrt(fan_in)`; biases become 0, gains 1."""
         draw_linears(self, generator)
         for module in self.children():
             if isinstance(module, Structure):
@@ -287,10 +284,7 @@ def _positions(x: Tensor, read: int, key_start: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def draw_linears(layer: nn.Module, generator: torch.Generator | None) -> None:
-    """Draw a layer's projections, normal with deviation `1/sqrt(fan_in)`.
-
-    Their biases become 0.
-    """
+    """Draw projections with deviation `1/sqrt(fan_in)`; their biases become 0."""
     for module in layer.children():
         if isinstance(module, nn.Linear):
             weight = module.weight

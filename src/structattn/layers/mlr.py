@@ -28,10 +28,8 @@ class MLRAttention(ProjectedAttention):
 
         score(i, j) = c_m · Σ_{l <= m} α_l · ⟨q_i, k_j⟩ over the dimensions of level l        m = depth(i, j)
 
-    Values are mixed by level where the hierarchy has value ranks.
-
-    The paper's setting for language is `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `α_l = 1/r_l` and
-    LayerNorm on each query and key head.
+    Values are mixed by level where the hierarchy has value ranks. The paper's setting for language is
+    `Hierarchy.dyadic(ranks, context_length, gains="mean")` with `α_l = 1/r_l` and LayerNorm on each query and key head.
 
     Args:
         dim: `D`.

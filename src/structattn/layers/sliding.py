@@ -72,10 +72,7 @@ class SlidingWindowAttention(ScaledAttention):
         return attend_mlr_cache(query, cache, self.hierarchy, scale=self.scale, key_start=span.key_start)
 
     def mixing_flops(self, length: int, batch: int = 1, *, dense: bool = False) -> Flops:
-        """Return the FLOPs of the pairs in the window.
-
-        With `dense`, count a full window for every token.
-        """
+        """Return the window's FLOPs; with `dense`, of full windows for all tokens."""
         return _window_flops(self, self.hierarchy, length, batch, dense)
 
     def extra_repr(self) -> str:

@@ -81,10 +81,7 @@ def _adding_moments(model: LanguageModel, sums: list[MomentSums], far: int | Non
 
 
 def _pair_counts(positions: Tensor, far: int | None) -> tuple[Tensor, Tensor]:
-    """Count far keys of each query, and far queries of each key.
-
-    Far keys are those in earlier blocks, far queries those in later ones.
-    """
+    """Count each query's keys in earlier blocks, and the other way round."""
     if far is None:
         ones = torch.ones(len(positions), dtype=torch.float64, device=positions.device)
         return ones, ones

@@ -73,10 +73,7 @@ class StructuredModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw every parameter that `from_pretrained` has not filled.
-
-        Hugging Face calls this when a model is made.
-        """
+        """Draw all that `from_pretrained` has not filled; Hugging Face calls this."""
         parameters = dict(self.named_parameters())
         for name, description in self.describe().items():
             initialise_(parameters[name], description)

@@ -31,10 +31,7 @@ def one_cache(cache: CacheT | None, past_key_values: CacheT | None) -> CacheT | 
 
 
 def prepares_cache() -> bool:
-    """Return True if models make their own cache in `generate`.
-
-    They do it in `_prepare_cache_for_generation`.
-    """
+    """Return True if `generate` calls a model's `_prepare_cache_for_generation`."""
     return hasattr(GenerationMixin, "_prepare_cache_for_generation")
 
 

@@ -81,10 +81,7 @@ class Backend(Protocol):
     """The functions that a backend's module provides."""
 
     def ineligible(self, call: Call | None = None) -> str | None:
-        """Return why this backend cannot serve `call`, or None if it can.
-
-        Without a call, answer for any call on this machine.
-        """
+        """Return why `call`, or any call if None, cannot be served here."""
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Return output and log-sum-exp.

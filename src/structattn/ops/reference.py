@@ -71,10 +71,7 @@ def _visible(call: Call) -> Tensor:
 
 
 def _at_levels(call: Call, matrix: Tensor) -> list[Tensor]:
-    """Return a matrix of pairs for each level, zero outside its reach.
-
-    Level 1 reaches all visible pairs.
-    """
+    """Return a matrix for each level, zero for pairs out of reach."""
     i, j = _positions(call)
     return [matrix, *(matrix * call.hierarchy.reaches(level, i, j) for level in range(1, call.hierarchy.levels))]
 

@@ -19,10 +19,7 @@ REGISTRY: dict[str, Backend] = {
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """A backend and, if it cannot serve, the reason.
-
-    The reason concerns this machine, or a given call.
-    """
+    """Backend and the reason against it, if any, for machine or call."""
 
     name: str
     reason: str | None

@@ -23,8 +23,8 @@ StandardKernel = Literal["auto", "torch", "compiled"]
 `"torch"` is `F.scaled_dot_product_attention` wherever one of its fused kernels serves the call. `"compiled"` is this
 package's: C++ on a CPU, Triton on a CUDA device. `"auto"` takes the faster one, see `faster_kernel`."""
 
-# Shortest queries and keys from which the compiled kernel is faster, by dtype, training and causal masking; nothing
-# where it is not. `python -m benchmarks.standard_kernel` measures it.
+# Shortest queries and keys from which the compiled kernel is faster, by dtype, training and causal masking. Calls
+# that are missing stay with PyTorch. `python -m benchmarks.standard_kernel` measures it.
 _FASTER_FROM = {
     (torch.float32, False, True): 256,
     (torch.float32, True, True): 256,
@@ -123,10 +123,7 @@ def _compiled_backend(query: Tensor) -> str:
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Return True if no transform, tracer or subclass sees the call.
-
-    Some of them know PyTorch's operator alone.
-    """
+    """Return True if no transform, tracer or subclass watches PyTorch's operator."""
     return (
         all(type(tensor) is Tensor for tensor in tensors)
         and not torch.jit.is_tracing()

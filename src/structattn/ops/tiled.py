@@ -21,7 +21,8 @@ from structattn.ops.call import Call
 from structattn.ops.dropout import keep_mask
 from structattn.ops.tiles import KEY_RUN, QUERY_TILE, TilePair, key_runs, pair_tiles, tile_size
 
-# Scores in memory at once, over all rows of a group: more of them leave the cache, with fewer, call overhead rules.
+# Most scores in memory at once, over all rows of a group. More do not fit the processor's cache; with fewer, the
+# overhead of calls dominates.
 _SCORES = 2**21
 
 
@@ -93,10 +94,7 @@ class _RowGroup:
         )
 
     def tile_pairs(self) -> Iterator[tuple[range, list[tuple[slice, TilePair]]]]:
-        """Yield each tile of queries with its runs of keys.
-
-        Edges of tiles are multiples of the tile size.
-        """
+        """Yield tiles of queries, cut at multiples of their size, with runs."""
         size, end = tile_size(self.call.hierarchy), self.offset + self.queries.stop - self.queries.start
         key_length = self.keys.stop - self.keys.start
         position = self.offset
@@ -133,20 +131,14 @@ class _RowGroup:
         return score.view(-1, self.call.query.shape[1], *score.shape[2:])
 
     def bias_at(self, bias: Tensor, tile: range, run: slice) -> Tensor:
-        """Return a tile pair's slice of a bias or of its gradient.
-
-        Axes of size 1 stay whole.
-        """
+        """Return a tile pair's slice of a bias; size 1 stays whole."""
         query, key = self.queries.start - self.offset, self.keys.start
         queries, keys = slice(query + tile.start, query + tile.stop), slice(key + run.start, key + run.stop)
         wanted = (self.rows, slice(None), queries, keys)
         return bias[tuple(slice(None) if size == 1 else cut for size, cut in zip(bias.shape, wanted, strict=True))]
 
     def keep(self, tile: range, run: slice) -> Tensor | None:
-        """Return dropout's factor on probabilities, 0 or `1/(1 - p)`.
-
-        It is `(N, G·t, n)`, or None without dropout.
-        """
+        """Return dropout's factors on probabilities `(N, G·t, n)`; None without dropout."""
         call = self.call
         if call.seed is None:
             return None
@@ -160,10 +152,7 @@ class _RowGroup:
 
 
 def _row_groups(call: Call) -> Iterator[_RowGroup]:
-    """Yield the groups of rows that have queries and keys.
-
-    Each has at most `_SCORES` scores in memory.
-    """
+    """Yield groups of rows with queries and keys, at most `_SCORES` large."""
     (batch, heads, query_length, _), key_length = call.query.shape, call.key.shape[2]
     starts = [0] * batch if call.key_start is None else call.key_start.tolist()
     ends = [key_length] * batch if call.key_end is None else call.key_end.tolist()
@@ -183,10 +172,7 @@ def _row_groups(call: Call) -> Iterator[_RowGroup]:
 
 
 def _forward_group(group: _RowGroup, out: Tensor, lse: Tensor) -> None:
-    """Fill the group's views of output and log-sum-exp.
-
-    They are `(rows, Hq, Tq, dv)` and `(rows, Hq, Tq)`.
-    """
+    """Fill the group's output `(rows, Hq, Tq, dv)` and log-sum-exp `(rows, Hq, Tq)`."""
     call = group.call
     key, value, queries = group.fold_keys(call.key), group.fold_keys(call.value), group.query_view(call.query)
     for tile, runs in group.tile_pairs():

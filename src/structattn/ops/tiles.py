@@ -42,10 +42,7 @@ def tile_size(hierarchy: Hierarchy) -> int:
 
 
 def key_runs(hierarchy: Hierarchy, tile: range, key_length: int, is_causal: bool) -> Iterator[range]:
-    """Yield the runs of keys that queries at positions `tile` may see.
-
-    Runs end where the depth changes and after `KEY_RUN` keys.
-    """
+    """Yield runs of at most `KEY_RUN` visible keys, cut where depth changes."""
     first, stop = _reached_by_some(hierarchy, 0, tile)
     first, stop = max(first, 0), min(stop, key_length, tile.stop if is_causal else key_length)
     edges = {first, stop}
@@ -264,10 +261,7 @@ def pair_tiles(
 
 
 def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:
-    """Return the number of blocks of a tile, or 0.
-
-    It is 0 unless tile and run are the same whole blocks of the level.
-    """
+    """Return the blocks in a tile that is its own run, else 0."""
     size = hierarchy.sizes[level] or 0
     aligned = not hierarchy.by_window and tile == run and tile.start % size == 0 and len(tile) % size == 0
     return len(tile) // size if aligned else 0

@@ -28,10 +28,7 @@ def attention_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 def attention_backward(
     ctx: Any, grad_out: Tensor | None, _: Tensor | None, backward: Callable[..., Sequence[Tensor]] | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operator's arguments.
-
-    They come from `backward`, by default the backward operator.
-    """
+    """Return the gradients that `backward`, by default the backward operator, gives."""
     if grad_out is None:
         return pad_with_none((), ARGUMENT_COUNT)
     out, lse, *tensors = ctx.saved_tensors

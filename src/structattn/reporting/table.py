@@ -24,10 +24,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of a comparison's table.
-
-    The best structure comes first, failed structures and baselines last.
-    """
+    """Headings and rows, best structure first, failed ones and baselines last."""
 
     headings: tuple[str, ...]
     rows: tuple[TableRow, ...]

@@ -158,10 +158,7 @@ class Structure(nn.Module, abc.ABC):
         return self._unflatten(y, self._lift("left", self._features("right", rows)))
 
     def adjoint(self, x: Tensor) -> Tensor:
-        """Return `Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`.
-
-        Errors are those of :meth:`forward`.
-        """
+        """Return `Mᵀ x` for `x (..., dim_out)`: `(..., [H,] dim_in)`, checked as `forward` does."""
         rows = self._rows("x", x, self.dim_out)
         return self._unflatten(x, self._lift("right", self._features("left", rows)))
 
@@ -174,10 +171,7 @@ class Structure(nn.Module, abc.ABC):
         return self._unflatten(y, self._features("right", self._rows("y", y, self.dim_in)))
 
     def bilinear(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return `xᵀ M y`, `(..., [H])`.
-
-        Batch axes of `x (..., dim_out)` and `y (..., dim_in)` broadcast.
-        """
+        """Return `xᵀ M y`, `(..., [H])`, with broadcast batch axes."""
         return (self.left(x) * self.right(y)).sum(-1)
 
     def project_(self, target: Tensor) -> Self:
@@ -283,10 +277,7 @@ class Structure(nn.Module, abc.ABC):
         return value.reshape(-1, dim)
 
     def _unflatten(self, like: Tensor, result: Tensor) -> Tensor:
-        """Return `(N, H, width)` with the batch axes of `like`.
-
-        Drop the axis of heads where there are none.
-        """
+        """Give `(N, H, width)` the batch axes of `like`, and heads if any."""
         heads = () if self.heads is None else (self.heads,)
         return result.reshape(*like.shape[:-1], *heads, result.shape[-1])
 

@@ -137,10 +137,7 @@ class Butterfly(Structure):
 
 
 def nearest_butterfly(target: Tensor) -> list[Tensor]:
-    """Return factors of a butterfly near each `target (N, n, n)`.
-
-    Stage `i` is `(N, 2^{i-1}, n/2^i, 2, 2)`.
-    """
+    """Return stages `(N, 2^{i-1}, n/2^i, 2, 2)` of a butterfly near `target (N, n, n)`."""
     count, n = target.shape[:2]
     if n == 2:
         return [target[:, None, None]]

@@ -113,10 +113,7 @@ class Level:
 
 
 def multiply_shared(x: Tensor, weight: Tensor) -> Tensor:
-    """Return `x (K, N, d)` times `weight (H, K, d, e)`: `(K, N, H, e)`.
-
-    All heads share the blocks `x`.
-    """
+    """Return shared `x (K, N, d)` times `weight (H, K, d, e)`: `(K, N, H, e)`."""
     heads, blocks, d, e = weight.shape
     side_by_side = weight.permute(1, 2, 0, 3).reshape(blocks, d, heads * e)
     return torch.bmm(x, side_by_side).unflatten(-1, (heads, e))

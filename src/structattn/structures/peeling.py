@@ -54,11 +54,12 @@ def peel(target: Tensor, levels: Sequence[Level]) -> list[Tensor]:
 
 
 def _grid_to_complete_on(level: Level, below: Sequence[Level]) -> tuple[int, int]:
-    """Return the tiles per side to separate `level` on, and their rank.
+    """Return the tiles per side of a child, and their rank.
 
-    Either they cut a child into the blocks of the level after next, off whose diagonal only the next level lives, or
-    one tile is the whole child, where all the levels below add up. The ranks of `level` and of a tile must fit a
-    tile's rows and columns together; where neither choice has room, the first makes a start.
+    A child is a diagonal block of the next level. Either its tiles are blocks of the level after next: off their
+    diagonal, only the next level is left. Or one tile is the whole child, where the ranks of all levels below add up. A
+    tile must have room for the rank of `level` and of what lies below. Where neither choice has room, the first makes a
+    start.
     """
     children = below[0].blocks
     choices = [(1, sum(fine.blocks // children * fine.s for fine in below))]

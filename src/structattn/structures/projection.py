@@ -119,10 +119,7 @@ def _descend(
 def _sweep(
     target: Tensor, parts: Sequence[Tensor], levels: Sequence[Level]
 ) -> tuple[list[Tensor], tuple[Factors, ...], float]:
-    """Set each level in turn to its optimum given the others.
-
-    Return levels, factors and error.
-    """
+    """Set each level to its optimum; return levels, factors and error."""
     residual = target - torch.stack(tuple(parts)).sum(0)
     swept, factors = [], []
     for part, level in zip(parts, levels, strict=True):

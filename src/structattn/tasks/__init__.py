@@ -49,10 +49,7 @@ def build_task(config: TaskConfig, *, seed: int = 0, total_steps: int) -> Task:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch on first use.
-
-    `structattn --help` should not wait for it.
-    """
+    """Import what needs torch on first use, so that `--help` is quick."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'task')}"), name)

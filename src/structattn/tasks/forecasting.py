@@ -216,10 +216,7 @@ class ForecastTask(Task):
 
 
 def _moments(series: Series, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return moments of each channel's observed values in the first `rows`.
-
-    A channel that is constant up to rounding has deviation 1.
-    """
+    """Return each channel's mean and deviation, 1 where it is constant."""
     values, observed = series.values[:rows], series.observed[:rows]  # A series starts with an observed value.
     mean, deviation = values.mean(axis=0, where=observed), values.std(axis=0, where=observed)
     constant = deviation <= 1e-12 * np.abs(mean)

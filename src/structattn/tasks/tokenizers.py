@@ -71,10 +71,7 @@ class AsciiTokenizer(Tokenizer):
     size = len(characters.VOCABULARY)
 
     def encode(self, text: str) -> NDArray[np.uint8]:
-        """Return the tokens of `text`.
-
-        Characters that the table lacks are mapped or dropped.
-        """
+        """Return the tokens of `text`, with other characters mapped or dropped."""
         return characters.encode(text)
 
     def decode(self, tokens: ArrayLike) -> str:
@@ -97,20 +94,14 @@ class TextTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def encode_with_bytes(self, text: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the tokens of `text` and the UTF-8 bytes of each.
-
-        The bytes sum to those of `text`.
-        """
+        """Return tokens and the UTF-8 bytes of each, which sum to `text`'s."""
 
     @abc.abstractmethod
     def _write(self, folder: Path) -> None:
         """Write the tokenizer's files into an empty folder."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into `folder`, made if missing.
-
-        Each file is written completely or not at all.
-        """
+        """Write the tokenizer into `folder`, each file completely or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".tokenizer.{uuid.uuid4().hex}"
         partial.mkdir()

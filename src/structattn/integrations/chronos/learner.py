@@ -71,10 +71,7 @@ class ChronosLearner(nn.Module):
         return output
 
     def num_parameters(self) -> int:
-        """Return the number of parameters.
-
-        The token embedding, which is also the read-out, counts once.
-        """
+        """Return the number of parameters; the tied embedding counts once."""
         return self.model.num_parameters()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -82,17 +79,11 @@ class ChronosLearner(nn.Module):
         self.model.save_pretrained(folder)
 
     def flops(self, length: int, batch: int = 1) -> Flops:
-        """Return the FLOPs of `batch` unpadded rows of `length` ids.
-
-        The ids of the future count too.
-        """
+        """Return the FLOPs of `batch` rows of `length` ids, future included."""
         return t5_flops(self.config, self._hierarchies(), length - self._future, self._future, batch)
 
     def describe(self) -> dict[str, Description]:
-        """Return fans and role of every parameter.
-
-        The tied token embedding counts once.
-        """
+        """Return fans and role of every parameter, a tied one once."""
         return {name: _describe(name, parameter) for name, parameter in self.named_parameters()}
 
     def _hierarchies(self) -> dict[str, list[Hierarchy]]:

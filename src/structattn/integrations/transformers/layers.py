@@ -39,10 +39,7 @@ class AttentionLayer:
 
     @property
     def config(self) -> Any:
-        """Config that the module reads at each call.
-
-        That of a stack is a copy of the model's.
-        """
+        """Config that the module reads; a stack's is a copy."""
         return self.module.config
 
 
@@ -102,11 +99,7 @@ def attention_layers(model: nn.Module) -> dict[str, list[AttentionLayer]]:
 
 
 def describe(name: str, module: nn.Module) -> AttentionLayer:
-    """Return the description of one layer.
-
-    Raises:
-        ValueError: an attribute is missing.
-    """
+    """Return a layer's description; ValueError if an attribute is missing."""
     config = getattr(module, "config", None)
     width = next((getattr(module, field) for field in _WIDTHS if hasattr(module, field)), None)
     heads = getattr(config, "num_attention_heads", None)

@@ -31,10 +31,7 @@ def rotates(model: nn.Module) -> bool:
 
 
 def rates(model: nn.Module) -> list[Tensor]:
-    """Return each pair's angle per position `(r/2,)`, for every rotary embedding.
-
-    Gemma 3 has one for each layer type.
-    """
+    """Return angles per position `(r/2,)`, one tensor for each rotary embedding."""
     return [
         buffer
         for name, buffer in model.named_buffers()

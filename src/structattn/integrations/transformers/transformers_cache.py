@@ -132,10 +132,7 @@ class MLRCache(GenerationCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def _writes(self) -> float:
-        """Return a number that changes when a parameter is written to.
-
-        It is -1 once a parameter is gone.
-        """
+        """Return a number that parameter writes change; -1 once one is gone."""
         parameters = [reference() for reference in self._parameters]
         alive = [parameter for parameter in parameters if parameter is not None]
         return count_writes(alive) if len(alive) == len(parameters) else -1

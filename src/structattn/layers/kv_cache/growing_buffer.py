@@ -108,10 +108,7 @@ class GrowingBuffer:
         self._storage = None
 
     def _move(self, entries: Tensor, positions: int) -> None:
-        """Copy entries to new storage of at least so many positions.
-
-        The first entry goes to an aligned position, see `ALIGNMENT`.
-        """
+        """Copy entries to new storage, the first to an aligned position."""
         lead = self.first % ALIGNMENT
         moved = _allocate(entries, self.axis, lead + positions)
         moved.narrow(self.axis, lead, entries.shape[self.axis]).copy_(entries)
@@ -119,10 +116,7 @@ class GrowingBuffer:
 
 
 def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:
-    """Return zeros for so many positions, rounded up.
-
-    Kernels may read the unused room, so it must be finite.
-    """
+    """Return zeros for at least so many positions: kernels may read them."""
     shape = list(like.shape)
     growth = max(positions // QUANTUM**2, 1) * QUANTUM
     shape[axis] = -(-positions // growth) * growth

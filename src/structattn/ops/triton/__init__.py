@@ -77,10 +77,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 def backward(
     call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the gradients, see `Backend`.
-
-    They are the same in every run, because no kernel uses atomics.
-    """
+    """Return the gradients, see `Backend`, the same in every run."""
     from structattn.ops.triton.backward_kernels import backward
 
     return backward(call, grad_out, out, lse, needs_bias_grad=needs_bias_grad)

@@ -19,8 +19,8 @@ from structattn.ops.triton.tiles import LOG2E
 
 # Dimensions per product at most, by the bytes of a number: wider ones do not fit in registers.
 PIECE = {2: 64, 4: 32}
-# Bytes of keys and values that a step of a loop loads, and stages of its pipeline: one step less is in flight, 48 KiB
-# of shared memory, so that four programs fit on a multiprocessor.
+# Bytes of keys and values that a step of a loop loads, and stages of its pipeline. `STAGES - 1` steps are in flight:
+# 48 KiB of shared memory, so that four programs fit on a multiprocessor.
 STEP_BYTES, STAGES = 16384, 4
 FEWEST_KEYS, MOST_KEYS = 32, 256
 # Programs per multiprocessor that hide the latency of memory, and the fewest tiles of keys worth a program.

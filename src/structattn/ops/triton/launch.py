@@ -114,10 +114,7 @@ def configs(name: str, row: int) -> list[triton.Config]:
 
 
 def is_even(args: dict[str, Any], name: str) -> bool:
-    """Return True if parts other than the near one need no mask.
-
-    In every program they then consist of full tiles only.
-    """
+    """Return True if only the near part needs masks: tiles are full."""
     streamed, own = ("BLOCK_Q", "BLOCK_K") if name == "key_grad" else ("BLOCK_K", "BLOCK_Q")
     tile, step = args[own], args[streamed]
     blocks = all(size % step == 0 or (size < tile and tile % size == 0) for size in args["SIZES"])

@@ -35,9 +35,9 @@ class Part(NamedTuple):
     own: bool = False
     """True if the own tile's positions are among these, which are then one run. There the causal mask cuts."""
     starts: tuple[int, ...] = (0,)
-    """By window, start of the run before the own tile, counted from it, for each of the levels `first … stop`."""
+    """By window: where the run before the own tile starts, for each of the levels `first … stop`. The tile is at 0."""
     stops: tuple[int, ...] = (0,)
-    """By window, stop of that run."""
+    """By window: where that run stops, likewise."""
     masked: bool = False
     """True if tiles of the other side may be less than full."""
 
@@ -82,10 +82,7 @@ def _edges(ranks, values, step):
 
 @triton.constexpr_function
 def _near_by_block(sizes, own):
-    """Return the near part.
-
-    Levels are partial where their blocks may be finer than a tile of `own` positions.
-    """
+    """Return the near part; levels finer than its tile are partial."""
     levels = len(sizes)
     whole = len(list(itertools.takewhile(lambda size: size % own == 0, sizes)))
     return Part(levels - 1, levels, False, whole, levels, True)

@@ -266,10 +266,7 @@ def add_products(
     total, own, own_side, other_side, start, stop, FROM: tl.constexpr, TO: tl.constexpr, A: tl.constexpr,
     B: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add products over dimensions `start … stop` to `total (A, B)`.
-
-    These lie in the chunks of dimensions `FROM … TO`.
-    """
+    """Add products over `start … stop`, in chunks of `FROM … TO`, to `total`."""
     if static.is_resident(WIDTHS):
         for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
             if static.overlaps(WIDTHS, STEP, c, FROM, TO):
