@@ -35,7 +35,7 @@ class Cost:
     """Numbers in the key caches of all blocks when generating at the trained length, over that length."""
 
     value_numbers_per_token: float | None = None
-    """Numbers in the value caches likewise; None in results of version 0.1.0."""
+    """Numbers in the value caches of all blocks, over that length; None in results of version 0.1.0."""
 
 
 @dataclass(frozen=True)

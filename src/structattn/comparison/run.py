@@ -49,8 +49,8 @@ class RunConfig:
     """Seed of initialisation and data order; `train.seed` is that of dropout."""
 
     standard_kernel: StandardKernel = field(default="torch", kw_only=True)
-    """Kernel of standard attention. PyTorch's by default: a run then repeats to the bit wherever it goes on, with a
-    compiled kernel or without."""
+    """Kernel of standard attention. With PyTorch's, a run repeats to the bit whether or not the machine has a compiled
+    kernel."""
 
     @property
     def context_length(self) -> int:

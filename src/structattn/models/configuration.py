@@ -146,7 +146,7 @@ class BackboneConfig(PreTrainedConfig):
         return self.structures[block % len(self.structures)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, the attention with all of its own.
+        """Return the fields, and every field of the attention.
 
         A saved model keeps these when a default changes.
         """

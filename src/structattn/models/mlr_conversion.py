@@ -40,7 +40,7 @@ def measure_head_moments(model: LanguageModel, batches: Iterable[Tensor], far: i
     Args:
         model: with standard attention.
         batches: of tokens `(B, T)`.
-        far: a block size. Count only pairs in different blocks of so many positions: each query as often as it has such
+        far: a block size. Count only pairs in different blocks of this size: each query as often as it has such
             keys, each key as often as it has such queries. None counts every token once.
 
     Raises:

@@ -143,7 +143,7 @@ def _dtype(query: Tensor) -> torch.dtype:
 def _has_measured_kernel() -> bool:
     """Return True if the kernel runs, on processors like those measured.
 
-    A missing compiler gives no warning here: PyTorch's kernel is as good as it was.
+    A missing compiler gives no warning here: PyTorch's kernel serves as before.
     """
     measured = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
     return measured and library.failure() is None

@@ -47,7 +47,7 @@ _BLANK_LINE = bytes([NEWLINE, NEWLINE])
 _JOINT = "\n\n"
 _UINT8 = np.dtype(np.uint8)
 _LEAST_KEPT = 0.8  # Warn where a smaller share of the characters is in the vocabulary.
-_HELD_OUT = 20  # One character or document in so many is validation.
+_HELD_OUT = 20  # One in 20 characters or documents is validation.
 
 
 @dataclass(frozen=True)

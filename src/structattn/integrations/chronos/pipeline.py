@@ -162,7 +162,7 @@ def set_attention(model: PreTrainedModel | ChronosPipeline, attention: Attention
 
     Raises:
         TypeError: `attention` has another type.
-        ValueError: a T5 cannot have it, or it does not fit the model; the model is as it was.
+        ValueError: a T5 cannot have it, or it does not fit the model; the model is unchanged.
     """
     inner = model.inner_model if isinstance(model, ChronosPipeline) else model
     settings = getattr(getattr(inner, "config", None), "chronos_config", None)

@@ -75,7 +75,7 @@ def mlr_attention_forward(
         dropout: share of the attention probabilities to drop.
         position_bias: added to the scores, broadcastable to `(B, Hq, Tq, Tk)`.
         is_causal: overrides the module's own.
-        sliding_window: the layer's native window: a query sees so many keys at most, its own the last. Levels lie
+        sliding_window: the layer's native window, the most keys that a query sees, its own the last. Levels lie
             within it, see `Hierarchy.within`.
         kwargs: further arguments of transformers models. Those of `_UNSUPPORTED_KWARGS` must be None or left out, and
             `output_attentions` false; the others change nothing and are ignored.

@@ -8,9 +8,10 @@ from torch import Tensor
 QUANTUM = 64
 """Step of storage, in positions.
 
-Storage grows by it, or by 1/QUANTUM of the entries where that is more. Storage is compacted when so many positions are
-dropped. A decoding step reads every live number, so copying them once in `QUANTUM` steps adds about 1/QUANTUM to its
-cost, more where new pages of memory must be mapped. Storage exceeds the live entries by less than twice the growth."""
+Storage grows by it, or by 1/QUANTUM of the entries where that is more. Storage is compacted when this many positions
+have been dropped. A decoding step reads every live number, so copying them once in `QUANTUM` steps adds about
+1/QUANTUM to its cost, more where new pages of memory must be mapped. Storage exceeds the live entries by less than
+twice the growth."""
 
 ALIGNMENT = 16
 """Modulus of positions: that of entry `i` differs from `i` by a multiple of it.
@@ -116,7 +117,7 @@ class GrowingBuffer:
 
 
 def _allocate(like: Tensor, axis: int, positions: int) -> Tensor:
-    """Return zeros for at least so many positions: kernels may read them."""
+    """Return zeros for `positions` or more: kernels may read unused ones."""
     shape = list(like.shape)
     growth = max(positions // QUANTUM**2, 1) * QUANTUM
     shape[axis] = -(-positions // growth) * growth

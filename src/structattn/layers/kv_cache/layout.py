@@ -10,9 +10,9 @@ class Retention:
     """Time that entries are kept: the sequence, a block or a window.
 
     Args:
-        block: keep the entries in the block of so many positions that holds the query.
-        window: keep the last so many entries, the query's own included.
-        sinks: keep the first so many entries of each row besides the window; fewer than it holds.
+        block: size of blocks; entries in the query's block are kept.
+        window: number of last entries to keep, the query's own included.
+        sinks: number of first entries of each row to keep besides the window; fewer than it holds.
     """
 
     block: int | None = None

@@ -27,7 +27,7 @@ FEWEST_KEYS, MOST_KEYS = 32, 256
 PROGRAMS, LEAST_TILES = 4, 4
 # The second kernel holds the shares of all splits of a row in registers.
 MOST_SPLITS = 128
-# A run of one depth gets a loop of its own where it may hold so many tiles.
+# A run of one depth gets a loop of its own where it may hold at least this many tiles.
 LEAST_RUN = 8
 
 
