@@ -59,7 +59,7 @@ def query_grad_kernel(
 
     grads = tiles.zero_chunks(CHUNKS, BLOCK_Q, RANKS, STEP)
     for part in tl.static_range(parts.part_count(PARTS)):
-        for level in range(parts.part_start(PARTS, part), parts.part_stop(PARTS, part)):
+        for level in range(parts.field(PARTS, part, "first"), parts.field(PARTS, part, "stop")):
             runs = tiles.bounds(first, level, 0, visible_end, PARTS, part, BLOCK_Q, SIZES, BY_WINDOW, CAUSAL)
             for step in range(tiles.steps(runs, BLOCK_K)):
                 at, stop = tiles.tile_at(step, runs, BLOCK_K)
@@ -137,7 +137,7 @@ def key_grad_kernel(
         shift = tiles.bias_shift(bias_strides, batch, head, -offset, start)
         row = pair.to(tl.int64) * query_length - offset
         for part in tl.static_range(parts.part_count(PARTS)):
-            for level in range(parts.part_start(PARTS, part), parts.part_stop(PARTS, part)):
+            for level in range(parts.field(PARTS, part, "first"), parts.field(PARTS, part, "stop")):
                 runs = tiles.bounds(first, level, seen_from, high, PARTS, part, BLOCK_K, SIZES, BY_WINDOW, CAUSAL)
                 for step in range(tiles.steps(runs, BLOCK_Q)):
                     at, stop = tiles.tile_at(step, runs, BLOCK_Q)
@@ -152,8 +152,10 @@ def key_grad_kernel(
                         score, i[None, :], j[:, None], low, stop, keys, bias, shift, bias_strides, PARTS, part, SIZES,
                         CAUSAL,
                     )  # fmt: skip
-                    row_lse = tiles.load_rows(lse + row, i, stop, float("inf"), parts.is_masked(PARTS, part)) * LOG2E
-                    row_delta = tiles.load_rows(delta + row, i, stop, 0.0, parts.is_masked(PARTS, part))
+                    row_lse = (
+                        tiles.load_rows(lse + row, i, stop, float("inf"), parts.field(PARTS, part, "masked")) * LOG2E
+                    )
+                    row_delta = tiles.load_rows(delta + row, i, stop, 0.0, parts.field(PARTS, part, "masked"))
                     probability = tl.exp2(score - row_lse[None, :])
                     grad_side = (grad_rows, grad_step, at, at, stop)
                     score_grad = tiles.products(

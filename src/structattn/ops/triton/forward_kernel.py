@@ -49,7 +49,7 @@ def forward_kernel(
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     for part in tl.static_range(parts.part_count(PARTS)):
-        for level in range(parts.part_start(PARTS, part), parts.part_stop(PARTS, part)):
+        for level in range(parts.field(PARTS, part, "first"), parts.field(PARTS, part, "stop")):
             runs = tiles.bounds(first, level, 0, visible_end, PARTS, part, BLOCK_Q, SIZES, BY_WINDOW, CAUSAL)
             for step in range(tiles.steps(runs, BLOCK_K)):
                 at, stop = tiles.tile_at(step, runs, BLOCK_K)

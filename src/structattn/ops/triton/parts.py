@@ -137,21 +137,9 @@ def part_count(parts):
 
 
 @triton.constexpr_function
-def is_far(parts, part):
-    """Return True if a part is far."""
-    return Part(*parts[part]).far
-
-
-@triton.constexpr_function
-def part_start(parts, part):
-    """Return the first level that a part goes through."""
-    return Part(*parts[part]).first
-
-
-@triton.constexpr_function
-def part_stop(parts, part):
-    """Return one past the last level that a part goes through."""
-    return Part(*parts[part]).stop
+def field(parts, part, name):
+    """Return a field of a part, see `Part`."""
+    return getattr(Part(*parts[part]), name)
 
 
 @triton.constexpr_function
@@ -161,37 +149,7 @@ def whole_levels(parts, part):
 
 
 @triton.constexpr_function
-def partial_levels(parts, part):
-    """Return one past the last level that reaches a pair."""
-    return Part(*parts[part]).partial
-
-
-@triton.constexpr_function
-def holds_own(parts, part):
-    """Return True if a part holds the own tile's positions."""
-    return Part(*parts[part]).own
-
-
-@triton.constexpr_function
 def hides_far_pairs(parts, part):
     """Return True if a finite first window may hide a part's pairs."""
     chosen = Part(*parts[part])
     return not chosen.far and chosen.whole == 0
-
-
-@triton.constexpr_function
-def is_masked(parts, part):
-    """Return True if tiles of a part may be less than full."""
-    return Part(*parts[part]).masked
-
-
-@triton.constexpr_function
-def run_starts(parts, part):
-    """Return the start of a part's run for each level, by window."""
-    return Part(*parts[part]).starts
-
-
-@triton.constexpr_function
-def run_stops(parts, part):
-    """Return the stop of a part's run for each level, by window."""
-    return Part(*parts[part]).stops

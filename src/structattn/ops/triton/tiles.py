@@ -136,10 +136,10 @@ def near_bounds(first, low, high, WHOLE: tl.constexpr, A: tl.constexpr, SIZES: t
 @triton.jit
 def window_bounds(first, level, low, high, PARTS: tl.constexpr, PART: tl.constexpr, A: tl.constexpr):
     """Return a run and its mirror image, or one around the tile."""
-    at = level - parts.part_start(PARTS, PART)
-    start, stop = pick(parts.run_starts(PARTS, PART), at), pick(parts.run_stops(PARTS, PART), at)
+    at = level - parts.field(PARTS, PART, "first")
+    start, stop = pick(parts.field(PARTS, PART, "starts"), at), pick(parts.field(PARTS, PART, "stops"), at)
     left, left_stop = tl.maximum(first + start, low), tl.minimum(first + stop, high)
-    if parts.holds_own(PARTS, PART):
+    if parts.field(PARTS, PART, "own"):
         return left, left_stop, 0, 0
     else:
         return left, left_stop, tl.maximum(first + A - stop, low), tl.minimum(first + A - start, high)
@@ -153,7 +153,7 @@ def bounds(
     """Return a part's two runs for a level, within `low … high`."""
     if BY_WINDOW:
         return window_bounds(first, level, low, high, PARTS, PART, A)
-    elif parts.is_far(PARTS, PART):
+    elif parts.field(PARTS, PART, "far"):
         return far_bounds(first, level, low, high, A, SIZES, CAUSAL)
     else:
         return near_bounds(first, low, high, parts.whole_levels(PARTS, PART), A, SIZES, CAUSAL)
@@ -303,14 +303,14 @@ def gain_of(
 ):  # fmt: skip
     """Return the gain of the pairs of two tiles: one number, or `(A, B)` where it varies."""
     whole: tl.constexpr = parts.whole_levels(PARTS, PART)
-    if parts.is_far(PARTS, PART):
+    if parts.field(PARTS, PART, "far"):
         return pick(GAINS, level) * 1.0
-    elif not static.differ(GAINS, whole - 1, parts.partial_levels(PARTS, PART)):
+    elif not static.differ(GAINS, whole - 1, parts.field(PARTS, PART, "partial")):
         return GAINS[whole - 1] * 1.0
     else:
         mine, theirs = own_first + tl.arange(0, A), first + tl.arange(0, B)
         gain = tl.full((A, B), GAINS[whole - 1], tl.float32)
-        for finer in tl.static_range(whole, parts.partial_levels(PARTS, PART)):
+        for finer in tl.static_range(whole, parts.field(PARTS, PART, "partial")):
             gain = tl.where(reached(mine, theirs, SIZES[finer], BY_WINDOW), GAINS[finer], gain)
         return gain
 
@@ -325,11 +325,11 @@ def products(
     The result is `(A, B)` float32, for tiles of a part; `level` is that of a far part. Products of queries and keys are
     scores. Products of values and the output's gradient are gradients of probabilities.
     """
-    MASKED: tl.constexpr = parts.is_masked(PARTS, PART)
+    MASKED: tl.constexpr = parts.field(PARTS, PART, "masked")
     total = tl.zeros((A, B), tl.float32)
-    if parts.is_far(PARTS, PART):
+    if parts.field(PARTS, PART, "far"):
         # Only chunks past the narrowest prefix of the part's levels may have to be cut.
-        least: tl.constexpr = static.prefix(WIDTHS, parts.part_start(PARTS, PART) + 1)
+        least: tl.constexpr = static.prefix(WIDTHS, parts.field(PARTS, PART, "first") + 1)
         stop = prefix_at(level, WIDTHS)
         total = add_products(total, own, own_side, other_side, 0, stop, 0, least, A, B, WIDTHS, STEP, MASKED, PRECISION)
     else:
@@ -339,7 +339,7 @@ def products(
         total = add_products(
             total, own, own_side, other_side, 0, shared, 0, shared, A, B, WIDTHS, STEP, MASKED, PRECISION
         )
-        for finer in tl.static_range(whole, parts.partial_levels(PARTS, PART)):
+        for finer in tl.static_range(whole, parts.field(PARTS, PART, "partial")):
             if static.item(WIDTHS, finer) > 0:
                 added = add_products(
                     tl.zeros((A, B), tl.float32), own, own_side, other_side,
@@ -382,9 +382,9 @@ def add_mixed(
     `totals` are the chunks `CHUNKS[0] … CHUNKS[1]`. So probabilities mix values, and gradients of scores mix keys: the
     gradient of `products` with respect to own rows.
     """
-    MASKED: tl.constexpr = parts.is_masked(PARTS, PART)
-    if parts.is_far(PARTS, PART):
-        least: tl.constexpr = static.prefix(WIDTHS, parts.part_start(PARTS, PART) + 1)
+    MASKED: tl.constexpr = parts.field(PARTS, PART, "masked")
+    if parts.field(PARTS, PART, "far"):
+        least: tl.constexpr = static.prefix(WIDTHS, parts.field(PARTS, PART, "first") + 1)
         stop = prefix_at(level, WIDTHS)
         totals = add_mixed_chunks(
             totals, weights, other_side, 0, stop, 0, least, CHUNKS, B, WIDTHS, STEP, MASKED, PRECISION
@@ -396,7 +396,7 @@ def add_mixed(
         totals = add_mixed_chunks(
             totals, weights, other_side, 0, shared, 0, shared, CHUNKS, B, WIDTHS, STEP, MASKED, PRECISION
         )
-        for finer in tl.static_range(whole, parts.partial_levels(PARTS, PART)):
+        for finer in tl.static_range(whole, parts.field(PARTS, PART, "partial")):
             if static.item(WIDTHS, finer) > 0:
                 totals = add_mixed_chunks(
                     totals, tl.where(reached(mine, theirs, SIZES[finer], BY_WINDOW), weights, 0.0), other_side,
@@ -410,7 +410,7 @@ def add_mixed(
 @triton.jit
 def decay_chunks(totals, decay, PARTS: tl.constexpr, PART: tl.constexpr, WIDTHS: tl.constexpr, STEP: tl.constexpr):
     """Multiply chunks by `decay (A,)`, except those that are still zero."""
-    reach: tl.constexpr = static.prefix(WIDTHS, parts.partial_levels(PARTS, PART))
+    reach: tl.constexpr = static.prefix(WIDTHS, parts.field(PARTS, PART, "partial"))
     decayed = ()
     for c in tl.static_range(static.chunk_count(WIDTHS, STEP)):
         if static.overlaps(WIDTHS, STEP, c, 0, reach):
@@ -471,11 +471,11 @@ def finish_scores(
     if bias is not None:
         at = bias + shift + i.to(tl.int64) * bias_strides[2] + j.to(tl.int64) * bias_strides[3]
         score += tl.load(at, mask=visible, other=0.0).to(tl.float32) * LOG2E
-    if CAUSAL and parts.holds_own(PARTS, PART):
+    if CAUSAL and parts.field(PARTS, PART, "own"):
         visible = visible & (j <= i)
     if parts.hides_far_pairs(PARTS, PART):
         visible = visible & (tl.abs(i - j) < SIZES[0])
-    if parts.is_masked(PARTS, PART) or parts.hides_far_pairs(PARTS, PART):
+    if parts.field(PARTS, PART, "masked") or parts.hides_far_pairs(PARTS, PART):
         score = tl.where(visible, score, float("-inf"))
     return score
 
