@@ -180,7 +180,7 @@ class Hierarchy:
         return text
 
     def __repr__(self) -> str:
-        """Return the constructor's call; fields that are None, and no sinks, are left out."""
+        """Return the constructor's call, without fields that are None or no sinks."""
         fields = ("ranks", "block_sizes", "windows", "value_ranks", "gains", "sinks")
         given = [f"{name}={getattr(self, name)}" for name in fields if getattr(self, name) not in (None, 0)]
         return f"Hierarchy({', '.join(given)})"
@@ -265,9 +265,9 @@ class Hierarchy:
         return depth
 
     def within(self, window: int) -> Hierarchy:
-        """Return the same hierarchy with pairs outside a window invisible, but for sinks.
+        """Return the same hierarchy with pairs outside a window invisible.
 
-        Levels that reach all pairs with `|i - j| < window` become one, with the gain of their last.
+        Sinks stay visible. Levels that reach all pairs with `|i - j| < window` become one, with the gain of their last.
 
         Raises:
             ValueError: several levels by block, `window` is not positive, or not above the sinks.

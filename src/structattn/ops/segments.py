@@ -42,7 +42,10 @@ def merge_segments(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) 
 
 
 def forward_with_sinks(call: Call, choose: Callable[[Call], Backend]) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp of a call with sinks; `choose` names the backend of each segment."""
+    """Return output and log-sum-exp of a call with sinks.
+
+    `choose` names the backend of each segment.
+    """
     on_sinks, after = (choose(part).forward(part) for part in _parts(call))
     return merge_segments(on_sinks, after)
 
@@ -50,7 +53,10 @@ def forward_with_sinks(call: Call, choose: Callable[[Call], Backend]) -> tuple[T
 def backward_with_sinks(
     call: Call, choose: Callable[[Call], Backend], grad_out: Tensor, out: Tensor, lse: Tensor, *, needs_bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the gradients of a call with sinks, see `Backend.backward`; `out` and `lse` are merged."""
+    """Return the gradients of a call with sinks, see `Backend.backward`.
+
+    `out` and `lse` are merged.
+    """
     first, second = (
         choose(part).backward(part, grad_out, out, lse, needs_bias_grad=needs_bias_grad) for part in _parts(call)
     )
@@ -62,7 +68,7 @@ def backward_with_sinks(
 
 
 def _parts(call: Call) -> tuple[Call, Call]:
-    """Return the call on the sinks and the call on the keys after them."""
+    """Return the calls on the sinks and on the keys after them."""
     hierarchy, (rows, _, keys, _) = call.hierarchy, call.key.shape
     start = torch.zeros(rows, dtype=torch.int64, device=call.key.device) if call.key_start is None else call.key_start
     first = start + hierarchy.sinks
@@ -76,7 +82,7 @@ def _parts(call: Call) -> tuple[Call, Call]:
 
 
 def _hidden_before(first: Tensor, call: Call) -> Tensor:
-    """Return the bias of a call, minus infinity at each row's keys before `first`."""
+    """Return the bias, minus infinity at each row's keys before `first`."""
     before = torch.arange(call.key.shape[2], device=first.device) < first.view(-1, 1, 1, 1)
     if call.key_start is None and call.key_end is None:
         before = before[:1]  # the same in all rows

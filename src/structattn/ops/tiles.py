@@ -261,7 +261,7 @@ def pair_tiles(
 
 
 def _aligned_blocks(hierarchy: Hierarchy, level: int, tile: range, run: range) -> int:
-    """Return the blocks in a tile that is its own run, else 0."""
+    """Return the blocks in a tile that equals its run, else 0."""
     size = hierarchy.sizes[level] or 0
     aligned = not hierarchy.by_window and tile == run and tile.start % size == 0 and len(tile) % size == 0
     return len(tile) // size if aligned else 0
