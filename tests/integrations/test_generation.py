@@ -235,8 +235,7 @@ class TestSinks:
         st.set_hierarchy(model, self.MIXED)
         return model
 
-    @pytest.mark.parametrize("mode", ["greedy", "beam", "sampling"])
-    @pytest.mark.parametrize("padding", ["none", "left"])
+    @pytest.mark.parametrize(("mode", "padding"), [("greedy", "left"), ("beam", "left"), ("sampling", "none")])
     def test_tokens_are_those_of_a_full_recompute(self, mode, padding):
         model, x, real = self.mixed(), tokens(), mask(padding)
         expected = write(model, x, real, cache=False, **MODES[mode])
@@ -259,7 +258,7 @@ class TestSinks:
         expected = write(model, x, cache=False, no_repeat_ngram_size=0)
         assert torch.equal(write(model, x, cache=st.make_cache(model), **MODES["lookup"]), expected)
 
-    @pytest.mark.parametrize("chunk", [1, 5, 18])
+    @pytest.mark.parametrize("chunk", [1, 18])
     def test_left_padding_changes_nothing(self, chunk):
         model, x, amount = self.mixed(dtype=torch.float64), tokens(1, 40), 11
         padded = torch.cat([tokens(1, amount, seed=4), x], dim=1).repeat(2, 1)

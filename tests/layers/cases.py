@@ -28,7 +28,6 @@ SPELLINGS = [
     "mlr:2|1|1+block_sizes=*|8|4+value_ranks=1|0|3+gains=mean",
     "mlr:1|2+windows=5+value_ranks=2|4",
     "mlr:3|1v1|3@w20|5+3",
-    "mlr:4v@w6+2",
     "lowrank",
     "lowrank:3+norm=none",
     "bmlr:3|2|1",

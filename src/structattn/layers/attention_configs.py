@@ -157,7 +157,7 @@ class MLRConfig(AttentionConfig):
         block_sizes: `None` (global), then nested sizes. With `paper` the context halves with every level by default.
         windows: windows of the levels in place of blocks, see `Hierarchy`. The first may be left out where level 1 sees
             everything. By default see `default_windows`.
-        sinks: first tokens that all levels reach, at any distance. Levels must then be by window.
+        sinks: number of first tokens that all levels reach from any distance; levels must then be by window.
         value_ranks: value dimensions that each level owns; their sum is the width of a value head. By default the
             ranks; with `paper` level 1 owns all.
         gains: `"none"` is 1, `"mean"` is `c_m = 1/m`.

@@ -12,6 +12,8 @@ values. A slice is a number of heads, a width, and a `Retention`.
 | bilinear, query side | one input vector `y` (width `D`), shared by all heads; two norm statistics per head | all |
 | bilinear, other sides | all keys | all |
 
+With sinks, MLR attention also keeps the first `s` tokens of each row, whole (`SinkTokens`).
+
 **How long.** `Retention` gives the oldest index that the next query reads: 0, the start of its block, or the start of
 its window. Blocks start at each row's first real token. A batch keeps the union of what its rows need.
 `KeyValueCache.forget` drops everything older.
