@@ -219,7 +219,7 @@ class Compute(Study):
     within it. BTT and bilinear MLR are each held to standard attention with 8 heads, at its better rate and at the
     largest compute that all runs reached. A difference counts if it is beyond its 95% interval, from the spread over
     seeds, pooled over structures. As the paper: each of them is lower. Not as the paper: one is higher. Otherwise the
-    runs cannot tell.
+    runs cannot tell. Added after the runs: a structure with one seed cannot tell either.
     """
 
     name = "compute"
@@ -271,7 +271,10 @@ class Compute(Study):
         others = [name for name in means if name.startswith(("btt", "bmlr"))]
         if standard is None or not {"btt", "bmlr"} <= {name.partition(":")[0].partition("+")[0] for name in others}:
             return Finding("Too few trials ended to compare structures at equal compute.")
-        answers = {name: is_lower(means[name], means[standard], means.values()) for name in others}
+        answers = {
+            name: is_lower(means[name], means[standard], means.values()) if means[name].count > 1 else None
+            for name in others
+        }
         words = {True: "lower, as the paper reports", False: "higher, not as the paper reports", None: "cannot tell"}
         judged = "; ".join(f"{name}: {words[answer]}" for name, answer in answers.items())
         before, now = _errors_at(outcomes, shared / 2)[standard].mean, means[standard].mean
