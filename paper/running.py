@@ -89,6 +89,12 @@ def run_trial(trial: Trial, runs: Path) -> Outcome:
     return Outcome(trial.all_labels, parameters, tuple(dict(row) for row in result.metrics))
 
 
+def has_ended(trial: Trial, runs: Path) -> bool:
+    """True if the folder of the trial holds its result or its failure."""
+    folder = runs / trial.folder
+    return (folder / "model" / "config.json").exists() or (folder / "failed.txt").exists()
+
+
 def _outcome(future: Future[Outcome], trial: Trial) -> Outcome:
     """Return the worker's outcome.
 

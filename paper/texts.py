@@ -64,6 +64,18 @@ TEXTS = {
             "attention, a sliding window, and a global part plus a sliding window."
         ),
     ),
+    "recipe": StudyText(
+        title="The authors' language recipe at their tokens per parameter",
+        figure="figure 4",
+        question=(
+            "Does MLR attention have the lowest loss at equal compute where it is trained by the recipe of the "
+            "authors' code, and for as many tokens per parameter?"
+        ),
+        reported=(
+            "MLR attention has the lowest validation loss at equal compute at every width. It is below standard "
+            "attention, a sliding window, and a global part plus a sliding window."
+        ),
+    ),
     "mup": StudyText(
         title="The best learning rate over widths, with and without muP",
         figure="figure 5",

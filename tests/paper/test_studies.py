@@ -56,6 +56,7 @@ AS_REPORTED = {
     "width": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "compute": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "scaling": lambda at: (1.5 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "recipe": lambda at: 1.5 if at["structure"] == "mlr+paper" else 1.6,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
@@ -68,6 +69,7 @@ OTHERWISE = {
     "width": lambda at: 0.5 if at["structure"] == "btt" else 0.1,
     "compute": lambda at: 0.1 if at["structure"] == "standard" else 0.5,
     "scaling": lambda at: (1.7 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "recipe": lambda at: 1.7 if at["structure"] == "mlr+paper" else 1.6,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "on") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
