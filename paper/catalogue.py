@@ -6,6 +6,7 @@ from paper.forecast import Forecast
 from paper.learning_rates import Mup
 from paper.levels import Levels
 from paper.ranks import Ranks
+from paper.reasons import Reasons
 from paper.recipe import Recipe
 from paper.regression import Bottleneck, Compute, Width
 from paper.scaling import Scaling
@@ -20,6 +21,7 @@ STUDIES: dict[str, Study] = {
         Compute(),
         Scaling(),
         Recipe(),
+        Reasons(),
         Mup(),
         Ranks(),
         Levels(),

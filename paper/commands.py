@@ -144,6 +144,7 @@ Command = (
     | Annotated[Study, _subcommand("compute")]
     | Annotated[Study, _subcommand("scaling")]
     | Annotated[Study, _subcommand("recipe")]
+    | Annotated[Study, _subcommand("reasons")]
     | Annotated[Study, _subcommand("mup")]
     | Annotated[Study, _subcommand("ranks")]
     | Annotated[Study, _subcommand("levels")]

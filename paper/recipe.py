@@ -91,7 +91,7 @@ _SINGLE_RUNS = 0.021
 """Difference in nats below which two single runs tell nothing, see the rule."""
 
 _SMALL_RATES = {
-    3e-3: ("standard+scale=8/r", _MLR, _DEFAULT, "swa:32+scale=8/r"),
+    3e-3: ("standard+scale=8/r", _MLR, "swa:32+scale=8/r", _DEFAULT),
     1.65e-2: (_MLR, "standard+scale=8/r", "swa:32+scale=8/r", _DEFAULT),
 }
 _PAPER_STRUCTURES = {
@@ -162,7 +162,7 @@ class Recipe(Study):
     def table(self, outcomes: Sequence[Outcome]) -> str:
         """Return losses at equal tokens and at equal compute on both axes, and the cost of a row."""
         lines = [
-            "| structure | rate | loss at equal tokens | at equal FLOPs, authors' count | at equal FLOPs, visible pairs |"
+            "| structure | rate | loss at equal tokens | equal FLOPs, authors' count | equal FLOPs, visible pairs |"
             " FLOPs of a row, authors' count | of training on a row, visible pairs | seeds |",
             "|---|---|---|---|---|---|---|---|",
         ]

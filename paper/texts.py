@@ -76,6 +76,17 @@ TEXTS = {
             "attention, a sliding window, and a global part plus a sliding window."
         ),
     ),
+    "reasons": StudyText(
+        title="Why is the paper's form behind after a short training?",
+        figure="figure 4",
+        question=(
+            "MLR attention in the paper's form is far behind standard attention after a short training. Is it the "
+            "temperature of its scores, the gains, the level weights, the rate of the norms or the positions?"
+        ),
+        reported=(
+            "The paper trains with level weights 1/r_l and gains 1/m, and reports the lowest loss of all for them."
+        ),
+    ),
     "mup": StudyText(
         title="The best learning rate over widths, with and without muP",
         figure="figure 5",

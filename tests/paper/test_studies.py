@@ -57,6 +57,7 @@ AS_REPORTED = {
     "compute": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "scaling": lambda at: (1.5 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
     "recipe": lambda at: 1.5 if at["structure"] == "mlr+paper" else 1.6,
+    "reasons": lambda at: 1.5 if at["structure"] == "mlr+paper" else 1.6,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
@@ -70,6 +71,7 @@ OTHERWISE = {
     "compute": lambda at: 0.1 if at["structure"] == "standard" else 0.5,
     "scaling": lambda at: (1.7 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
     "recipe": lambda at: 1.7 if at["structure"] == "mlr+paper" else 1.6,
+    "reasons": lambda at: 1.7 if at["structure"] == "mlr+paper" else 1.6,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "on") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
