@@ -11,12 +11,13 @@ takes 5 FLOPs a number.
 
 from __future__ import annotations
 
+from structattn.drawing.style import TRAINING_FLOPS
 from structattn.layers import GlobalSlidingWindowAttention, MLRAttention, SlidingWindowAttention
 from structattn.layers.projected import ProjectedAttention
 from structattn.models import LanguageModel
 from structattn.ops.hierarchy import Hierarchy
 
-VISIBLE_PAIRS = "training FLOPs (visible pairs, forward and backward)"
+VISIBLE_PAIRS = TRAINING_FLOPS
 AUTHORS = "FLOPs as the authors count (all pairs, forward)"
 """Labels of the two axes."""
 

@@ -41,6 +41,7 @@ from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.drawing.style import new_figure, pens, styled
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.tasks import LanguageConfig
+from structattn.tasks.presets import AUTHORS_TRAINING
 from structattn.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ WARMUP_STEPS = 2_000
 
 def recipe_sizes(layers: int, dim: int, heads: int) -> ModelSizes:
     """Return sizes with the authors' positions and initial deviations."""
-    return ModelSizes(layers, dim, heads, "learned", token_deviation=0.02, position_deviation=0.02)
+    own = {name: AUTHORS_TRAINING[name] for name in ("positions", "token_deviation", "position_deviation")}
+    return ModelSizes(layers, dim, heads, **own)
 
 
 def recipe_training(steps: int, batch_size: int, learning_rate: float) -> TrainConfig:
@@ -70,16 +72,9 @@ def recipe_training(steps: int, batch_size: int, learning_rate: float) -> TrainC
     """
     if steps <= WARMUP_STEPS:
         raise ValueError(f"steps must be above the {WARMUP_STEPS} of the warm-up, got {steps}")
-    return TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule="constant",
-        warmup=WARMUP_STEPS / steps,
-        weight_decay=0.0,
-        base_dim=768,
-        epsilon=1e-20,
-    )
+    own = {name: AUTHORS_TRAINING[name] for name in ("schedule", "weight_decay", "base_dim", "epsilon")}
+    warmup = WARMUP_STEPS / steps
+    return TrainConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, **own)
 
 
 _MLR = "mlr+paper"
