@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paper.contexts import Contexts
 from paper.forecast import Forecast
 from paper.learning_rates import Mup
 from paper.levels import Levels
@@ -25,6 +26,7 @@ STUDIES: dict[str, Study] = {
         Mup(),
         Ranks(),
         Levels(),
+        Contexts(),
         Forecast(),
     )
 }

@@ -148,6 +148,7 @@ Command = (
     | Annotated[Study, _subcommand("mup")]
     | Annotated[Study, _subcommand("ranks")]
     | Annotated[Study, _subcommand("levels")]
+    | Annotated[Study, _subcommand("contexts")]
     | Annotated[Study, _subcommand("forecast")]
     | Annotated[Chronos, tyro.conf.subcommand("chronos")]
 )

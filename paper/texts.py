@@ -114,6 +114,18 @@ TEXTS = {
             "lowest loss at equal compute."
         ),
     ),
+    "contexts": StudyText(
+        title="Do levels gain with the length of the context?",
+        figure="after section 5",
+        question=(
+            "How far is plain `mlr` below standard attention after equal tokens, and does this gain grow with the "
+            "context? Heads that are thin for all pairs, with as many cache numbers, stand beside it."
+        ),
+        reported=(
+            "The gain of MLR attention over standard attention grows with the length of a time series. For text the "
+            "paper has one length, 1,024."
+        ),
+    ),
     "forecast": StudyText(
         title="Does the gain of levels grow with the length of a series?",
         figure="figure 15",

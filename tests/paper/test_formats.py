@@ -176,7 +176,15 @@ def _published(name):
     return RESULTS / name if name == "levels" else RESULTS / "studies" / name
 
 
-@pytest.mark.parametrize("name", STUDIES)
+UNPUBLISHED = {"contexts"}
+"""Studies that have not been run yet."""
+
+
+def test_studies_without_a_page_are_known():
+    assert {name for name in STUDIES if not _published(name).exists()} == UNPUBLISHED
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in UNPUBLISHED])
 def test_a_published_finding_follows_from_its_tables(name):
     """A change of a study's rules or words needs its published page written again."""
     folder = _published(name)
@@ -192,4 +200,4 @@ def test_findings_are_read(tmp_path):
     shutil.copytree(RESULTS / "studies", tmp_path / "studies")
     shutil.copytree(_published("levels"), tmp_path / "studies" / "levels")
     page = collect(tmp_path / "studies").read_text()
-    assert all(study.text.title in page for study in STUDIES.values())
+    assert all(study.text.title in page for name, study in STUDIES.items() if name not in UNPUBLISHED)

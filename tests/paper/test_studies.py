@@ -63,6 +63,7 @@ AS_REPORTED = {
     ),
     "ranks": lambda at: 2.0 if at["ranks"] in ("32", "64") else 1.9,
     "levels": lambda at: 1.7 if at["structure"].endswith("+paper") else 1.8 if at["structure"] == "standard" else 1.75,
+    "contexts": lambda at: 1.5 - 0.01 * (at["structure"] == "mlr") * math.log2(at["context"]),
     "forecast": lambda at: 1.0 - 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 OTHERWISE = {
@@ -77,6 +78,7 @@ OTHERWISE = {
     ),
     "ranks": lambda at: 1.8 if at["ranks"] in ("32", "64") else 1.9,
     "levels": lambda at: 1.9 if at["structure"].endswith("+paper") else 1.8,
+    "contexts": lambda at: 1.5 + 0.01 * (at["structure"] == "mlr") * math.log2(at["context"]),
     "forecast": lambda at: 1.0 + 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 
