@@ -38,7 +38,7 @@ from paper.language import LOSS, TEXT
 from paper.study import Finding, Outcome, Scale, Study, Trial, metric, with_seeds
 from structattn.comparison.estimate import Estimate
 from structattn.comparison.run import ModelSizes, RunConfig
-from structattn.drawing.style import new_figure, pens, styled
+from structattn.drawing.style import new_figure, pens, styled, two_lines
 from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.tasks import LanguageConfig
 from structattn.tasks.presets import AUTHORS_TRAINING
@@ -148,7 +148,7 @@ class Recipe(Study):
                         late = slice(len(compute) // 4, None)  # the first quarter is far above
                         label_once = structure if number == 0 else None
                         axes.plot(compute[late], losses[late], color=pen.colour, linestyle=pen.dash, label=label_once)
-                axes.set(xlabel=label)
+                axes.set(xlabel=two_lines(label))
                 if index == 0:
                     axes.set_ylabel(LOSS)
                     axes.legend(frameon=False, fontsize=7)

@@ -67,6 +67,11 @@ _SETTINGS = {
 }
 
 
+def two_lines(label: str) -> str:
+    """Return a label of an axis with its bracket on a line of its own, for narrow panels."""
+    return label.replace(" (", "\n(")
+
+
 @dataclass(frozen=True)
 class Pen:
     """Colour and dashes of a structure, the same in every figure."""
