@@ -21,7 +21,8 @@ The recipe, with the file of their code (github.com/YilunKuang/structured-attent
    pooled over seeds. It does not if it is above one of them by more than that. Else these runs cannot tell.
 4. One seed of each kind has no spread, so it cannot tell, either. A difference is then held against 0.021 nats, the
    interval between single runs in the confirmation of `paper.levels` (3 seeds of 45 TFLOPs).
-5. The default `mlr`, equal tokens and the count of visible pairs are shown and not judged.
+5. The default `mlr`, equal tokens and the count of visible pairs are shown and not judged. Nor are runs that have not
+   ended: at a constant rate their losses compare with those of others after as many tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 from paper.axes import AUTHORS, VISIBLE_PAIRS, authors_flops, visible_pair_flops
 from paper.evidence import all_true, describe_resolution, format_estimate, is_lower, label_values, ranked, with_label
 from paper.language import LOSS, TEXT
-from paper.study import Finding, Outcome, Scale, Study, Trial, metric, with_seeds
+from paper.study import UNFINISHED, Finding, Outcome, Scale, Study, Trial, metric, with_seeds
 from structattn.comparison.estimate import Estimate
 from structattn.comparison.run import ModelSizes, RunConfig
 from structattn.drawing.style import new_figure, pens, styled, two_lines
@@ -98,6 +99,7 @@ _PAPER_STRUCTURES = {
 _CONTEXT: Mapping[Scale, int] = {"small": 256, "paper": 1024}
 _LAYERS: Mapping[Scale, int] = {"small": 4, "paper": 6}
 _HEAD_DIM: Mapping[Scale, int] = {"small": 32, "paper": 64}
+_STEPS: Mapping[Scale, int] = {"small": 8_000, "paper": 100_000}
 
 Count = Callable[[LanguageModel, int], int]
 """A count of the FLOPs of one row."""
@@ -110,6 +112,7 @@ class Recipe(Study):
     """Figure 4 by the authors' recipe."""
 
     name = "recipe"
+    shows_unfinished = True
     data = TEXT
     scales: ClassVar[Mapping[Scale, str]] = {
         "small": (
@@ -162,7 +165,7 @@ class Recipe(Study):
             "|---|---|---|---|---|---|---|---|",
         ]
         width = max((int(each.labels["width"]) for each in outcomes), default=0)
-        shown = with_label(outcomes, width=width)
+        shown = _whole(with_label(outcomes, width=width))
         columns = [_losses(shown, count) for count in (_tokens, authors_flops, visible_pair_flops)]
         for (structure, rate), tokens in columns[0].items():
             model = _model(structure, width)
@@ -171,13 +174,13 @@ class Recipe(Study):
             losses = [format_estimate(column[structure, rate]) for column in columns]
             name = structure.replace("|", ",")
             lines.append(f"| `{name}` | {rate:g} | {' | '.join(losses)} | {' | '.join(costs)} | {tokens.count} |")
-        return "\n".join(lines)
+        return "\n".join([*lines, *_unfinished_lines(outcomes)])
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
         """Judge the paper's form by the rule of this module."""
         words, answers = [], list[bool | None]()
         for width in label_values(outcomes, "width"):
-            by_rate = _losses(with_label(outcomes, width=width), authors_flops)
+            by_rate = _losses(_whole(with_label(outcomes, width=width)), authors_flops)
             losses = {name: by_rate[name, rate] for name, rate in _best_rates(by_rate).items()}
             if not losses:
                 continue
@@ -194,7 +197,7 @@ def _trial(structure: str, data: str, scale: Scale, dim: int, rate: float) -> Tr
     """Return a run by the recipe."""
     context = _CONTEXT[scale]
     sizes = recipe_sizes(_LAYERS[scale], dim, dim // _HEAD_DIM[scale])
-    train = recipe_training(8_000, 8, rate) if scale == "small" else recipe_training(100_000, 32, rate)
+    train = recipe_training(_STEPS[scale], 8 if scale == "small" else 32, rate)
     config = RunConfig(structure, LanguageConfig(data, context, 65_536), sizes, train, standard_kernel="auto")
     return Trial(config, {"structure": structure, "width": dim, "learning_rate": rate})
 
@@ -232,6 +235,35 @@ def _losses(outcomes: Sequence[Outcome], count: Count) -> dict[tuple[str, float]
     return {key: Estimate.of(values) for key, values in at.items()}
 
 
+def _whole(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the runs that were not cut short."""
+    return [each for each in outcomes if not _is_unfinished(each)]
+
+
+def _is_unfinished(outcome: Outcome) -> bool:
+    return outcome.labels.items() >= UNFINISHED.items()
+
+
+def _unfinished_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a table of the runs that have not ended, beside whole runs of the same width, rate and tokens."""
+    lines = []
+    for outcome in filter(_is_unfinished, outcomes):
+        tokens, losses = _curve(outcome, _tokens)
+        here = with_label(
+            _whole(outcomes), **{name: outcome.labels[name] for name in ("width", "learning_rate", "seed")}
+        )
+        others = [f"`{each.labels['structure']}` {np.interp(tokens[-1], *_curve(each, _tokens)):.3f}" for each in here]
+        name = (
+            f"`{outcome.labels['structure']}`, rate {outcome.labels['learning_rate']:g}, seed {outcome.labels['seed']}"
+        )
+        row = f"| {name} | {outcome.rows[-1]['step']:,} | {losses[-1]:.3f} | {', '.join(others)} |"
+        lines.append(row.replace("gswa:128|32", "gswa:128,32"))
+    if not lines:
+        return []
+    heading = ["", "Runs that were cut short, not judged:", "", "| run | steps | loss | others after as many tokens |"]
+    return [*heading, "|---|---|---|---|", *lines]
+
+
 def _best_rates(losses: Mapping[tuple[str, float], Estimate]) -> dict[str, float]:
     """Return the rate of lowest mean loss by structure."""
     ordered = sorted(losses, key=lambda key: losses[key].mean, reverse=True)
@@ -239,11 +271,12 @@ def _best_rates(losses: Mapping[tuple[str, float], Estimate]) -> dict[str, float
 
 
 def _at_best_rates(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the runs that ended, of each width and structure those at the best rate."""
+    """Return the runs of each width and structure at the best rate, also those that have not ended."""
     kept: list[Outcome] = []
     for width in label_values(outcomes, "width"):
         here = with_label(outcomes, width=width)
-        best = _best_rates(_losses(here, authors_flops))
+        best = _best_rates(_losses(_whole(here), authors_flops))
         for name, rate in best.items():
             kept += [each for each in with_label(here, structure=name, learning_rate=rate) if each.rows]
+        kept += [each for each in here if _is_unfinished(each) and each.labels["structure"] not in best]
     return kept

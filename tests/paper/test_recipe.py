@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from paper.recipe import PAPER_RATES, Recipe, recipe_sizes, recipe_training
-from paper.study import Outcome
+from paper.study import UNFINISHED, Outcome
 from structattn.comparison.run import RunConfig, stored_fields
 from structattn.tasks import LanguageConfig
 from structattn.training.mup import parameter_groups
@@ -58,6 +58,30 @@ def test_later_fields_are_stored_where_they_are_set():
     assert stored_fields(recipe_training(8_000, 8, 3e-3))["epsilon"] == 1e-20
     assert "norm_rate" not in stored_fields(recipe_training(8_000, 8, 3e-3))
     assert RunConfig.from_dict(config().to_dict()) == config()
+
+
+def test_a_run_that_was_cut_short_is_shown_and_not_judged():
+    def outcome(structure, steps):
+        rows = tuple(
+            {
+                "step": step,
+                "tokens": 2_048 * step,
+                "flops": step,
+                "seconds": 1.0,
+                "nats_per_character": 2.0 - step / 8_000,
+            }
+            for step in range(400, steps + 1, 400)
+        )
+        cut = UNFINISHED if steps < 8_000 else {}
+        return Outcome({"structure": structure, "width": 64, "learning_rate": 3e-3, "seed": 0} | cut, 1, rows)
+
+    outcomes = [outcome("standard", 8_000), outcome("mlr+paper", 4_000)]
+    finding = Recipe().finding(outcomes)
+    assert "mlr" not in finding.statement
+    assert finding.agrees is None
+    assert Recipe().table(outcomes).splitlines()[-1] == (
+        "| `mlr+paper`, rate 0.003, seed 0 | 4,000 | 1.600 | `standard` 1.600 |"
+    )
 
 
 def test_structures_are_compared_where_the_cheapest_ends():
