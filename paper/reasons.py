@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STANDARD, _PAPER = ("standard", "rotary", 1.0), ("mlr+paper", "rotary", 1.0)
+_STANDARD_LEARNED, _PAPER_LEARNED = ("standard", "learned", 1.0), ("mlr+paper", "learned", 1.0)
 
 Form = tuple[str, str, float]
 """Structure, positions, and the rate of the norms' gains over that of the rest."""
@@ -43,8 +44,8 @@ FORMS: dict[Form, str] = {
     (mlr_unscaled(), "rotary", 1.0): "level weights `1/sqrt(r)`, without gains",
     ("mlr+paper", "rotary", 3.7): "3.7 times the learning rate for the norms",
     ("mlr+paper+frequencies=per_level", "rotary", 1.0): "rotary rates within each level",
-    ("mlr+paper", "learned", 1.0): "learned positions",
-    ("standard", "learned", 1.0): "standard attention, learned positions",
+    _PAPER_LEARNED: "learned positions",
+    _STANDARD_LEARNED: "standard attention, learned positions",
 }
 """Forms in words."""
 
@@ -89,10 +90,9 @@ class Reasons(Study):
     def table(self, outcomes: Sequence[Outcome]) -> str:
         """Return a Markdown table: the loss of each form, and the share of the gap that it closes."""
         losses = _losses(outcomes)
-        lines = ["| form | what it is | loss | gap closed | seeds |", "|---|---|---|---|---|"]
+        lines = ["| form | what it is | loss | of the gap | seeds |", "|---|---|---|---|---|"]
         for form, each in losses.items():
-            closed = _closed(losses, form)
-            share = "" if closed is None or form in (_STANDARD, _PAPER) else f"{closed:.0%}"
+            share = _share(losses, form) or ""
             lines.append(f"| `{_name(form)}` | {FORMS[form]} | {format_estimate(each)} | {share} | {each.count} |")
         return "\n".join(lines)
 
@@ -102,14 +102,13 @@ class Reasons(Study):
         if _STANDARD not in losses or _PAPER not in losses:
             return Finding("Too few trials ended to compare forms.")
         gap = losses[_PAPER].mean - losses[_STANDARD].mean
-        words = [f"The paper's form is {gap:+.3f} nats from standard attention."]
+        words = [f"With rotary positions the paper's form is {gap:+.3f} nats from standard attention: the gap."]
         for form, each in losses.items():
-            closed = _closed(losses, form)
-            if closed is None or form in (_STANDARD, _PAPER):
-                continue
-            margin = pooled_margin(losses.values(), each, losses[_PAPER]) / abs(gap)
-            spread = f" ± {margin:.0%}" if math.isfinite(margin) else ""
-            words.append(f"{_name(form)}: {format_estimate(each)}, {closed:.0%}{spread} of the gap closed.")
+            if share := _share(losses, form):
+                words.append(f"{_name(form)}: {format_estimate(each)}, {share}.")
+        if _STANDARD_LEARNED in losses and _PAPER_LEARNED in losses:
+            learned = losses[_PAPER_LEARNED].mean - losses[_STANDARD_LEARNED].mean
+            words.append(f"With learned positions the paper's form is {learned:+.3f} nats from standard attention.")
         words.append(describe_resolution(losses.values()))
         return Finding(" ".join(words), is_lower(losses[_PAPER], losses[_STANDARD], losses.values()))
 
@@ -130,12 +129,22 @@ def _losses(outcomes: Sequence[Outcome]) -> dict[Form, Estimate]:
     return {(str(name), str(positions), float(rate)): each for (name, positions, rate), each in table.items()}
 
 
-def _closed(losses: Mapping[Form, Estimate], form: Form) -> float | None:
-    """Return the share of the gap that a form closes; None without a gap."""
-    if _STANDARD not in losses or _PAPER not in losses:
+def _share(losses: Mapping[Form, Estimate], form: Form) -> str | None:
+    """Say which share of the gap a form closes, or one of standard attention opens, with its 95% interval.
+
+    None for the ends of the gap, for standard attention with other positions, and without a gap.
+    """
+    if form in (_STANDARD, _PAPER, _STANDARD_LEARNED) or _STANDARD not in losses or _PAPER not in losses:
         return None
     gap = losses[_PAPER].mean - losses[_STANDARD].mean
-    return (losses[_PAPER].mean - losses[form].mean) / gap if gap else None
+    opens = form[0].startswith("standard")
+    end = losses[_STANDARD if opens else _PAPER]
+    if not gap:
+        return None
+    share = (losses[form].mean - end.mean) / gap * (1 if opens else -1)
+    margin = pooled_margin(losses.values(), losses[form], end) / abs(gap)
+    spread = f" ± {margin:.0%}" if math.isfinite(margin) else ""
+    return f"{share:.0%}{spread} {'opened' if opens else 'closed'}"
 
 
 def _name(form: Form) -> str:
