@@ -65,7 +65,7 @@ TEXTS = {
         ),
     ),
     "recipe": StudyText(
-        title="The authors' language recipe at their tokens per parameter",
+        title="Language by the recipe and the tokens per parameter of the authors",
         figure="figure 4",
         question=(
             "Does MLR attention have the lowest loss at equal compute where it is trained by the recipe of the "
@@ -77,7 +77,7 @@ TEXTS = {
         ),
     ),
     "reasons": StudyText(
-        title="Why is the paper's form behind after a short training?",
+        title="What holds MLR attention back after a short training?",
         figure="figure 4",
         question=(
             "MLR attention in the paper's form is far behind standard attention after a short training. Is it the "

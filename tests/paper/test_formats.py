@@ -25,8 +25,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 # For each study and scale: the digest of the first run's config, and a digest of the names of all runs' folders.
 # They were computed before the studies left the package, with `structattn study`; those of scaling, ranks and forecast
-# when the paper's form of MLR attention got its spelling, those of levels with the study.
-# Those of bottleneck, width and compute: when heads of rank 2 lost their norm and scale paper got muP.
+# when the paper's form of MLR attention got its spelling, those of later studies with the study.
 FOLDERS = {
     ("bottleneck", "small"): ("ef9845d7", "cbf755ccd0025003"),
     ("bottleneck", "paper"): ("52527362", "5e95d36bd5a6896b"),
@@ -42,6 +41,12 @@ FOLDERS = {
     ("ranks", "paper"): ("d2cfe6d4", "9cd579bc170fb95a"),
     ("levels", "small"): ("9215bc92", "df42869b66bf74a9"),
     ("levels", "paper"): ("a08f8fc8", "283b8b8c4eeef6e0"),
+    ("recipe", "small"): ("3035ac4c", "03c1905c84db4206"),
+    ("recipe", "paper"): ("e36e01cd", "5fd236f7a60850e2"),
+    ("reasons", "small"): ("6f0fa57f", "ef82df86ac4a1346"),
+    ("reasons", "paper"): ("837bb883", "a5d855fc97986e02"),
+    ("contexts", "small"): ("9d05d308", "343f6a819a7688e6"),
+    ("contexts", "paper"): ("952fdd0b", "61fcf891ec42d60a"),
     ("forecast", "small"): ("118cb9b1", "df3b54b343028662"),
     ("forecast", "paper"): ("5023b75f", "c0648e7c80e1ff31"),
 }
