@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -115,10 +116,11 @@ def _describe_runs(outcomes: Sequence[Outcome]) -> str:
     ended = [outcome for outcome in outcomes if outcome.rows]
     if not ended:
         return "No run ended."
-    seeds = len({outcome.labels["seed"] for outcome in ended})
+    kinds = Counter(str({**outcome.labels, "seed": None}) for outcome in ended)
+    fewest, seeds = min(kinds.values()), max(kinds.values())
     lasts = [outcome.rows[-1] for outcome in ended]
     return (
-        f"{len(ended)} runs, {seeds} {'seed' if seeds == 1 else 'seeds'} of each kind. A run has "
+        f"{len(ended)} runs, {seeds if fewest == seeds else f'{fewest} to {seeds}'} {'seed' if seeds == 1 else 'seeds'} of each kind. A run has "
         f"{_span([outcome.parameters for outcome in ended])} parameters, "
         f"{_span([row['step'] for row in lasts], grouped)} steps and "
         f"{_span([row['flops'] for row in lasts])} training FLOPs. The training times add up to "
