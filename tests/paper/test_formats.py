@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 # For each study and scale: the digest of the first run's config, and a digest of the names of all runs' folders.
 # They were computed before the studies left the package, with `structattn study`; those of scaling, ranks and forecast
 # when the paper's form of MLR attention got its spelling, those of later studies with the study.
+# Those of bottleneck, width and compute: when heads of rank 2 lost their norm and scale paper got muP.
 FOLDERS = {
     ("bottleneck", "small"): ("ef9845d7", "cbf755ccd0025003"),
     ("bottleneck", "paper"): ("52527362", "5e95d36bd5a6896b"),
