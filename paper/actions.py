@@ -17,7 +17,8 @@ from paper.chronos.task import ChronosDataConfig
 from paper.planning import plan, plan_table
 from paper.progress import TrialBar
 from paper.report import collect, conclude
-from paper.running import run_trials
+from paper.running import has_ended, run_trials, unfinished
+from paper.study import Outcome
 from paper.workers import WorkerConfig
 from structattn import checks
 from structattn.cli.progress import Bars, hide_bars_of_transformers
@@ -54,15 +55,21 @@ def _study(command: commands.Study, line: Sequence[str]) -> int:
         return 0
     for config in {type(trial.config): trial.config for trial in trials}.values():
         config.build_task(1)  # Fails before the first run if data or an extra is missing.
-    folder = command.out / chosen.name
+    folder, runs = command.out / chosen.name, command.out / "runs"
+    begun: list[Outcome] = []
+    if command.finished:
+        if chosen.shows_unfinished:
+            begun = [outcome for trial in trials if (outcome := unfinished(trial, runs)) is not None]
+        trials = [trial for trial in trials if has_ended(trial, runs)]
     with TrialBar(console, len(trials)) as bar:
         outcomes = run_trials(
             trials,
             folder,
-            runs=command.out / "runs",
+            runs=runs,
             workers=workers,
             on_outcome=bar.on_outcome,
         )
+    outcomes += begun
     finding = conclude(chosen, outcomes, command.preset, folder, line)
     console.print(finding.statement, markup=False)
     console.print(f"{finding.agreement} The paper: {chosen.text.reported}", markup=False)

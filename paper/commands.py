@@ -53,6 +53,9 @@ class Study:
     dry_run: bool = False
     """List the runs with parameters, FLOPs and estimated time on this machine, and run none."""
 
+    finished: bool = False
+    """Train nothing: write the page from the runs that have ended."""
+
     debug: bool = False
     """Show where an error came from."""
 
@@ -140,9 +143,12 @@ Command = (
     | Annotated[Study, _subcommand("width")]
     | Annotated[Study, _subcommand("compute")]
     | Annotated[Study, _subcommand("scaling")]
+    | Annotated[Study, _subcommand("recipe")]
+    | Annotated[Study, _subcommand("reasons")]
     | Annotated[Study, _subcommand("mup")]
     | Annotated[Study, _subcommand("ranks")]
     | Annotated[Study, _subcommand("levels")]
+    | Annotated[Study, _subcommand("contexts")]
     | Annotated[Study, _subcommand("forecast")]
     | Annotated[Chronos, tyro.conf.subcommand("chronos")]
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from paper.evidence import with_label
 from paper.study import Outcome, metric
 from structattn.comparison.estimate import Estimate
-from structattn.drawing.style import QUIET, new_figure, pens, styled
+from structattn.drawing.style import QUIET, TRAINING_FLOPS, new_figure, pens, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def plot_curves(outcomes: Sequence[Outcome], *, ylabel: str) -> Figure:
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()
         draw_curves(axes, outcomes)
-        axes.set(xlabel="training FLOPs", ylabel=ylabel)
+        axes.set(xlabel=TRAINING_FLOPS, ylabel=ylabel)
         axes.set_xscale("log")
         axes.tick_params(axis="x", which="minor", labelsize=6.5)
     return figure

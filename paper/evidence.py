@@ -21,6 +21,16 @@ def estimates(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Label, ...
     return {key: Estimate.of(values) for key, values in losses.items()}
 
 
+def paired_difference(first: Iterable[Outcome], second: Iterable[Outcome]) -> Estimate | None:
+    """Return the mean of `first` minus `second` in final loss, over the seeds that both have.
+
+    Two runs of one seed read the same data in the same order. None if no seed is in both.
+    """
+    losses, others = ({each.labels["seed"]: each.loss for each in runs if each.rows} for runs in (first, second))
+    shared = [losses[seed] - others[seed] for seed in losses if seed in others]
+    return Estimate.of(shared) if shared else None
+
+
 def label_values(outcomes: Iterable[Outcome], name: str) -> list[Label]:
     """Return the values of a label, in order of appearance."""
     return list(dict.fromkeys(outcome.labels[name] for outcome in outcomes))

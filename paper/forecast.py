@@ -15,7 +15,7 @@ from paper.evidence import all_true, label_values, with_label
 from paper.gains import describe_gains, draw_gains, gains
 from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
 from structattn.comparison.run import ModelSizes, RunConfig
-from structattn.drawing.style import REFERENCE, new_figure, styled
+from structattn.drawing.style import REFERENCE, TRAINING_FLOPS, new_figure, styled
 from structattn.tasks import ForecastConfig
 from structattn.training import FORECAST_PRESETS, TrainConfig, preset
 
@@ -122,7 +122,7 @@ def _draw_chronos(figure: SubFigure, outcomes: Sequence[Outcome]) -> None:
     sizes = label_values(outcomes, "size")
     for axes, size in zip(figure.subplots(1, max(1, len(sizes)), squeeze=False)[0], sizes, strict=False):
         draw_curves(axes, with_label(outcomes, size=size))
-        axes.set(title=f"Chronos, {size}", xlabel="training FLOPs", ylabel="nats per token")
+        axes.set(title=f"Chronos, {size}", xlabel=TRAINING_FLOPS, ylabel="nats per token")
 
 
 def _describe_chronos(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:

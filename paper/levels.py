@@ -18,7 +18,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from paper.evidence import describe_resolution, estimates, format_estimate, is_lower, ranked, with_label
+from paper.evidence import (
+    describe_resolution,
+    estimates,
+    format_estimate,
+    is_lower,
+    paired_difference,
+    ranked,
+    with_label,
+)
 from paper.language import LOSS, TEXT
 from paper.learned_depths import Learned, LearnedDepthRun
 from paper.study import Finding, Label, Outcome, Scale, Study, Trial, with_seeds
@@ -174,7 +182,24 @@ class Levels(Study):
             lines.append(
                 f"| {where} | `{name}` | {scores:.0%} | {cache:.0%} | {format_estimate(loss)} | {loss.count} |"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *_paired_lines(outcomes)])
+
+
+def _paired_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a table of the default minus each other confirmed structure, paired by seed."""
+    lines = []
+    confirmed = with_label(outcomes, stage="confirmation")
+    for budget in _budgets(confirmed):
+        runs = with_label(confirmed, budget=budget)
+        for other in CONFIRMED:
+            gap = paired_difference(with_label(runs, structure=HALVES), with_label(runs, structure=other))
+            if other != HALVES and gap is not None and gap.margin is not None:
+                name = other.replace("|", ",")
+                lines.append(f"| {float(budget):.4g} | `{name}` | {gap.mean:+.3f} ± {gap.margin:.3f} |")
+    if not lines:
+        return []
+    heading = ["", "`mlr` minus each other structure, paired by seed, with half of the 95% interval:", ""]
+    return [*heading, "| FLOPs | structure | nats per character |", "|---|---|---|", *lines]
 
 
 def screening(data: str) -> list[Trial]:

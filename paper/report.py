@@ -117,10 +117,11 @@ def _describe_runs(outcomes: Sequence[Outcome]) -> str:
     if not ended:
         return "No run ended."
     kinds = Counter(str({**outcome.labels, "seed": None}) for outcome in ended)
-    seeds = _span(list(kinds.values()), str)
+    fewest, most = min(kinds.values()), max(kinds.values())
+    seeds = str(most) if fewest == most else f"{fewest} to {most}"
     lasts = [outcome.rows[-1] for outcome in ended]
     return (
-        f"{len(ended)} runs, {seeds} {'seed' if seeds == '1' else 'seeds'} of each kind. A run has "
+        f"{len(ended)} runs, {seeds} {'seed' if most == 1 else 'seeds'} of each kind. A run has "
         f"{_span([outcome.parameters for outcome in ended])} parameters, "
         f"{_span([row['step'] for row in lasts], grouped)} steps and "
         f"{_span([row['flops'] for row in lasts])} training FLOPs. The training times add up to "

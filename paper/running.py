@@ -8,11 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from paper.study import Outcome, Trial
+from paper.study import UNFINISHED, Outcome, Trial
 from paper.tables import write_csv
 from paper.workers import WorkerConfig
 from structattn.comparison import files
 from structattn.comparison.run import execute
+from structattn.training import MetricsFile
 
 OnOutcome = Callable[[Outcome, int, int], None]
 """Called after each trial with its outcome, the number of trials that ended, and the number of all trials."""
@@ -87,6 +88,21 @@ def run_trial(trial: Trial, runs: Path) -> Outcome:
     if isinstance(result, str):
         return Outcome(trial.all_labels, parameters, error=result)
     return Outcome(trial.all_labels, parameters, tuple(dict(row) for row in result.metrics))
+
+
+def has_ended(trial: Trial, runs: Path) -> bool:
+    """True if the folder of the trial holds its result or its failure."""
+    folder = runs / trial.folder
+    return (folder / "model" / "config.json").exists() or (folder / "failed.txt").exists()
+
+
+def unfinished(trial: Trial, runs: Path) -> Outcome | None:
+    """Return the evaluations of a run that has not ended, labelled so; None if it has, or has none."""
+    rows = MetricsFile(runs / trial.folder / "metrics.jsonl").rows() if not has_ended(trial, runs) else []
+    if not rows:
+        return None
+    labels = trial.all_labels | UNFINISHED
+    return Outcome(labels, trial.config.build_model().num_parameters(), tuple(dict(row) for row in rows))
 
 
 def _outcome(future: Future[Outcome], trial: Trial) -> Outcome:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from paper.axes import authors_flops, visible_pair_flops
 from paper.drawing import draw_estimates
 from paper.evidence import (
     all_true,
@@ -23,7 +25,8 @@ from paper.language import LOSS, TEXT, mlr_unscaled, preset_trial
 from paper.laws import PowerLaw
 from paper.study import Finding, Outcome, Scale, Study, Trial, with_seeds
 from structattn.comparison.estimate import Estimate
-from structattn.drawing.style import new_figure, pens, styled
+from structattn.drawing.style import REFERENCE, TRAINING_FLOPS, new_figure, pens, styled
+from structattn.models import LanguageModel, LanguageModelConfig
 from structattn.training import Preset, preset
 
 if TYPE_CHECKING:
@@ -70,11 +73,35 @@ class Scaling(Study):
                 if law is not None:
                     span = np.geomspace(lines[name][0][0], lines[name][-1][0], 40)
                     axes.fill_between(span, *law.band(span), color=pen.colour, alpha=0.12, linewidth=0)
-            axes.set(xlabel="training FLOPs", ylabel=LOSS, xscale="log", yscale="log")
+            axes.set(xlabel=TRAINING_FLOPS, ylabel=LOSS, xscale="log", yscale="log")
             axes.yaxis.set_major_formatter("{x:.1f}")
             axes.yaxis.set_minor_formatter("{x:.1f}")
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         return figure
+
+    def table(self, outcomes: Sequence[Outcome]) -> str:
+        """Return the cost of each structure by both counts of `paper.axes`, and what the other count is worth.
+
+        At equal compute on the authors' axis a structure would take other numbers of steps; the fitted law says what
+        they do to the loss, relative to standard attention.
+        """
+        lines = [
+            "| width | structure | FLOPs of a row over standard attention's, visible pairs | authors' count | worth of "
+            "the authors' count, nats |",
+            "|---|---|---|---|---|",
+        ]
+        presets = {row.dim: row for scale in self.scales for row in _presets(scale)}
+        table = estimates(outcomes, "width", "structure")
+        for (width, structure), loss in table.items():
+            name, law = str(structure), _fit_law(outcomes, str(structure))
+            row = presets[int(width)]
+            ours, theirs = (
+                count(_model(name, row), row.context_length) / count(_model(REFERENCE, row), row.context_length)
+                for count in (visible_pair_flops, authors_flops)
+            )
+            worth = "" if law is None else f"{law.exponent * loss.mean * math.log(theirs / ours):+.3f}"
+            lines.append(f"| {width} | `{name.replace('|', ',')}` | {ours:.3f} | {theirs:.3f} | {worth} |")
+        return "\n".join(lines)
 
     def finding(self, outcomes: Sequence[Outcome]) -> Finding:
         """Rank structures at each budget; state the exponents."""
@@ -104,6 +131,11 @@ def _presets(scale: Scale) -> list[Preset]:
     demo = dataclasses.replace(preset("demo"), learning_rate=3e-3)
     budgets = {64: 2e12, 96: 5e12, 128: 1e13}
     return [dataclasses.replace(demo, dim=dim, heads=dim // 32, flops=flops) for dim, flops in budgets.items()]
+
+
+def _model(structure: str, row: Preset) -> LanguageModel:
+    """Return an untrained model, to count its FLOPs."""
+    return LanguageModel(LanguageModelConfig(attention=structure, **row.sizes()))
 
 
 def _mlr_is_best(losses: Mapping[str, Estimate]) -> list[bool | None]:

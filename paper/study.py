@@ -24,6 +24,9 @@ Scale = Literal["small", "paper"]
 Label = str | int | float
 """Value of a label, such as the width of a model."""
 
+UNFINISHED: dict[str, Label] = {"unfinished": "yes"}
+"""Label of a run that has not ended."""
+
 # Metrics of regression, language, Chronos and forecasting; each run has one of them.
 _METRICS = ("last_error", "nats_per_character", "nats_per_token", "test_target_mae")
 
@@ -123,6 +126,9 @@ class Study(abc.ABC):
 
     scales: ClassVar[Mapping[Scale, str]]
     """Sizes and training of the models, in words, by scale."""
+
+    shows_unfinished: ClassVar[bool] = False
+    """True if the page of `--finished` also shows runs that have not ended, as far as they got."""
 
     data: ClassVar[str | None] = None
     """Default text or series; None if the task generates its data."""

@@ -64,6 +64,29 @@ TEXTS = {
             "attention, a sliding window, and a global part plus a sliding window."
         ),
     ),
+    "recipe": StudyText(
+        title="Language by the recipe and the tokens per parameter of the authors",
+        figure="figure 4",
+        question=(
+            "Does MLR attention have the lowest loss at equal compute where it is trained by the recipe of the "
+            "authors' code, and for as many tokens per parameter?"
+        ),
+        reported=(
+            "MLR attention has the lowest validation loss at equal compute at every width. It is below standard "
+            "attention, a sliding window, and a global part plus a sliding window."
+        ),
+    ),
+    "reasons": StudyText(
+        title="What holds MLR attention back after a short training?",
+        figure="figure 4",
+        question=(
+            "MLR attention in the paper's form is far behind standard attention after a short training. Is it the "
+            "temperature of its scores, the gains, the level weights, the rate of the norms or the positions?"
+        ),
+        reported=(
+            "The paper trains with level weights 1/r_l and gains 1/m, and reports the lowest loss of all for them."
+        ),
+    ),
     "mup": StudyText(
         title="The best learning rate over widths, with and without muP",
         figure="figure 5",
@@ -89,6 +112,18 @@ TEXTS = {
         reported=(
             "The paper's form has blocks that halve, values mixed whole, level weights 1/r_l and gains 1/m. It has the "
             "lowest loss at equal compute."
+        ),
+    ),
+    "contexts": StudyText(
+        title="Do levels gain with the length of the context?",
+        figure="after section 5",
+        question=(
+            "How far is plain `mlr` below standard attention after equal tokens, and does this gain grow with the "
+            "context? Heads that are thin for all pairs, with as many cache numbers, stand beside it."
+        ),
+        reported=(
+            "The gain of MLR attention over standard attention grows with the length of a time series. For text the "
+            "paper has one length, 1,024."
         ),
     ),
     "forecast": StudyText(

@@ -130,6 +130,30 @@ def test_equal_flops(text, tmp_path):
     assert all(0.8 * 3e8 < final["flops"] <= 3e8 for final in finals)
 
 
+def test_the_authors_training_is_a_preset(text, tmp_path):
+    out = tmp_path / "out"
+    assert _compare(text, out, "--preset", "authors-256", structures=("mlr+paper",)) == 0
+    run = json.loads(next((out / "runs").glob("*/run.json")).read_text())
+    assert run["sizes"] == {
+        "layers": 1,
+        "dim": 16,
+        "heads": 2,
+        "positions": "learned",
+        "token_deviation": 0.02,
+        "position_deviation": 0.02,
+    }
+    wanted = {
+        "schedule": "constant",
+        "warmup": 0.02,
+        "weight_decay": 0.0,
+        "base_dim": 768,
+        "epsilon": 1e-20,
+        "steps": 4,
+    }
+    assert run["train"].items() >= wanted.items()
+    assert "tokenizer" not in run["task"]  # the fixed table
+
+
 def test_regression(tmp_path):
     out = tmp_path / "out"
     command = ["compare", "regression", "--input-dim", "4", "--attentions", "standard", "btt", "bmlr:4,2,2"]

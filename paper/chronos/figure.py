@@ -12,7 +12,7 @@ from paper.chronos.data import Metrics
 from paper.chronos.study import ChronosResults, ChronosRun
 from structattn.comparison import files
 from structattn.comparison.numbers import grouped, magnitude
-from structattn.drawing.style import new_figure, pens, save_figure, styled
+from structattn.drawing.style import TRAINING_FLOPS, new_figure, pens, save_figure, styled, two_lines
 from structattn.reporting.table import markdown_row
 from structattn.reporting.terminal import terminal_table
 
@@ -34,7 +34,7 @@ def draw_chronos(results: ChronosResults, folder: Path, name: str = "loss-flops"
     """
     with styled():
         figure = new_figure(8.8, 3.4)
-        for place, (column, label) in enumerate([(1, "training FLOPs"), (0, "tokens")], start=1):
+        for place, (column, label) in enumerate([(1, two_lines(TRAINING_FLOPS)), (0, "tokens")], start=1):
             _panel(figure.add_subplot(1, 2, place), results, column, label)
     files.make_folder(folder)
     save_figure(figure, folder, name)

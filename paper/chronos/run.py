@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from paper.chronos.attention import label, spelling
 from paper.chronos.task import ChronosDataConfig, ChronosTask
 from structattn.comparison import files
+from structattn.comparison.run import stored_fields
 from structattn.training import TrainConfig
 from structattn.training.precision import Precision
 
@@ -135,5 +136,5 @@ class ChronosRunConfig:
         """Return JSON values, the attention by its label."""
         plain = dataclasses.asdict(self) | {"attention": self.label}
         plain["size"] = self.size if isinstance(self.size, str) else list(self.size)
-        plain["train"]["betas"], plain["train"]["trackers"] = list(self.train.betas), list(self.train.trackers)
+        plain["train"] = stored_fields(self.train)
         return plain

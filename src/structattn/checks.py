@@ -43,6 +43,14 @@ def finite(name: str, value: object) -> float:
     return number
 
 
+def positive(name: str, value: object) -> float:
+    """Return `value` as a finite float above 0."""
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return number
+
+
 def probability(name: str, value: object) -> float:
     """Return `value` as a float in [0, 1)."""
     number = finite(name, value)

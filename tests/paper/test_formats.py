@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 # For each study and scale: the digest of the first run's config, and a digest of the names of all runs' folders.
 # They were computed before the studies left the package, with `structattn study`; those of scaling, ranks and forecast
-# when the paper's form of MLR attention got its spelling, those of levels with the study.
+# when the paper's form of MLR attention got its spelling, those of later studies with the study.
 # Those of bottleneck, width and compute: when heads of rank 2 lost their norm and scale paper got muP.
 FOLDERS = {
     ("bottleneck", "small"): ("ef9845d7", "cbf755ccd0025003"),
@@ -42,6 +42,12 @@ FOLDERS = {
     ("ranks", "paper"): ("d2cfe6d4", "9cd579bc170fb95a"),
     ("levels", "small"): ("9215bc92", "df42869b66bf74a9"),
     ("levels", "paper"): ("a08f8fc8", "283b8b8c4eeef6e0"),
+    ("recipe", "small"): ("3035ac4c", "03c1905c84db4206"),
+    ("recipe", "paper"): ("e36e01cd", "5fd236f7a60850e2"),
+    ("reasons", "small"): ("6f0fa57f", "ef82df86ac4a1346"),
+    ("reasons", "paper"): ("837bb883", "a5d855fc97986e02"),
+    ("contexts", "small"): ("9d05d308", "343f6a819a7688e6"),
+    ("contexts", "paper"): ("952fdd0b", "61fcf891ec42d60a"),
     ("forecast", "small"): ("118cb9b1", "df3b54b343028662"),
     ("forecast", "paper"): ("5023b75f", "c0648e7c80e1ff31"),
 }
@@ -176,7 +182,15 @@ def _published(name):
     return RESULTS / name if name == "levels" else RESULTS / "studies" / name
 
 
-@pytest.mark.parametrize("name", STUDIES)
+UNPUBLISHED = {"contexts"}
+"""Studies that have not been run yet."""
+
+
+def test_studies_without_a_page_are_known():
+    assert {name for name in STUDIES if not _published(name).exists()} == UNPUBLISHED
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in UNPUBLISHED])
 def test_a_published_finding_follows_from_its_tables(name):
     """A change of a study's rules or words needs its published page written again."""
     folder = _published(name)
@@ -192,4 +206,4 @@ def test_findings_are_read(tmp_path):
     shutil.copytree(RESULTS / "studies", tmp_path / "studies")
     shutil.copytree(_published("levels"), tmp_path / "studies" / "levels")
     page = collect(tmp_path / "studies").read_text()
-    assert all(study.text.title in page for study in STUDIES.values())
+    assert all(study.text.title in page for name, study in STUDIES.items() if name not in UNPUBLISHED)

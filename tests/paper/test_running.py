@@ -16,7 +16,7 @@ from paper import running, workers
 from paper.catalogue import STUDIES
 from paper.cli import main
 from paper.planning import duration, plan
-from paper.running import run_trials
+from paper.running import has_ended, run_trials, unfinished
 from paper.study import Trial
 from paper.texts import TEXTS
 from paper.workers import WorkerConfig
@@ -46,6 +46,19 @@ def table(folder: Path) -> list[dict[str, str]]:
 def alone(tmp_path_factory):
     """Return the losses of running one by one in this process."""
     return [outcome.loss for outcome in run_trials(TRIALS, tmp_path_factory.mktemp("alone"))]
+
+
+def test_a_run_that_was_cut_short_is_read_as_far_as_it_got(tmp_path):
+    trial = TRIALS[0]
+    assert unfinished(trial, tmp_path) is None
+    run_trials([trial], tmp_path, runs=tmp_path)
+    assert has_ended(trial, tmp_path)
+    assert unfinished(trial, tmp_path) is None
+    (tmp_path / trial.folder / "model" / "config.json").unlink()
+    outcome = unfinished(trial, tmp_path)
+    assert outcome is not None
+    assert outcome.labels == trial.all_labels | {"unfinished": "yes"}
+    assert [row["step"] for row in outcome.rows] == [3, 6]
 
 
 def test_one_table_row_for_each_trial(tmp_path, alone):

@@ -56,11 +56,14 @@ AS_REPORTED = {
     "width": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "compute": lambda at: 0.5 if at["structure"] == "standard" else 0.1,
     "scaling": lambda at: (1.5 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "recipe": lambda at: 1.5 if at["structure"] == "mlr+paper" else 1.6,
+    "reasons": lambda at: 1.5 if at["structure"] == "mlr+paper" else 1.6,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "off") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
     "ranks": lambda at: 2.0 if at["ranks"] in ("32", "64") else 1.9,
     "levels": lambda at: 1.7 if at["structure"].endswith("+paper") else 1.8 if at["structure"] == "standard" else 1.75,
+    "contexts": lambda at: 1.5 - 0.01 * (at["structure"] == "mlr") * math.log2(at["context"]),
     "forecast": lambda at: 1.0 - 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 OTHERWISE = {
@@ -68,11 +71,14 @@ OTHERWISE = {
     "width": lambda at: 0.5 if at["structure"] == "btt" else 0.1,
     "compute": lambda at: 0.1 if at["structure"] == "standard" else 0.5,
     "scaling": lambda at: (1.7 if at["structure"] == "mlr+paper" else 1.6) * (at["budget"] / 1e12) ** -0.05,
+    "recipe": lambda at: 1.7 if at["structure"] == "mlr+paper" else 1.6,
+    "reasons": lambda at: 1.7 if at["structure"] == "mlr+paper" else 1.6,
     "mup": lambda at: (
         1.5 + (math.log2(at["learning_rate"]) + 6 + (at["mup"] == "on") * math.log2(at["width"] / 64)) ** 2 / 50
     ),
     "ranks": lambda at: 1.8 if at["ranks"] in ("32", "64") else 1.9,
     "levels": lambda at: 1.9 if at["structure"].endswith("+paper") else 1.8,
+    "contexts": lambda at: 1.5 + 0.01 * (at["structure"] == "mlr") * math.log2(at["context"]),
     "forecast": lambda at: 1.0 + 0.1 * (at["structure"] != "standard") * math.log2(at.get("context", 192) / 64),
 }
 

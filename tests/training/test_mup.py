@@ -30,6 +30,15 @@ def test_rates_of_dense_matrices():
     assert found[f"{block}.attention.q_norm.weight"] == (1e-3, 0.0)
 
 
+def test_gains_of_norms_have_a_rate_of_their_own():
+    found = rates(language(256), norm_rate=3.7)
+    block = "backbone.blocks.0"
+    for name in (f"{block}.attention_norm.weight", f"{block}.attention.q_norm.weight", "backbone.norm.weight"):
+        assert found[name] == pytest.approx((3.7e-3, 0.0))
+    assert found["embedding.weight"] == (1e-3, 0.0)
+    assert found[f"{block}.attention.q_proj.weight"][0] == pytest.approx(1e-3 / 4)
+
+
 def test_rates_of_structured_factors_are_those_of_a_block():
     btt = rates(language(256, "btt"))
     factors = [name for name in btt if ".matrix." in name or ".structure." in name]

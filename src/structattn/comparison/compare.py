@@ -21,6 +21,7 @@ from structattn.comparison.run import (
     execute,
     of_seed,
     run_name,
+    stored_fields,
 )
 from structattn.layers import MLRConfig, StandardKernel, as_config
 from structattn.models import StructuredModel
@@ -164,7 +165,7 @@ def _results(comparison: Comparison, task: Task, costs: Mapping[str, Cost], runs
     profile = profile_of(comparison.task)
     metric, unit = next(iter(task.units.items()))
     test = task.test()
-    sizes = dataclasses.asdict(comparison.sizes) | {"context_length": task.context_length}
+    sizes = stored_fields(comparison.sizes) | {"context_length": task.context_length}
     return Results(
         task=profile.name,
         metric=metric if test is None else f"test_{metric}",

@@ -34,6 +34,12 @@ class ModelSizes:
     heads: int
     positions: str = "learned"
 
+    token_deviation: float = field(default=1.0, metadata={ABSENT_AT_DEFAULT: True})
+    """Initial deviation of a language model's embedding."""
+
+    position_deviation: float | None = field(default=None, metadata={ABSENT_AT_DEFAULT: True})
+    """Initial deviation of a learned position table; by default the model's own."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -65,7 +71,7 @@ class RunConfig:
         """
         profile = profile_of(self.task)
         model = profile.model()
-        fields = dataclasses.asdict(self.sizes) | profile.model_fields(self.task)
+        fields = stored_fields(self.sizes) | profile.model_fields(self.task)
         fields["standard_kernel"] = self.standard_kernel
         config = model.config_class(attention=self.attention, context_length=self.context_length, **fields)
         with seeded(self.seed):
@@ -83,15 +89,8 @@ class RunConfig:
         plain = dataclasses.asdict(self)
         if self.standard_kernel == _KERNEL_IF_UNNAMED["standard_kernel"]:
             del plain["standard_kernel"]
-        later = {
-            field.name: field.default for field in dataclasses.fields(self.task) if ABSENT_AT_DEFAULT in field.metadata
-        }
-        fields = {name: value for name, value in plain["task"].items() if name not in later or value != later[name]}
-        plain["task"] = {"name": profile_of(self.task).name, **fields}
-        for part in ("task", "train"):
-            plain[part] = {
-                name: list(value) if isinstance(value, tuple) else value for name, value in plain[part].items()
-            }
+        plain["sizes"], plain["train"] = stored_fields(self.sizes), stored_fields(self.train)
+        plain["task"] = {"name": profile_of(self.task).name, **stored_fields(self.task)}
         return plain
 
     @classmethod
@@ -111,6 +110,16 @@ class RunConfig:
             plain["seed"],
             **{name: plain[name] for name in _KERNEL_IF_UNNAMED if name in plain},
         )
+
+
+def stored_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON-compatible values, without later ones at their default."""
+    later = {field.name: field.default for field in dataclasses.fields(config) if ABSENT_AT_DEFAULT in field.metadata}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in later or value != later[name]
+    }
 
 
 class Trainable(Protocol):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 REFERENCE = "standard"
 """The structure that others are compared with; it is drawn in ink."""
 
+TRAINING_FLOPS = "training FLOPs (visible pairs, forward and backward)"
+"""Label of an axis that shows the count of `structattn.flops`."""
+
 INK = "#1f2328"
 """Colour of text, axes and the reference structure. In the report it becomes the colour of the page's text."""
 
@@ -62,6 +65,11 @@ _SETTINGS = {
     "svg.hashsalt": "structattn",
     "axes.formatter.useoffset": False,
 }
+
+
+def two_lines(label: str) -> str:
+    """Return a label of an axis with its bracket on a line of its own, for narrow panels."""
+    return label.replace(" (", "\n(")
 
 
 @dataclass(frozen=True)

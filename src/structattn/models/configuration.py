@@ -84,6 +84,9 @@ class BackboneConfig(PreTrainedConfig):
     positions: Positions = "learned"
     """Learned table or rotary embedding."""
 
+    position_deviation: float | int | None = None
+    """Initial deviation of a learned table; by default the model's own."""
+
     rotary_base: float | int = 10_000.0
     """Base of the rotary embedding, see `RotaryEmbedding`."""
 
@@ -114,6 +117,8 @@ class BackboneConfig(PreTrainedConfig):
         checks.probability("dropout", self.dropout)
         if checks.finite("rotary_base", self.rotary_base) <= 1.0:
             raise ValueError(f"rotary_base must be above 1, got {self.rotary_base}")
+        if self.position_deviation is not None:
+            checks.positive("position_deviation", self.position_deviation)
         if not self.attention:
             raise ValueError("attention must name at least one structure, got an empty list")
 
@@ -168,6 +173,9 @@ class LanguageModelConfig(BackboneConfig):
     vocab_size: int = 96
     """Number of tokens; 96 is that of `structattn.tasks.characters`."""
 
+    token_deviation: float | int = 1.0
+    """Initial deviation of the embedding."""
+
     tie_word_embeddings: bool = False
     """Share the embedding's table with the head."""
 
@@ -178,6 +186,7 @@ class LanguageModelConfig(BackboneConfig):
     def _check_fields(self) -> None:
         super()._check_fields()
         checks.positive_int("vocab_size", self.vocab_size)
+        checks.positive("token_deviation", self.token_deviation)
 
 
 @strict

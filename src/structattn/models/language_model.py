@@ -191,7 +191,7 @@ class LanguageModel(StructuredModel, GenerationMixin):
 
     def _describe_ends(self) -> dict[str, Description]:
         vocabulary, dim = self.embedding.weight.shape
-        described = {"embedding.weight": Description(1, dim, ParameterRole.EMBEDDING)}
+        described = {"embedding.weight": Description(1, dim, ParameterRole.EMBEDDING, self.config.token_deviation)}
         if not self.config.tie_word_embeddings:
             described["head.weight"] = Description(dim, vocabulary, ParameterRole.READ_OUT)
         return described

@@ -18,7 +18,7 @@ class ParameterRole(enum.Enum):
     """Role of a parameter, which sets initial values and learning rate."""
 
     EMBEDDING = "embedding"
-    """Table of tokens. Deviation 1: the residual stream starts at the size that norms give it."""
+    """Table of tokens. By default of deviation 1: the residual stream starts at the size that norms give it."""
 
     POSITION = "position"
     """Table of positions. The model sets its deviation, see `StructuredModel.position_deviation`."""
@@ -56,7 +56,7 @@ class Description:
     """Role in the model."""
 
     deviation: float = 1.0
-    """Initial deviation of a table of positions."""
+    """Initial deviation of a table of tokens or positions."""
 
     @property
     def grows(self) -> bool:
@@ -78,9 +78,7 @@ def initialise_(tensor: torch.Tensor, description: Description) -> None:
         initialization.zeros_(tensor)
     elif description.role is ParameterRole.GAIN:
         initialization.ones_(tensor)
-    elif description.role is ParameterRole.EMBEDDING:
-        initialization.normal_(tensor, std=1.0)
-    elif description.role is ParameterRole.POSITION:
+    elif description.role in (ParameterRole.EMBEDDING, ParameterRole.POSITION):
         initialization.normal_(tensor, std=description.deviation)
     else:
         initialization.normal_(tensor, std=1.0 / math.sqrt(description.fan_in))

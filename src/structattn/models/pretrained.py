@@ -30,7 +30,7 @@ class StructuredModel(PreTrainedModel):
     backbone: Backbone
 
     position_deviation: ClassVar[float] = 0.02
-    """Initial deviation of a learned position table, where tokens have deviation 1."""
+    """Initial deviation of a learned position table where the config names none; tokens have deviation 1."""
 
     @abc.abstractmethod
     def _describe_ends(self) -> dict[str, Description]:
@@ -44,9 +44,9 @@ class StructuredModel(PreTrainedModel):
         """Return the description of every parameter by name; a shared one once."""
         described = self._describe_ends()
         if self.backbone.positions is not None:
-            described["backbone.positions.weight"] = Description(
-                1, self.config.dim, ParameterRole.POSITION, self.position_deviation
-            )
+            chosen = self.config.position_deviation
+            deviation = self.position_deviation if chosen is None else chosen
+            described["backbone.positions.weight"] = Description(1, self.config.dim, ParameterRole.POSITION, deviation)
         for index, block in enumerate(self.backbone.layers):
             prefix = f"backbone.blocks.{index}"
             for name, (fan_in, fan_out) in block.attention.fans().items():

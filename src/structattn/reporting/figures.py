@@ -15,7 +15,7 @@ from structattn.comparison import files
 from structattn.comparison.numbers import grouped, magnitude
 from structattn.comparison.results import Results, Run
 from structattn.drawing.pairs import draw_pair_widths
-from structattn.drawing.style import BASELINE, QUIET, Pen, label_ends, new_figure, pens, styled
+from structattn.drawing.style import BASELINE, QUIET, TRAINING_FLOPS, Pen, label_ends, new_figure, pens, styled
 from structattn.reporting.maps import pair_widths
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def loss_curves(results: Results, x: str) -> Figure:
         ends.append((name, axes.get_xlim()[1], error, QUIET))
     if x == "flops":
         axes.set_xscale("log")
-        axes.set_xlabel("training FLOPs")
+        axes.set_xlabel(TRAINING_FLOPS)
         _format(axes, "x", magnitude)
     else:
         axes.set_xlim(left=0)

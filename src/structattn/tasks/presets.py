@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from structattn import checks
 
@@ -66,6 +67,23 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """Presets of language models by name."""
+
+# From the authors' code (github.com/YilunKuang/structured-attention): deviations, base width and epsilon from
+# `src/muP.py`; schedule, decay and steps from `config/struct_configs/train_struct_gpt2.py`; warm-up from `train.py`.
+AUTHORS_TRAINING: dict[str, Any] = {
+    "positions": "learned",
+    "token_deviation": 0.02,
+    "position_deviation": 0.02,
+    "steps": 100_000,
+    "learning_rate": 3e-3,
+    "schedule": "constant",
+    "warmup": 0.02,
+    "weight_decay": 0.0,
+    "base_dim": 768,
+    "epsilon": 1e-20,
+}
+"""The authors' language recipe, as fields of sizes and training. Their rate is 3e-3 or another by structure and width
+(`paper/recipe.py`)."""
 
 
 # `paper` has the sizes of arXiv 2509.07963; `small` is for two cores. A larger budget overfits: two years of hourly

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from structattn import checks
+from structattn.tasks.profiles.profile import ABSENT_AT_DEFAULT
 from structattn.training.precision import Precision
 from structattn.training.schedule import Schedule
 
@@ -59,6 +60,12 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's moment estimates."""
 
+    epsilon: float = field(default=1e-8, metadata={ABSENT_AT_DEFAULT: True})
+    """Number that AdamW adds to the root of its second moment."""
+
+    norm_rate: float = field(default=1.0, metadata={ABSENT_AT_DEFAULT: True})
+    """Rate of the norms' gains, divided by `learning_rate`."""
+
     clip: float = 1.0
     """Maximum norm of the whole gradient; 0 turns clipping off."""
 
@@ -95,10 +102,9 @@ class TrainConfig:
         for name in ("steps", "tokens", "evaluation_interval"):
             if getattr(self, name) is not None:
                 checks.positive_int(name, getattr(self, name))
-        for name in ("flops", "minutes", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and checks.finite(name, value) <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("flops", "minutes", "learning_rate", "epsilon", "norm_rate"):
+            if getattr(self, name) is not None:
+                checks.positive(name, getattr(self, name))
         for name in ("batch_size", "micro_batches", "base_dim"):
             checks.positive_int(name, getattr(self, name))
         if self.batch_size % self.micro_batches:

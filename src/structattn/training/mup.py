@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from structattn.models.parameters import ParameterRole
 from structattn.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def parameter_groups(model: StructuredModel, config: TrainConfig) -> list[dict[s
 
     Args:
         model: describes each of its tensors.
-        config: `learning_rate`, `weight_decay`, `mup` and `base_dim`.
+        config: `learning_rate`, `norm_rate`, `weight_decay`, `mup` and `base_dim`.
 
     Returns:
         Dicts of `params`, `names`, `lr`, `peak` (the rate that the schedule scales) and `weight_decay`.
@@ -47,6 +48,8 @@ def parameter_groups(model: StructuredModel, config: TrainConfig) -> list[dict[s
     parameters = dict(model.named_parameters())
     for name, description in model.describe().items():
         multiplier = rate_multiplier(description, config.base_dim) if config.mup else 1.0
+        if description.role is ParameterRole.GAIN:
+            multiplier *= config.norm_rate
         decay = config.weight_decay / multiplier if description.decays else 0.0
         peak = config.learning_rate * multiplier
         new = {"params": [], "names": [], "lr": peak, "peak": peak, "weight_decay": decay}

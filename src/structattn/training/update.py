@@ -45,7 +45,8 @@ class Updater:
             )
         groups = parameter_groups(model, config)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        optimizer = torch.optim.AdamW(groups, betas=config.betas, fused=accelerator.device.type in ("cpu", "cuda"))
+        fused = accelerator.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, fused=fused)
         compiled = torch.compile(model) if config.compile else model
         self.wrapped, self.optimizer = accelerator.prepare(compiled, optimizer)
 

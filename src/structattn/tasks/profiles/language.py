@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structattn import checks
-from structattn.tasks.presets import PRESETS
+from structattn.tasks.presets import AUTHORS_TRAINING, PRESETS
 from structattn.tasks.profiles.profile import ABSENT_AT_DEFAULT, TaskCommand, TaskProfile
 
 if TYPE_CHECKING:
@@ -97,6 +97,18 @@ def _complete(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"evaluation_tokens": max(fields["context_length"], fields["evaluation_tokens"])}
 
 
+def _presets() -> dict[str, dict[str, Any]]:
+    """Return the presets of the commands.
+
+    `paper-*` have the paper's sizes and this package's training, `authors-*` the training of the authors' code as well.
+    """
+    presets = {name: {**asdict(row), "positions": "rotary", "tokenizer": "characters"} for name, row in PRESETS.items()}
+    for name in [name for name in PRESETS if name.startswith("paper-")]:
+        sizes = {field: value for field, value in presets[name].items() if field != "flops"}
+        presets[name.replace("paper", "authors")] = sizes | AUTHORS_TRAINING | {"tokenizer": "ascii"}
+    return presets
+
+
 LANGUAGE = TaskProfile(
     name="language",
     config=LanguageConfig,
@@ -126,9 +138,7 @@ LANGUAGE = TaskProfile(
         compared=("standard", "mlr", "swa:64"),
         trained="mlr",
         examples="standard, mlr, mlr:8x8, mlr:16,8,4,4, swa:64, gswa:64,16, btt, bmlr:16,8,4,4, …",
-        presets={
-            name: {**asdict(row), "positions": "rotary", "tokenizer": "characters"} for name, row in PRESETS.items()
-        },
+        presets=_presets(),
         hidden=("evaluation_tokens",),
         complete=_complete,
     ),
