@@ -319,3 +319,11 @@ def test_tensorboard_gets_the_metrics(tmp_path):
     events.Reload()
     logged = [event.value for event in events.Scalars("last_error")]
     assert logged == pytest.approx([row["last_error"] for row in result.metrics])
+
+
+def test_a_setting_of_the_model_that_an_older_checkpoint_lacks_was_none(tmp_path):
+    described = describe_run(TrainConfig(steps=12), make_model(), 1)
+    assert described.pop("model.position_deviation") == "None"
+    check_same_run(described, describe_run(TrainConfig(steps=12), make_model(), 1), tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with model.position_deviation = None, which .* = 0.1"):
+        check_same_run(described, described | {"model.position_deviation": "0.1"}, tmp_path)

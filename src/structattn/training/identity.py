@@ -40,14 +40,15 @@ def _attention_text(config: BackboneConfig) -> str | list[str]:
 def check_same_run(saved: Mapping[str, str], current: Mapping[str, str], folder: Path) -> None:
     """Check that two descriptions are equal.
 
-    A training setting that an earlier version did not save had its default.
+    A training setting that an earlier version did not save had its default, and a setting of the model was None.
 
     Raises:
         ValueError: they differ; names the first setting that does, and its two values.
     """
     defaults = {field.name: repr(field.default) for field in fields(TrainConfig)}
     for name in sorted(saved.keys() | current.keys()):
-        before, now = (described.get(name, defaults.get(name)) for described in (saved, current))
+        default = repr(None) if name.startswith("model.") else defaults.get(name)
+        before, now = (described.get(name, default) for described in (saved, current))
         if before != now:
             raise ValueError(
                 f"{folder} holds a run with {name} = {before}, which cannot go on with {name} = {now}; choose "
