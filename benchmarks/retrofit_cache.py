@@ -60,7 +60,7 @@ STANDARD, LEVELS, BY_LAYER, WINDOW = "standard", "levels", "by layer", "window"
 ROUNDED = f"levels, int{BITS}"
 ITEMS, CHOICES, CONTEXT, CONTINUATION = 200, 4, 1024, 24
 
-_UNFINISHED = "The study was stopped before its last rows, the uniform cuts."
+_UNFINISHED = "The study was stopped before its last rows."
 
 
 class Judged:
@@ -78,9 +78,14 @@ class Judged:
         self.novels = [Path(name) for name in sorted(map(str, Path().glob(self.config["data"])))]
 
     def methods(self, length: int) -> dict[str, CacheMethod]:
-        """Return the methods to compare by name: at `length`, the window has as many bytes as the levels."""
-        window = rivals_of(self.levels, self.layers, length, self.config["sinks"])[0]
-        return {STANDARD: CacheMethod(), LEVELS: self.levels, ROUNDED: Rounded(self.levels, BITS), WINDOW: window}
+        """Return the methods to compare by name: at `length`, the window has as many bytes as the levels.
+
+        A study that was stopped may have no window yet.
+        """
+        found = {STANDARD: CacheMethod(), LEVELS: self.levels, ROUNDED: Rounded(self.levels, BITS)}
+        if self.names[WINDOW]:
+            found[WINDOW] = rivals_of(self.levels, self.layers, length, self.config["sinks"])[0]
+        return found
 
     def load(self, method: CacheMethod) -> Any:
         """Return the tuned model of a method."""
