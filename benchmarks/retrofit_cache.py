@@ -245,6 +245,41 @@ def layer_lines(layers: dict[str, Any]) -> list[str]:
     ]
 
 
+def retrieval_lines(judged: dict[str, Any]) -> list[str]:
+    """Return the section on retrieval."""
+    cells = [
+        [str(row["length"]), row["setting"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
+        for row in sorted(judged["retrieval"], key=lambda row: row["length"])
+    ]
+    return [
+        "## Retrieval",
+        "",
+        "A number of five digits stands in the first half of a text, whose end asks for it. *Found*: all digits are",
+        "the likeliest tokens. The window has as many bytes as the levels at each length. The models are those above.",
+        "",
+        *table(["tokens", "method", "cache", "found"], cells),
+        "",
+    ]
+
+
+def position_lines(judged: dict[str, Any]) -> list[str]:
+    """Return the section on losses by position."""
+    standard = judged["position"][0]
+    cells = [
+        [row["setting"], f"{row['share']:.1%}", f"{row['loss']:.3f}"]
+        + [f"{row['eighths'][at]:.3f} ({row['eighths'][at] - standard['eighths'][at]:+.3f})" for at in (0, 3, 7)]
+        for row in judged["position"]
+    ]
+    return [
+        f"## Loss by position in {judged['long']} tokens",
+        "",
+        f"{judged['windows']} windows of held-out novels, in nats per token; in brackets the change against standard.",
+        "",
+        *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], cells),
+        "",
+    ]
+
+
 def choice_lines(judged: dict[str, Any]) -> list[str]:
     """Return the section on choices."""
     cells = [
@@ -286,17 +321,7 @@ def speed_lines(measured: dict[str, Any]) -> list[str]:
 
 def page(document: dict[str, Any]) -> str:
     """Return the Markdown page of the published JSON."""
-    results, judged = CacheResults.from_dict(document), document["judged"]
-    retrieval = [
-        [str(row["length"]), row["setting"], f"{row['share']:.0%}", f"{row['found']} of {judged['prompts']}"]
-        for row in sorted(judged["retrieval"], key=lambda row: row["length"])
-    ]
-    standard = judged["position"][0]
-    positions = [
-        [row["setting"], f"{row['share']:.1%}", f"{row['loss']:.3f}"]
-        + [f"{row['eighths'][at]:.3f} ({row['eighths'][at] - standard['eighths'][at]:+.3f})" for at in (0, 3, 7)]
-        for row in judged["position"]
-    ]
+    results, judged = CacheResults.from_dict(document), document.get("judged", {})
     tuned = next(row for row in results.rows if row.tuned)
     lines = [
         f"# A smaller cache for {results.model}",
@@ -319,20 +344,9 @@ def page(document: dict[str, Any]) -> str:
         "",
         *(layer_lines(document["layers"]) if "layers" in document else []),
         *([] if any(row.kind == "uniform" for row in results.rows) else [_UNFINISHED, ""]),
-        "## Retrieval",
-        "",
-        "A number of five digits stands in the first half of a text, whose end asks for it. *Found*: all digits are",
-        "the likeliest tokens. The window has as many bytes as the levels at each length. The models are those above.",
-        "",
-        *table(["tokens", "method", "cache", "found"], retrieval),
-        "",
+        *(retrieval_lines(judged) if judged.get("retrieval") else []),
         *(choice_lines(judged) if judged.get("choice") else []),
-        f"## Loss by position in {judged['long']} tokens",
-        "",
-        f"{judged['windows']} windows of held-out novels, in nats per token; in brackets the change against standard.",
-        "",
-        *table(["method", "cache", "loss", "1st eighth", "4th eighth", "8th eighth"], positions),
-        "",
+        *(position_lines(judged) if judged.get("position") else []),
         *(seed_lines(document["seeds"]) if "seeds" in document else []),
         *(speed_lines(document["speed"]) if "speed" in document else []),
         "Method and options: [Retrofit](../../retrofit.md).",
@@ -369,12 +383,10 @@ def write_page(folder: Path, out: Path, seeds: list[Path]) -> None:
         "name": name,
         "command": words,
         "environment": made_by,
-        "judged": files.read_json(folder / "judged.json"),
     }
-    if (folder / "speed.json").exists():
-        document["speed"] = files.read_json(folder / "speed.json")
-    if (folder / "layers.json").exists():
-        document["layers"] = files.read_json(folder / "layers.json")
+    for part in ("layers", "judged", "speed"):
+        if (folder / f"{part}.json").exists():
+            document[part] = files.read_json(folder / f"{part}.json")
     if seeds:
         document["seeds"] = [
             {"seed": files.read_json(each / "config.json")["seed"]} | dataclasses.asdict(CacheResults.load(each))
