@@ -97,7 +97,9 @@ def _reaches(hierarchy: Hierarchy, level: int, i: Tensor, j: Tensor) -> Tensor:
     size = (hierarchy.windows or hierarchy.block_sizes)[level]
     if size is None:
         return torch.ones_like(i + j, dtype=torch.bool)
-    return ((i - j).abs() < size) | (j < hierarchy.sinks) if hierarchy.windows else i // size == j // size
+    if hierarchy.windows is None:
+        return i // size == j // size
+    return ((i - j).abs() < size) | ((j >= 0) & (j < hierarchy.sinks))
 
 
 AttentionInterface.register(NAME, _forward)
