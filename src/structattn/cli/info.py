@@ -61,12 +61,14 @@ def _print_backends(console: Console) -> None:
     console.print()
 
 
-def _presets_table(presets: Mapping[str, Mapping[str, Any]]) -> Table:
-    from structattn.training.config import BUDGETS
+_BUDGETS = ("steps", "tokens", "flops", "minutes")
+"""Those of `TrainConfig`, whose import needs a tested version of transformers."""
 
+
+def _presets_table(presets: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table("preset", "layers", "width", "heads", "context", "batch", "rate", "budget")
     fields = ("layers", "dim", "heads", "context_length", "batch_size", "learning_rate")
     for name, row in presets.items():
-        budget = ", ".join(f"{row[field]:g} {field}" for field in BUDGETS if field in row)
+        budget = ", ".join(f"{row[field]:g} {field}" for field in _BUDGETS if field in row)
         table.add_row(name, *(f"{row[field]:g}" if field in row else "" for field in fields), budget)
     return table
