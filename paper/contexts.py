@@ -1,4 +1,4 @@
-"""Whether levels gain with the length of the context, at a fixed width.
+"""Compare levels over the length of the context, at a fixed width.
 
 *Rule, written before the first run.* The gain is the loss of standard attention minus that of `mlr`, paired by seed:
 both read the same tokens in the same order, as many in every context. Levels gain with the context if the slope of the

@@ -51,7 +51,7 @@ FORMS: dict[Form, str] = {
 
 
 class Reasons(Study):
-    """What the paper's form lacks after a short training."""
+    """Find what the paper's form lacks after a short training."""
 
     name = "reasons"
     data = TEXT

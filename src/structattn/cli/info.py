@@ -62,7 +62,7 @@ def _print_backends(console: Console) -> None:
 
 
 _BUDGETS = ("steps", "tokens", "flops", "minutes")
-"""Those of `TrainConfig`, whose import needs a tested version of transformers."""
+# Repeats those of `TrainConfig`, whose import needs a tested version of transformers.
 
 
 def _presets_table(presets: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,9 +77,9 @@ def layer_divergences(
     return found
 
 
-def _logits(model: Callable[..., object], window: Tensor, kept: Tensor) -> Tensor:
+def _logits(model: Callable[..., Any], window: Tensor, kept: Tensor) -> Tensor:
     """Return the logits of the kept tokens of every row, `(B · kept, V)`."""
-    logits: Tensor = model(window, use_cache=False, logits_to_keep=kept).logits  # type: ignore[attr-defined]
+    logits: Tensor = model(window, use_cache=False, logits_to_keep=kept).logits
     return logits.flatten(0, 1)
 
 
